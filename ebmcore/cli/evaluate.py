@@ -1,0 +1,30 @@
+"""``ebmcore evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ebmcore.errors import UsageError
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Measure the energy of a run: ``ebmcore evaluate RUN --metric NAME [--metric.OPTION ...]``."""
+    from ebmcore.training.fit import require_train_extra
+
+    require_train_extra()
+    from ebmcore.cli.options import parse
+    from ebmcore.cli.runs import load_run, measure
+
+    prog = "ebmcore evaluate"
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(f"usage: {prog} RUN --metric NAME [--metric.OPTION ...]\n")
+        parse(prog, ["--help"], parts=("metric",))
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError(f"name the directory of a run: {prog} RUN --metric NAME")
+    run, *rest = arguments
+    asked = parse(prog, rest, parts=("metric",))
+    if "metric" not in asked:
+        raise UsageError(f"name a metric: {prog} {run} --metric NAME (see 'ebmcore list metric')")
+    config, parts, step = load_run(Path(run))
+    measure({**config, **asked}, parts, Path(run), step)

@@ -1,0 +1,108 @@
+"""``ebmcore list``, ``ebmcore plugins`` and ``ebmcore show``: what is installed."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from ebmcore import host
+from ebmcore.errors import EbmcoreError, UnknownComponentError, UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong usage is a `UsageError`, told in one line like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see '{self.prog} --help'")
+
+
+def list(arguments: Sequence[str]) -> None:  # noqa: A001 - the name of the command
+    """Print the components."""
+    parser = Parser("ebmcore list", description="List the components of installed plugins.")
+    parser.add_argument("kind", nargs="?", metavar="KIND", help=f"one of {', '.join(host.KINDS)}")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(arguments)
+    components = host.list_components(options.kind)
+    fields = ("kind", "name", "id", "version")
+    _print([{field: getattr(c, field) for field in fields} for c in components], fields, options.json)
+
+
+def plugins(arguments: Sequence[str]) -> None:
+    """Print the plugins."""
+    parser = Parser("ebmcore plugins", description="List the installed plugins; imports none.")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(arguments)
+    fields = ("distribution", "version", "state", "summary", "reason")
+    rows = [{field: str(getattr(report, field)) for field in fields} for report in host.plugins()]
+    _print(rows, fields, options.json)
+
+
+def show(arguments: Sequence[str]) -> None:
+    """Print what a component is and which options it takes. Imports the component."""
+    parser = Parser("ebmcore show", description="Show a component: options, summary, citation.")
+    parser.add_argument("name", metavar="NAME", help="name or canonical id, e.g. pcd or ebm-plugin-pcd:pcd")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(arguments)
+    described = [_describe(component) for component in _named(options.name)]
+    if options.json:
+        print(json.dumps(described, indent=2))
+        return
+    for shown in described:
+        print(f"{shown['kind']} {shown['id']} {shown['version']}  ({shown['class']})\n\n{shown['description']}\n")
+        print("Options" if shown["options"] else "No options")
+        for option in shown["options"]:
+            print(f"  {option['name']}: {option['type']} = {option['default']}")
+
+
+def _named(name: str) -> Sequence[host.Component]:
+    found, errors = [], []
+    for kind in host.KINDS:
+        try:
+            found.append(host.find(kind, name))
+        except EbmcoreError as error:
+            errors.append(error)
+    if found:
+        return found
+    known = sorted({c.name for c in host.list_components()})
+    # What the kinds say of the name, most telling first: a broken plugin, the distribution to install, a close match.
+    telling = sorted(errors, key=lambda e: ("pip install" not in str(e), "did you mean" not in str(e)))
+    broken = [e for e in errors if not isinstance(e, UnknownComponentError)]
+    if broken or "pip install" in str(telling[0]) or "did you mean" in str(telling[0]):
+        raise (broken or telling)[0]
+    raise UsageError(f"no installed plugin provides {name!r}; installed: {', '.join(known) or 'none'}")
+
+
+def _describe(component: host.Component) -> dict[str, Any]:
+    cls = host.load(component.kind, component.id)
+    given = {"loss": ("energy", "sampler"), "energy": ("shape",)}.get(component.kind, ())
+    options = [
+        {"name": p.name, "type": _text(p.annotation), "default": "required" if p.default is p.empty else repr(p.default)}
+        for p in inspect.signature(cls).parameters.values()
+        if p.name not in given
+    ]
+    return {
+        "kind": component.kind,
+        "name": component.name,
+        "id": component.id,
+        "version": component.version,
+        "class": component.import_path,
+        "summary": (inspect.getdoc(cls) or "").partition("\n")[0],
+        "description": inspect.getdoc(cls) or "no description",
+        "options": options,
+    }
+
+
+def _text(annotation: object) -> str:
+    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+
+
+def _print(rows: Sequence[dict[str, str]], fields: Sequence[str], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    widths = [max(len(field), *(len(row[field]) for row in rows), 0) if rows else len(field) for field in fields]
+    for row in ({field: field.upper() for field in fields}, *rows):
+        print("  ".join(row[field].ljust(width) for field, width in zip(fields, widths, strict=True)).rstrip())

@@ -1,0 +1,176 @@
+"""Options of ``train`` and ``evaluate``, made from the signatures of the components that are named.
+
+``--energy rbm --energy.hidden 64`` on the command line is ``energy: {name: rbm, hidden: 64}`` in a YAML file. The options of
+a component, their types and their help come from its own constructor, so a third-party plugin's appear by themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from ebmcore import host
+from ebmcore.errors import UsageError
+from ebmcore.training import fit
+
+Config = dict[str, Any]
+
+# The parts of a run: option, kind of component, and what the run itself passes to its constructor.
+PARTS = {
+    "data": ("dataset", set[str]()),
+    "energy": ("energy", {"shape"}),
+    "sampler": ("sampler", set[str]()),
+    "loss": ("loss", {"energy", "sampler"}),
+    "metric": ("metric", set[str]()),
+}
+REQUIRED = ("data", "energy", "sampler", "loss")
+_NOT_OPTIONS = {"loss", "data", "resume", "observers", "optimizer"}
+
+
+def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(PARTS), base: Config | None = None) -> Config:
+    """The resolved configuration: ``base``, then ``--config`` files, then the other arguments.
+
+    Raises:
+        UsageError: For an unknown name or option or a value of the wrong type, in one line.
+    """
+    arguments, loaded = _split_off_files(arguments)
+    merged = _merge(_named_parts(base or {}), *(_named_parts(c) for c in loaded))
+    normal = _name_parts(arguments, parts)
+    names = {part: merged.get(part, {}).get("name") for part in parts} | _names_in(normal, parts)
+    for part in parts:  # another component than the base's takes none of the base's options
+        if merged.get(part, {}).get("name") not in (None, names[part]):
+            merged[part] = {"name": names[part]}
+    parser = _parser(prog, {part: name for part, name in names.items() if name is not None}, parts)
+    try:
+        config = parser.parse_args(["--config", yaml.safe_dump(merged), *normal]).as_dict()
+    except argparse.ArgumentError as error:
+        raise UsageError(_one_line(error, parser, prog)) from error
+    except SystemExit as end:
+        if end.code:
+            raise UsageError(f"wrong options; see '{prog} --help'") from end
+        raise
+    for name in ("config", "resume"):
+        config.pop(name, None)
+    return {key: _plain(value) for key, value in config.items() if not (key in PARTS and not value.get("name"))}
+
+
+def create(config: Config, part: str, **given: Any) -> Any:
+    """The component of one part of a run, made with its options.
+
+    Raises:
+        UsageError: If its constructor refuses a value.
+    """
+    kind, _ = PARTS[part]
+    options = {name: value for name, value in config[part].items() if name != "name"}
+    try:
+        return host.create(kind, config[part]["name"], **given, **options)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"the {kind} {config[part]['name']!r}: {error}") from error
+
+
+def read_config(path: Path) -> Config:
+    """A YAML file of options."""
+    try:
+        config = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise UsageError(f"{path} must hold options, such as 'energy: {{name: rbm, hidden: 64}}'")
+    return config
+
+
+def _parser(prog: str, names: dict[str, str], parts: Sequence[str]) -> ArgumentParser:
+    parser = ArgumentParser(prog=prog, exit_on_error=False, description=__doc__, print_config=None, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file with these options; the command line overrides it")
+    if set(REQUIRED) <= set(parts):
+        parser.add_argument("--resume", metavar="RUN", help="go on with the run in that directory")
+    for part in parts:
+        kind, given = PARTS[part]
+        shown = "" if part in names else f"; then '{prog} --{part} NAME --help' shows its options"
+        parser.add_argument(f"--{part}.name", type=str, metavar="NAME", help=f"the {kind}; also --{part} NAME{shown}")
+        if part in names:
+            cls = host.load(kind, names[part])
+            parser.add_class_arguments(cls, part, skip=given, sub_configs=False, as_group=True)
+    if set(REQUIRED) <= set(parts):
+        parser.add_function_arguments(fit, skip=_NOT_OPTIONS, as_group=True)
+        parser.add_argument("--optimizer", type=Literal["adam", "sgd"], default="adam", help="how to follow the gradient")
+        if "energy" in names:
+            parser.set_defaults(getattr(host.load("energy", names["energy"]), "training_defaults", {}))
+    return parser
+
+
+def _split_off_files(arguments: Sequence[str]) -> tuple[list[str], list[Config]]:
+    rest, loaded = [], []
+    following = iter(arguments)
+    for argument in following:
+        flag, sign, value = argument.partition("=")
+        if flag != "--config":
+            rest.append(argument)
+            continue
+        path = value if sign else next(following, None)
+        if not path:
+            raise UsageError("--config needs the path of a YAML file")
+        loaded.append(read_config(Path(path)))
+    return rest, loaded
+
+
+def _name_parts(arguments: Sequence[str], parts: Sequence[str]) -> list[str]:
+    """``--energy rbm`` as ``--energy.name rbm``."""
+    short = re.compile(rf"--({'|'.join(parts)})(=.*)?")
+    return [re.sub(r"^--(\w+)", r"--\1.name", a, count=1) if short.fullmatch(a) else a for a in arguments]
+
+
+def _names_in(arguments: Sequence[str], parts: Sequence[str]) -> dict[str, str]:
+    names = {}
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, sign, value = argument.partition("=")
+        part = flag.removeprefix("--").removesuffix(".name")
+        if part in parts and flag.endswith(".name"):
+            names[part] = value if sign else following
+    return names
+
+
+def _named_parts(config: Config) -> Config:
+    """``energy: rbm`` as ``energy: {name: rbm}``."""
+    return {key: {"name": value} if key in PARTS and isinstance(value, str) else value for key, value in config.items()}
+
+
+def _merge(*configs: Config) -> Config:
+    merged: Config = {}
+    for config in configs:
+        for key, value in config.items():
+            old = merged.get(key)
+            both = isinstance(value, dict) and isinstance(old, dict) and value.get("name") in (None, old.get("name"))
+            merged[key] = old | value if both else value
+    return merged
+
+
+def _plain(value: Any) -> Any:
+    """Only what YAML holds."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _one_line(error: argparse.ArgumentError, parser: ArgumentParser, prog: str) -> str:
+    message = " ".join(str(error).split())
+    known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    unknown = re.search(r"unrecognized arguments: (--[\w.-]+)", message) or re.search(r"Key '([\w.]+)' is not expected", message)
+    if unknown is None:
+        return f"{message}; see '{prog} --help'"
+    option = "--" + unknown.group(1).removeprefix("--")
+    group = [o for o in known if o.split(".")[0] == option.split(".")[0]] if "." in option else known
+    close = difflib.get_close_matches(option, group, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(sorted(group)) or 'no such options'}"
+    return f"unknown option {option}: {hint} See '{prog} --help'"

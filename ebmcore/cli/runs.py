@@ -1,0 +1,106 @@
+"""A run's directory: its configuration, and the trained parts made from it again."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from ebmcore.cli.options import Config, create, read_config
+from ebmcore.errors import CheckpointError, UsageError
+from ebmcore.training import DataSource, check_compatible, latest_checkpoint, read_checkpoint, stream_seed
+
+CONFIG = "config.yaml"
+
+
+@dataclass
+class Parts:
+    """What a run is made of."""
+
+    data: DataSource
+    energy: nn.Module
+    sampler: Any
+    loss: Any
+
+
+def build(config: Config) -> Parts:
+    """Data, energy, sampler and loss of a configuration; the energy's initial parameters come from its own stream."""
+    data = create(config, "data")
+    missing = [name for name in ("train", "test", "shape", "state_space") if not hasattr(data, name)]
+    if missing:
+        raise UsageError(f"the dataset {config['data']['name']!r} has no {', '.join(missing)}: see ebmcore.training.DataSource")
+    with torch.random.fork_rng():
+        torch.manual_seed(stream_seed(config.get("seed", 0), "init"))
+        energy = create(config, "energy", shape=data.shape)
+    sampler = create(config, "sampler")
+    check_compatible(energy, sampler, data)
+    return Parts(data, energy, sampler, create(config, "loss", energy=energy, sampler=sampler))
+
+
+def load_run(run: Path) -> tuple[Config, Parts, int]:
+    """Configuration, parts with the parameters of the last checkpoint, and its step.
+
+    The energy carries the moving average of the parameters where the run kept one.
+    """
+    config = run_config(run)
+    parts = build(config)
+    checkpoint = latest_checkpoint(run / "checkpoints")
+    if checkpoint is None:
+        raise CheckpointError(f"{run} holds no checkpoint yet: train it, or go on with 'ebmcore train --resume {run}'")
+    tensors, info = read_checkpoint(checkpoint)
+    prefixes = ("average.module.", "loss.energy.")
+    prefix = next((p for p in prefixes if any(name.startswith(p) for name in tensors)), prefixes[-1])
+    try:
+        parts.energy.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+    except RuntimeError as error:
+        raise CheckpointError(f"{checkpoint} does not fit {run / CONFIG}: {error}") from error
+    return config, parts, int(info["step"])
+
+
+def run_config(run: Path) -> Config:
+    """The configuration that a run was started with."""
+    if not (run / CONFIG).is_file():
+        raise UsageError(f"{run} is not the directory of a run: it holds no {CONFIG}")
+    return read_config(run / CONFIG)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def write_config(path: Path, config: Config) -> None:
+    write_text(path, yaml.safe_dump(config, sort_keys=False))
+
+
+def report(metric: str, result: dict[str, float]) -> str:
+    """One line for the terminal."""
+    line = f"{metric}: log-likelihood {result['log_likelihood']:.2f} nats" if "log_likelihood" in result else metric
+    if "interval_low" in result:
+        line += f" (95 % interval {result['interval_low']:.2f} to {result['interval_high']:.2f})"
+    rest = {k: v for k, v in result.items() if k not in ("log_likelihood", "interval_low", "interval_high")}
+    return "; ".join([line, *(f"{name} {value:.6g}" for name, value in rest.items())])
+
+
+def measure(config: Config, parts: Parts, run: Path, step: int) -> dict[str, float]:
+    """Measure the energy with the configured metric; print the result and keep it beside the run."""
+    from ebmcore.training import stream_generator
+
+    name = config["metric"]["name"]
+    metric = create(config, "metric")
+    generator = stream_generator(config.get("seed", 0), "metric")
+    result: dict[str, float] = metric(parts.energy, parts.data, sampler=parts.sampler, generator=generator)
+    path = run / "evaluation.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    write_text(path, json.dumps(known | {name: {"step": step, **result}}, indent=2))
+    print(report(name, result))
+    return result

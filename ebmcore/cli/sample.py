@@ -1,0 +1,99 @@
+"""``ebmcore sample``: samples of a trained energy, as a picture or an array."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ebmcore.cli.listing import Parser
+from ebmcore.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def sample(arguments: Sequence[str]) -> None:
+    """Draw samples with the run's own sampler, from the initial distribution of its chains."""
+    parser = Parser("ebmcore sample", description="Draw samples from a trained energy and picture them.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="directory of the run")
+    parser.add_argument("-n", type=int, default=64, metavar="N", help="number of samples (64)")
+    parser.add_argument("--steps", type=int, default=1000, help="transitions of each chain (1000)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the chains (0)")
+    parser.add_argument("--out", type=Path, required=True, help="a .png file, or .npy for the array (N, *shape)")
+    options = parser.parse_args(arguments)
+    if options.out.suffix not in (".png", ".npy"):
+        raise UsageError(f"--out must end in .png or .npy, got {options.out}")
+    if options.out.exists():
+        raise UsageError(f"{options.out} exists: choose another --out")
+    if options.n < 1 or options.steps < 1:
+        raise UsageError("-n and --steps must be at least 1")
+    from ebmcore.training.fit import require_train_extra
+
+    require_train_extra()
+    from ebmcore.cli.runs import load_run
+    from ebmcore.training import stream_generator
+
+    _, parts, _ = load_run(options.run)
+    generator = stream_generator(options.seed, "sample")
+    # Samples have noise in them that is not of the training's chains: a fresh start for each.
+    start = parts.loss.initial_distribution(parts.data.shape, parts.data.train).sample(options.n, generator=generator)
+    x = parts.sampler.sample(parts.energy, start.to(parts.loss.dtype), options.steps, generator=generator)
+    if not x.isfinite().all():
+        raise UsageError("some chains left the finite numbers: lower the sampler's step size, or take fewer --steps")
+    temporary = options.out.with_name(f".writing-{options.out.name}")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    if options.out.suffix == ".npy":
+        import numpy as np
+
+        np.save(temporary, x.numpy())
+    else:
+        _picture(x, parts.energy, parts.data).savefig(temporary, dpi=150, bbox_inches="tight")
+    temporary.replace(options.out)
+    print(f"{options.n} samples in {options.out}")
+
+
+def _picture(x: Tensor, energy: nn.Module, data: Any) -> Any:
+    shape = tuple(data.shape)
+    if shape == (2,):
+        return _contours(x, energy, data)
+    if len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3)):
+        return _grid(x, data)
+    raise UsageError(f"examples of shape {shape} are neither images nor points of the plane: use --out FILE.npy")
+
+
+def _grid(x: Tensor, data: Any) -> Any:
+    from matplotlib.figure import Figure
+
+    images = x if x.ndim == 4 else x.unsqueeze(1)
+    columns = math.ceil(math.sqrt(len(images)))
+    n_rows = math.ceil(len(images) / columns)
+    low, high = data.train.min().item(), data.train.max().item()
+    figure = Figure(figsize=(columns / 2, n_rows / 2))
+    axes = figure.subplots(n_rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, image in zip(axes, images, strict=False):
+        shown = ((image - low) / (high - low)).clamp(0, 1).permute(1, 2, 0).squeeze(-1)
+        axis.imshow(shown.numpy(), cmap="gray_r", vmin=0, vmax=1)
+    return figure
+
+
+def _contours(x: Tensor, energy: nn.Module, data: Any) -> Any:
+    import torch
+    from matplotlib.figure import Figure
+
+    both = torch.cat([x, data.test])
+    low, high = both.min(0).values, both.max(0).values
+    margin = 0.1 * (high - low)
+    ticks = [torch.linspace(a, b, 200) for a, b in zip(low - margin, high + margin, strict=True)]
+    grid = torch.cartesian_prod(*ticks)
+    with torch.no_grad():
+        energies = energy.eval()(grid.to(x.dtype)).view(200, 200).T
+    figure = Figure(figsize=(6, 5))
+    axis = figure.subplots()
+    filled = axis.contourf(ticks[0], ticks[1], energies, levels=30, cmap="viridis_r")
+    figure.colorbar(filled, label="energy")
+    axis.scatter(x[:, 0], x[:, 1], s=8, c="white", edgecolors="black", linewidths=0.5)
+    return figure

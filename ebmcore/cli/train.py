@@ -1,0 +1,63 @@
+"""``ebmcore train``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ebmcore.errors import UsageError
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Train an energy; or, with ``--resume RUN``, go on with a run."""
+    from ebmcore.training.fit import require_train_extra
+
+    require_train_extra()
+    from ebmcore.cli.options import REQUIRED, parse
+    from ebmcore.cli.runs import CONFIG, build, measure, run_config, write_config
+    from ebmcore.training import fit
+
+    prog = "ebmcore train"
+    arguments, resumed = _split_off_resume(arguments)
+    if resumed is None:
+        config = parse(prog, arguments)
+        missing = [f"--{part}" for part in (*REQUIRED, "out") if not config.get(part)]
+        if missing:
+            raise UsageError(f"{', '.join(missing)} missing; e.g. {_EXAMPLE}")
+        run = Path(config["out"])
+        if _is_first_process() and run.exists() and (not run.is_dir() or any(run.iterdir())):
+            raise UsageError(f"{run} exists: choose another --out, or go on with 'ebmcore train --resume {run}'")
+    else:
+        run = resumed
+        saved = run_config(run)
+        config = parse(prog, arguments, base={**saved, "out": str(run)})
+        changed = [part for part in REQUIRED if config.get(part) != saved.get(part)]
+        if changed:
+            raise UsageError(f"a resumed run keeps its {', '.join(changed)}: start another run to change that")
+    parts = build(config)
+    if _is_first_process():
+        write_config(run / CONFIG, config)
+    options = {name: value for name, value in config.items() if name not in (*REQUIRED, "metric")}
+    result = fit(parts.loss, parts.data.train, **options, resume=resumed is not None)
+    parts.energy = result.energy
+    print(f"trained {result.step} steps; {run} holds the results")
+    if "metric" in config and _is_first_process():
+        measure(config, parts, run, result.step)
+
+
+_EXAMPLE = "ebmcore train --energy rbm --energy.hidden 64 --sampler gibbs --loss pcd --data digits --epochs 30 --out runs/demo"
+
+
+def _split_off_resume(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
+    from argparse import ArgumentParser
+
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume", type=Path)
+    options, rest = parser.parse_known_args(list(arguments))
+    return rest, options.resume
+
+
+def _is_first_process() -> bool:
+    # Lightning starts one process for each further device with the same command line.
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"

@@ -1,0 +1,102 @@
+"""Simple distributions with explicit generators: where chains start and where annealing begins.
+
+``torch.distributions`` draws from the global generator only, and a sampler must not (its contract), hence these.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+@runtime_checkable
+class InitialDistribution(Protocol):
+    """Where a Markov chain may start."""
+
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ``(n, *shape)`` independent positions."""
+        ...
+
+
+@runtime_checkable
+class BaseDistribution(InitialDistribution, Protocol):
+    """A normalised distribution to sample from exactly: the base of annealed importance sampling."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density ``(N,)`` of ``x`` ``(N, *shape)`` in nats, summed over all but the first axis."""
+        ...
+
+
+def normal_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal noise of the shape, dtype and device of ``x``, drawn from ``generator``."""
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+
+
+class Normal:
+    """Independent normal components.
+
+    Args:
+        mean: Means, of the shape of one example.
+        std: Standard deviations, a number or of the same shape.
+
+    Example:
+        >>> Normal(torch.zeros(2)).log_prob(torch.zeros(1, 2))
+        tensor([-1.8379])
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor | float = 1.0) -> None:
+        self.mean = mean
+        self.std = torch.as_tensor(std, dtype=mean.dtype, device=mean.device).expand(mean.shape)
+
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        return self.mean + self.std * normal_like(self.mean.expand(n, *self.mean.shape), generator)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        z = (x - self.mean) / self.std
+        log_density = -0.5 * (z.square() + torch.log(2 * torch.pi * self.std.square()))
+        return log_density.flatten(1).sum(1)
+
+
+class Bernoulli:
+    """Independent binary components in {0, 1} with ``p(1) = sigmoid(logits)``.
+
+    Args:
+        logits: Log-odds, of the shape of one example.
+
+    Example:
+        >>> Bernoulli(torch.zeros(3)).log_prob(torch.ones(1, 3)).exp()
+        tensor([0.1250])
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+    @classmethod
+    def from_data(cls, x: Tensor, pseudo_count: float = 1.0) -> Bernoulli:
+        """Base rates of binary data ``(N, *shape)``, smoothed so that no pixel is impossible."""
+        ones = x.double().sum(0)
+        return cls(torch.log(ones + pseudo_count) - torch.log(len(x) - ones + pseudo_count))
+
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        uniform = torch.rand(
+            (n, *self.logits.shape), generator=generator, dtype=self.logits.dtype, device=self.logits.device
+        )
+        return uniform.lt(self.logits.sigmoid()).to(self.logits.dtype)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        log_density = x * logsigmoid(self.logits) + (1 - x) * logsigmoid(-self.logits)
+        return log_density.flatten(1).sum(1)
+
+
+class Empirical:
+    """The rows of a data batch, drawn with replacement."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        rows = torch.randint(len(self.x), (n,), generator=generator, device=self.x.device)
+        return self.x.index_select(0, rows)

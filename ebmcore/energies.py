@@ -1,0 +1,273 @@
+"""What the kernel asks of an energy, and the context in which samplers may touch it.
+
+Any ``torch.nn.Module`` that maps ``(B, *shape)`` to ``(B,)`` is an energy: ``p(x) = exp(-E(x)) / Z``, low energy means
+high probability. Whatever else it can do is a *capability*: a protocol that a sampler or a metric asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from ebmcore.distributions import BaseDistribution
+from ebmcore.errors import EbmcoreError, MissingCapabilityError
+
+
+class Energy(Protocol):
+    """A callable ``(B, *shape) -> (B,)``; further arguments are conditions with one row for each row of ``x``."""
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor: ...
+
+
+@runtime_checkable
+class SupportsValueAndGrad(Protocol):
+    """A closed-form gradient, faster than automatic differentiation."""
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies ``(N,)`` and their gradient with respect to ``x``, shaped like ``x``."""
+        ...
+
+
+@runtime_checkable
+class SupportsBlockGibbs(Protocol):
+    """Two blocks of units that are each independent given the other.
+
+    ``beta`` ``(N,)`` is an inverse temperature for each chain; `None` means 1. Tempering goes through the conditionals
+    of the joint energy, never through a division of the marginal energy.
+    """
+
+    def sample_hidden(
+        self, x: Tensor, *, beta: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw the hidden units ``(N, hidden)`` given the visible ones ``(N, *shape)``."""
+        ...
+
+    def sample_visible(
+        self, hidden: Tensor, *, beta: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw the visible units ``(N, *shape)`` given the hidden ones ``(N, hidden)``."""
+        ...
+
+
+@runtime_checkable
+class SupportsEnumeration(Protocol):
+    """An exactly computable normaliser."""
+
+    def log_partition(self) -> Tensor:
+        """``log Z`` in nats, 0-dim float64."""
+        ...
+
+
+@runtime_checkable
+class SupportsTempering(Protocol):
+    """Its own path from a base distribution to itself, where ``beta * E`` is not the right one."""
+
+    def tempered(self, beta: Tensor, base: BaseDistribution | None = None) -> nn.Module:
+        """The energy at inverse temperatures ``beta`` ``(N,)``: see `tempered`."""
+        ...
+
+
+@runtime_checkable
+class SupportsInitialDistribution(Protocol):
+    """Its own starting distribution for chains (Bernoulli for binary units)."""
+
+    def initial_distribution(self, shape: torch.Size) -> BaseDistribution:
+        """Distribution over examples of ``shape``."""
+        ...
+
+
+def supports(energy: object, capability: type) -> bool:
+    """Whether ``energy``, an instance or a class, has every method of the protocol ``capability``."""
+    return all(callable(getattr(energy, name, None)) for name in vars(capability) if not name.startswith("_"))
+
+
+def require(energy: object, capability: type, asked_by: str) -> None:
+    """Raise `MissingCapabilityError` unless ``energy`` supports ``capability``; the message says what would fit."""
+    if supports(energy, capability):
+        return
+    methods = ", ".join(f"{name}()" for name in vars(capability) if not name.startswith("_"))
+    raise MissingCapabilityError(
+        f"{asked_by} needs an energy with the capability {capability.__name__} ({methods}), which "
+        f"{type(energy).__name__} lacks. {_fitting_energies(capability)}"
+    )
+
+
+def _fitting_energies(capability: type) -> str:
+    # Only when an error is being written: this imports the installed energies.
+    from ebmcore import host
+
+    fitting = []
+    for component in host.list_components("energy"):
+        try:
+            if supports(host.load("energy", component.id), capability):
+                fitting.append(component.id)
+        except EbmcoreError:  # a broken plugin is no suggestion, and this message is about another one
+            continue
+    if fitting:
+        return f"Energies that have it: {', '.join(fitting)}."
+    return "No installed energy has it: pip install ebm-plugin-rbm, or choose another sampler or metric."
+
+
+def check_energies(values: Tensor, x: Tensor) -> Tensor:
+    """Return ``values`` if they are one energy for each row of ``x``, else raise a `ValueError` that says so."""
+    if values.shape != x.shape[:1]:
+        raise ValueError(
+            f"the energy returned shape {tuple(values.shape)} for {len(x)} examples; it must return ({len(x)},): "
+            "one number for each, e.g. through .squeeze(-1)"
+        )
+    return values
+
+
+def value_and_grad(energy: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Energies and their gradient with respect to the positions, both detached.
+
+    Args:
+        energy: An energy; its closed form is used where it has one (`SupportsValueAndGrad`).
+        x: Positions ``(N, *shape)``, floating point.
+
+    Returns:
+        ``E(x)`` of shape ``(N,)`` and ``dE/dx`` of the shape of ``x``.
+
+    Example:
+        >>> from ebmcore.testing import Quadratic
+        >>> value_and_grad(Quadratic((2,)), torch.tensor([[1.0, 2.0]]))
+        (tensor([2.5000]), tensor([[1., 2.]]))
+    """
+    closed_form = getattr(energy, "value_and_grad", None)
+    if closed_form is not None:
+        value, grad = closed_form(x)
+        return value.detach(), grad.detach()
+    if not x.is_floating_point():
+        raise TypeError(f"a gradient needs floating-point positions, but x is {x.dtype}: convert it with x.float()")
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        value = check_energies(energy(x), x)
+        (grad,) = torch.autograd.grad(value.sum(), x)
+    return value.detach(), grad
+
+
+class Conditioned(nn.Module):
+    """An energy with its conditions filled in, capabilities included: ``x -> E(x, labels)``."""
+
+    _CONDITIONED_METHODS = ("value_and_grad", "sample_hidden", "sample_visible")
+
+    def __init__(self, energy: nn.Module, conditions: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.energy = energy
+        self.args, self.kwargs = split_conditions(conditions)
+
+    def forward(self, x: Tensor) -> Tensor:
+        energies: Tensor = self.energy(x, *self.args, **self.kwargs)
+        return energies
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._CONDITIONED_METHODS:
+            return super().__getattr__(name)
+        method = getattr(self.energy, name)
+
+        def conditioned(first: Tensor, **kwargs: Any) -> Any:
+            return method(first, *self.args, **self.kwargs, **kwargs)
+
+        return conditioned
+
+
+def name_conditions(args: tuple[Any, ...], kwargs: Mapping[str, Any], x: Tensor) -> dict[str, Tensor]:
+    """Name the further arguments of ``forward``: positional ones by their number, the others by their keyword."""
+    conditions = {str(i): value for i, value in enumerate(args)} | dict(kwargs)
+    for name, value in conditions.items():
+        if not isinstance(value, Tensor) or value.shape[:1] != x.shape[:1]:
+            given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"condition {name!r} must be a tensor with one row for each of the {len(x)} examples, but is {given}"
+            )
+    return conditions
+
+
+def split_conditions(conditions: Mapping[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The inverse of `name_conditions`."""
+    args = [conditions[name] for name in sorted((n for n in conditions if n.isdigit()), key=int)]
+    return args, {name: value for name, value in conditions.items() if not name.isdigit()}
+
+
+def condition(energy: nn.Module, conditions: Mapping[str, Tensor]) -> nn.Module:
+    """``energy`` as a function of the positions alone; itself where there are no conditions."""
+    return Conditioned(energy, conditions) if conditions else energy
+
+
+class Tempered(nn.Module):
+    """``beta E(x) - (1 - beta) log p_0(x)``, with one ``beta`` for each chain."""
+
+    def __init__(self, energy: nn.Module, beta: Tensor, base: BaseDistribution | None = None) -> None:
+        super().__init__()
+        self.energy = energy
+        self.beta = beta
+        self.base = base
+
+    def forward(self, x: Tensor) -> Tensor:
+        energies: Tensor = self.beta * self.energy(x)
+        if self.base is not None:
+            energies = energies - (1 - self.beta) * self.base.log_prob(x)
+        return energies
+
+
+def tempered(energy: nn.Module, beta: Tensor, base: BaseDistribution | None = None) -> nn.Module:
+    """The energy at inverse temperatures ``beta``, one for each chain.
+
+    At ``beta = 1`` it is the energy. At ``beta = 0`` it is ``-log p_0(x)``, normalised, where ``base`` gives ``p_0``, and
+    constant where it does not. An energy with the capability `SupportsTempering` brings its own path: an RBM scales its
+    joint energy, so that block Gibbs sampling stays possible; any other energy gets ``beta E - (1 - beta) log p_0``.
+
+    Args:
+        energy: The energy at ``beta = 1``.
+        beta: Inverse temperatures ``(N,)`` in [0, 1], or 0-dim for all chains.
+        base: The distribution at ``beta = 0``.
+    """
+    if supports(energy, SupportsTempering):
+        own: nn.Module = energy.tempered(beta, base)  # type: ignore[operator]
+        return own
+    return Tempered(energy, beta, base)
+
+
+@contextmanager
+def frozen(energy: nn.Module) -> Iterator[None]:
+    """Within it samplers may call the energy; afterwards the energy is as it was, also when something raised.
+
+    Parameters take no gradient (half of a backward pass saved) and modules are in evaluation mode, so that batch
+    statistics and power iterations stand still; afterwards each module's ``training``, each ``requires_grad`` and each
+    buffer is what it was before.
+
+    Raises:
+        RuntimeError: Under ``torch.inference_mode``, where no gradient of the energy can be taken.
+    """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "sampling takes gradients of the energy, which torch.inference_mode() forbids: use torch.no_grad() instead"
+        )
+    modules = [module for module in energy.modules() if module.training]
+    parameters = [parameter for parameter in energy.parameters() if parameter.requires_grad]
+    buffers = [
+        (owner, name, buffer, buffer.detach().clone(), buffer._version)
+        for owner in energy.modules()
+        for name, buffer in owner.named_buffers(recurse=False)
+    ]
+    try:
+        for module in modules:
+            module.training = False
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module in modules:
+            module.training = True
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for owner, name, buffer, saved, version in buffers:
+            if getattr(owner, name) is not buffer:
+                setattr(owner, name, buffer)
+            if buffer._version != version:
+                with torch.no_grad():
+                    buffer.copy_(saved)

@@ -1,0 +1,43 @@
+"""Errors that a user can act on. Each message says what was given, what was expected and what to do next.
+
+They derive from one base, so that the command line can print them as one line, and from the builtin that a
+Python programmer would catch.
+"""
+
+from __future__ import annotations
+
+
+class EbmcoreError(Exception):
+    """Base of all errors that ebmcore raises about its input or its plugins."""
+
+
+class UsageError(EbmcoreError, ValueError):
+    """A value, a combination of components or a file that cannot work."""
+
+
+class UnknownKeywordError(EbmcoreError, TypeError):
+    """A keyword that a component does not take; the message lists the accepted ones."""
+
+
+class UnknownComponentError(EbmcoreError, LookupError):
+    """No installed plugin provides that name; the message says which distribution would."""
+
+
+class AmbiguousComponentError(EbmcoreError, LookupError):
+    """Two distributions provide the bare name; the message lists the canonical ids."""
+
+
+class PluginError(EbmcoreError, RuntimeError):
+    """An installed plugin, or one of its components, is broken; the cause is chained."""
+
+
+class MissingCapabilityError(EbmcoreError, TypeError):
+    """A sampler or metric asks the energy for something that it does not offer."""
+
+
+class DivergenceError(EbmcoreError, RuntimeError):
+    """The energy or the chains have left the finite numbers."""
+
+
+class CheckpointError(EbmcoreError, RuntimeError):
+    """A checkpoint is missing, damaged or of another run."""

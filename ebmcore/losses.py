@@ -1,0 +1,309 @@
+"""Bases of losses: what a contrastive-divergence variant is assembled from."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ebmcore._keywords import StrictKeywords
+from ebmcore.chains import PersistentChains
+from ebmcore.distributions import InitialDistribution, Normal
+from ebmcore.energies import (
+    SupportsInitialDistribution,
+    check_energies,
+    condition,
+    frozen,
+    name_conditions,
+    split_conditions,
+    supports,
+)
+from ebmcore.errors import DivergenceError, UsageError
+from ebmcore.samplers import ChainState, Sampler, check_sampler, rows, run
+
+
+class BaseLoss(StrictKeywords, nn.Module, ABC):
+    """A loss that trains an energy.
+
+    Attributes:
+        metrics: Detached 0-dim diagnostics of the last call. Reading one (``.item()``) is the only synchronisation.
+        generator: Source of the loss's randomness, on its device; `None` uses torch's global generator.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metrics: dict[str, Tensor] = {}
+        self.generator: torch.Generator | None = None
+
+    @abstractmethod
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The scalar loss (0-dim) of a batch ``x`` ``(B, *shape)``, or a tuple whose first item is it."""
+
+
+class BaseContrastiveDivergence(BaseLoss):
+    r"""Base of the contrastive-divergence (CD) family.
+
+    The gradient of the negative log-likelihood of an energy-based model is
+
+    .. math:: \nabla_\theta L = E_{data}[\nabla_\theta E_\theta(x)] - E_{model}[\nabla_\theta E_\theta(x)],
+
+    and a CD variant is a way to draw the negative samples of the second term: from where the chains start
+    (`start_chains`), by which sampler and for how many steps, and what becomes of the chains (`keep_chains`). A variant
+    writes ``forward`` and ``compute_loss`` from the pieces below; plain CD-k is two lines of the one and one of the other.
+
+    Args:
+        energy: The model, any module ``(B, *shape) -> (B,)``.
+        sampler: A `Sampler`. It receives the energy at each call.
+        k_steps: Transitions per call, at least 1.
+        energy_l2: Weight of the mean squared energies of data and negatives, a regulariser (Du and Mordatch, 2019,
+            "Implicit generation and modeling with energy-based models"). Off by default: with it the loss is no longer
+            invariant to a constant added to the energy.
+        joint_forward: Score data and negatives in one forward of the concatenated batch, which is faster on small batches
+            and gives both the same batch statistics. Set it to `False` for an energy whose value for one example must not
+            depend on the other half, or whose memory does not allow it.
+
+    Attributes:
+        chains: The store of persistent chains; empty in a variant that has none.
+
+    Source: G. E. Hinton (2002), "Training products of experts by minimizing contrastive divergence".
+    """
+
+    def __init__(
+        self,
+        energy: nn.Module,
+        sampler: Sampler,
+        k_steps: int = 1,
+        *,
+        energy_l2: float = 0.0,
+        joint_forward: bool = True,
+    ) -> None:
+        super().__init__()
+        if not isinstance(energy, nn.Module):
+            raise TypeError(
+                f"energy must be a torch.nn.Module that maps (B, *shape) to (B,), got {type(energy).__name__}: "
+                "wrap a function in a module's forward()"
+            )
+        if isinstance(k_steps, bool) or not isinstance(k_steps, int) or k_steps < 1:
+            raise ValueError(f"k_steps must be a whole number of at least 1, got {k_steps!r}")
+        if not energy_l2 >= 0:
+            raise ValueError(f"energy_l2 must be at least 0, got {energy_l2!r}")
+        check_sampler(sampler, energy)
+        self.energy = energy
+        self.sampler = sampler
+        self.k_steps = k_steps
+        self.energy_l2 = energy_l2
+        self.joint_forward = joint_forward
+        self.chains = PersistentChains()
+        self._negatives: ChainState | None = None
+        self.register_load_state_dict_post_hook(_move_loaded_chains)
+
+    @abstractmethod
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The loss of a batch and the negative samples.
+
+        Args:
+            x: Real data ``(B, *shape)`` in the loss's dtype, on its device.
+            args: Conditions of the data (labels), tensors with one row for each example. The energy receives them with
+                ``x``, and each chain keeps its own.
+            kwargs: Conditions by name.
+
+        Returns:
+            The 0-dim loss, and the detached negative samples ``pred_x``.
+        """
+
+    @abstractmethod
+    def compute_loss(self, x: Tensor, pred_x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The 0-dim loss for given negatives: its gradient is the CD estimate of the likelihood's.
+
+        Args:
+            x: Real data ``(B, *shape)``.
+            pred_x: Negative samples ``(M, *shape)``, detached. A row that is not finite has weight 0.
+            args: Conditions of the data.
+            kwargs: Conditions by name.
+        """
+
+    @property
+    def chain(self) -> Tensor | None:
+        """Live positions of the persistent chains; `None` until first used."""
+        return self.chains.x
+
+    @property
+    def device(self) -> torch.device:
+        """Where the energy is."""
+        return next((t.device for t in self._energy_tensors()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the energy, and so of data and chains."""
+        return next((t.dtype for t in self._energy_tensors() if t.is_floating_point()), torch.get_default_dtype())
+
+    def initial_distribution(self, shape: Sequence[int], x: Tensor | None = None) -> InitialDistribution:
+        """Where chains of examples of ``shape`` start: the energy's own distribution, else a standard normal.
+
+        Args:
+            shape: The shape of one example.
+            x: The current batch, for variants that start chains from data; `None` where there is none yet.
+        """
+        if supports(self.energy, SupportsInitialDistribution):
+            own: InitialDistribution = self.energy.initial_distribution(torch.Size(shape))  # type: ignore[operator]
+            return own
+        return Normal(torch.zeros(tuple(shape), dtype=self.dtype, device=self.device))
+
+    def initialize_persistent_chain(self, shape: Sequence[int]) -> Tensor:
+        """The chain state of ``shape`` (number of chains first), from the initial distribution.
+
+        The same shape again returns the same live tensor, in the loss's dtype and on its device; another shape starts the
+        chains anew.
+        """
+        return self._allocate(tuple(shape), None)
+
+    def draw_negatives(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Start chains, make ``k_steps`` transitions, keep the chains; return their positions, detached.
+
+        A chain that has left the finite numbers is NaN in the result, counted in ``metrics["quarantined"]`` and without
+        influence on the loss.
+
+        Raises:
+            DivergenceError: If no chain is finite.
+        """
+        self._check_batch(x)
+        with frozen(self.energy), torch.no_grad():
+            state = self.start_chains(x, *args, **kwargs)
+            state, info = run(self.sampler, self.energy, state, self.k_steps, generator=self.generator)
+            self.keep_chains(state)
+        self._negatives = state
+        self.metrics = {name: value.mean() for name, value in info.items()}
+        return state.x
+
+    def start_chains(self, x: Tensor, *args: Any, **kwargs: Any) -> ChainState:
+        """Where the chains of this call start: a copy of the data, unless a variant says otherwise."""
+        return self.new_chains(x.detach().clone(), name_conditions(args, kwargs, x))
+
+    def keep_chains(self, state: ChainState) -> None:
+        """What becomes of the chains after their transitions: nothing, unless a variant keeps them."""
+
+    def new_chains(self, x: Tensor, conditions: Mapping[str, Tensor]) -> ChainState:
+        """Sampler state of chains at ``x`` that carry ``conditions``."""
+        state = self.sampler.init(condition(self.energy, conditions), x, generator=self.generator)
+        return state.with_tensors(state.tensors() | {f"conditions.{name}": t for name, t in conditions.items()})
+
+    def draw_persistent_chains(
+        self, x: Tensor, *args: Any, n_chains: int, restart_prob: float = 0.0, **kwargs: Any
+    ) -> ChainState:
+        """Draw persistent chains, one for each row of ``x`` or all of them if they are fewer.
+
+        The store is filled from the initial distribution at first use. Drawn chains are restarted from it with probability
+        ``restart_prob``, with the conditions of the rows of ``x``; what the sampler had cached under older parameters is
+        refreshed. A variant's ``keep_chains`` hands the result of the transitions to ``self.chains.write``.
+        """
+        conditions = name_conditions(args, kwargs, x)
+        shape = (n_chains, *x.shape[1:])
+        if self.chain is not None and not self.chains.hold(shape):
+            raise UsageError(
+                f"the loss holds {len(self.chains)} chains of shape {tuple(self.chain.shape[1:])}, but {n_chains} of shape "
+                f"{tuple(x.shape[1:])} were asked for: initialize_persistent_chain({shape}) starts new ones"
+            )
+        own = self._allocate(shape, x)
+        n = min(len(x), len(own))
+        started = self.initial_distribution(x.shape[1:], x).sample(n, generator=self.generator)
+        fresh = self.new_chains(started.to(x), {name: t[:n] for name, t in conditions.items()})
+        if self.chains.missing(fresh):
+            # First use: every chain takes over conditions in turn, and gets whatever else its sampler carries.
+            turn = torch.arange(len(own), device=x.device) % len(x)
+            known = {name: t[turn] for name, t in conditions.items()} | self.chains.conditions
+            self.chains.complete(self.new_chains(own, known))
+        state = self.chains.draw(fresh, restart_prob=restart_prob, generator=self.generator)
+        return self.sampler.refresh(condition(self.energy, state.conditions), state)
+
+    def energy_gap(self, x: Tensor, pred_x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        r"""Mean energy of the data minus mean energy of the finite negatives, plus the L2 term; 0-dim.
+
+        .. math:: \frac1B\sum_i E(x_i) - \frac1M\sum_j E(\hat x_j)
+                  + \lambda \Big(\frac1B\sum_i E(x_i)^2 + \frac1M\sum_j E(\hat x_j)^2\Big)
+
+        Negatives of the last `draw_negatives` are scored under their own conditions, any others under those given here.
+        """
+        self._check_batch(x)
+        conditions = name_conditions(args, kwargs, x)
+        negative_conditions = self._conditions_of(pred_x, conditions)
+        pred_x = pred_x.detach()
+        finite = pred_x.isfinite().flatten(1).all(1)
+        _assert_async(finite.any(), "every negative sample has left the finite numbers")
+        # A stand-in with weight 0 where a chain is not finite: 0 * NaN would still be NaN in the gradient.
+        scored = torch.where(rows(finite, pred_x), pred_x, x[:1])
+        energy_data, energy_negatives = self._score(x, scored, conditions, negative_conditions)
+        weight = finite.to(energy_negatives.dtype)
+        weight = weight / weight.sum()
+        mean_data, mean_negatives = energy_data.mean(), weight @ energy_negatives
+        gap = mean_data - mean_negatives
+        self.metrics = self.metrics | {
+            "energy_data": mean_data.detach(),
+            "energy_negatives": mean_negatives.detach(),
+            "energy_gap": gap.detach(),
+            "quarantined": (~finite).sum(),
+        }
+        if not self.energy_l2:
+            return gap
+        l2 = self.energy_l2 * (energy_data.square().mean() + weight @ energy_negatives.square())
+        self.metrics["energy_l2"] = l2.detach()
+        return gap + l2
+
+    def _score(
+        self, x: Tensor, pred_x: Tensor, conditions: Mapping[str, Tensor], negative_conditions: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        if self.joint_forward:
+            both = {name: torch.cat([t, negative_conditions[name]]) for name, t in conditions.items()}
+            energy_data, energy_negatives = self._energies(torch.cat([x, pred_x]), both).split([len(x), len(pred_x)])
+            return energy_data, energy_negatives
+        return self._energies(x, conditions), self._energies(pred_x, negative_conditions)
+
+    def _energies(self, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+        args, kwargs = split_conditions(conditions)
+        values = check_energies(self.energy(x, *args, **kwargs), x)
+        return values.to(torch.promote_types(values.dtype, torch.float32))  # means of half-precision energies
+
+    def _conditions_of(self, pred_x: Tensor, conditions: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if self._negatives is not None and self._negatives.x is pred_x:
+            return self._negatives.conditions
+        return conditions
+
+    def _energy_tensors(self) -> Iterator[Tensor]:
+        return itertools.chain(self.energy.parameters(), self.energy.buffers())
+
+    def _allocate(self, shape: tuple[int, ...], x: Tensor | None) -> Tensor:
+        if self.chain is not None and self.chains.hold(shape):
+            return self.chain
+        return self.chains.allocate(
+            shape,
+            self.initial_distribution(shape[1:], x),
+            dtype=self.dtype,
+            device=self.device,
+            generator=self.generator,
+        )
+
+    def _check_batch(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor) or x.ndim < 2 or len(x) < 1:
+            given = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise UsageError(f"x must be a tensor (B, *shape) with at least one example, got {given}")
+        if x.dtype != self.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise UsageError(f"x is {x.dtype} but the loss is {self.dtype}: pass x.to(loss.dtype), or move the loss")
+
+
+def _assert_async(condition: Tensor, message: str) -> None:
+    """Raise unless ``condition`` holds; on an accelerator without waiting for the device."""
+    try:
+        torch._assert_async(condition, message)
+    except RuntimeError as error:
+        raise DivergenceError(
+            f"{message}: lower the step size or the learning rate, or regularise the energy "
+            "(energy_l2, spectral normalisation)"
+        ) from error
+
+
+def _move_loaded_chains(loss: nn.Module, _: Any) -> None:
+    assert isinstance(loss, BaseContrastiveDivergence)
+    loss.chains.to(device=loss.device, dtype=loss.dtype)

@@ -1,0 +1,212 @@
+"""Samplers: Markov kernels with explicit state, and `run`, the one driver of all of them.
+
+A sampler is three pure functions, ``init``, ``step`` and ``refresh``; what a chain carries from step to step lies in its
+`ChainState`. The rules that are easy to get wrong (frozen parameters, modes, detaching, chains that leave the finite
+numbers) are `run`'s, so that a new sampler is only its mathematics.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from ebmcore._keywords import StrictKeywords
+from ebmcore.distributions import normal_like
+from ebmcore.energies import condition, frozen, require
+
+__all__ = ["BaseSampler", "ChainState", "Info", "Observer", "Sampler", "normal_like", "run"]
+
+Info = Mapping[str, Tensor]
+State = TypeVar("State", bound="ChainState")
+_CONDITION = "conditions."
+
+
+@dataclass(eq=False)
+class ChainState:
+    """The state of ``N`` chains: tensors with the chain first.
+
+    A sampler that carries more than positions derives its own dataclass from it and adds tensors. Conditions (labels)
+    belong to the chain; the driver hands them to the energy.
+
+    Args:
+        x: Positions ``(N, *shape)``: what a loss sees as negative samples.
+        conditions: Named conditions, each ``(N, ...)``.
+    """
+
+    x: Tensor
+    conditions: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors of the state by name."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "conditions"}
+        return own | {_CONDITION + name: value for name, value in self.conditions.items()}
+
+    def with_tensors(self: State, tensors: Mapping[str, Tensor]) -> State:
+        """A state of this kind made of ``tensors``, named as `tensors` names them."""
+        own = {name: value for name, value in tensors.items() if not name.startswith(_CONDITION)}
+        conditions = {name.removeprefix(_CONDITION): v for name, v in tensors.items() if name.startswith(_CONDITION)}
+        return replace(self, **own, conditions=conditions)
+
+    def finite(self) -> Tensor:
+        """``(N,)`` bool: which chains hold only finite numbers."""
+        floating = [t for t in self.tensors().values() if t.is_floating_point()]
+        finite = [t.isfinite() if t.ndim == 1 else t.isfinite().flatten(1).all(1) for t in floating]
+        if not finite:
+            return torch.ones(len(self), dtype=torch.bool, device=self.x.device)
+        return finite[0] if len(finite) == 1 else torch.stack(finite).all(0)
+
+
+def where(mask: Tensor, chosen: State, other: State) -> State:
+    """The chains of ``chosen`` where ``mask`` ``(N,)`` holds, those of ``other`` elsewhere."""
+    others = other.tensors()
+    return chosen.with_tensors({n: torch.where(rows(mask, t), t, others[n]) for n, t in chosen.tensors().items()})
+
+
+def rows(mask: Tensor, like: Tensor) -> Tensor:
+    """``mask`` ``(N,)`` shaped to broadcast over the rows of ``like`` ``(N, ...)``."""
+    return mask.view(-1, *(1,) * (like.ndim - 1))
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """A Markov kernel whose state is explicit. Hidden attributes carry no chain.
+
+    A sampler never owns the energy: it receives it at each call.
+    """
+
+    def init(self, energy: nn.Module, x: Tensor, *, generator: torch.Generator | None = None) -> ChainState:
+        """The state of chains at positions ``x`` ``(N, *shape)``."""
+        ...
+
+    def step(
+        self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None
+    ) -> tuple[ChainState, Info]:
+        """One transition of every chain.
+
+        Pure: the same inputs and generator state give the same output. ``info`` maps names to tensors ``(N,)``, such as
+        ``acceptance_rate``.
+        """
+        ...
+
+    def refresh(self, energy: nn.Module, state: Any) -> ChainState:
+        """Compute anew what was cached under old parameters; keep what belongs to the chain."""
+        ...
+
+
+class BaseSampler(StrictKeywords, ABC):
+    """Convenience base: a subclass needs only ``step``.
+
+    Attributes:
+        requires: Capabilities (protocols of `ebmcore.energies`) that the energy must have.
+        state_space: ``"continuous"``, ``"binary"`` or ``"categorical"`` if it moves in that space only; `None` for any.
+        exact: Whether a step leaves the target distribution invariant.
+    """
+
+    requires: ClassVar[tuple[type, ...]] = ()
+    state_space: ClassVar[str | None] = None
+    exact: ClassVar[bool] = False
+
+    def init(self, energy: nn.Module, x: Tensor, *, generator: torch.Generator | None = None) -> ChainState:
+        return ChainState(x)
+
+    @abstractmethod
+    def step(
+        self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None
+    ) -> tuple[ChainState, Info]: ...
+
+    def refresh(self, energy: nn.Module, state: Any) -> ChainState:
+        kept: ChainState = state
+        return kept
+
+    def sample(
+        self, energy: nn.Module, x: Tensor, n_steps: int, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Positions ``(N, *shape)`` after ``n_steps`` transitions from ``x``, which is left as it is.
+
+        Example:
+            >>> from ebmcore.testing import Identity, Quadratic
+            >>> Identity().sample(Quadratic((2,)), torch.ones(3, 2), n_steps=5)
+            tensor([[1., 1.],
+                    [1., 1.],
+                    [1., 1.]])
+        """
+        with frozen(energy), torch.no_grad():
+            state = self.init(energy, x.detach().clone(), generator=generator)
+        return run(self, energy, state, n_steps, generator=generator)[0].x
+
+
+Observer = Callable[[int, ChainState, Info], None]
+
+
+def check_sampler(sampler: object, energy: nn.Module) -> None:
+    """Raise unless ``sampler`` is one and ``energy`` has what it requires."""
+    if isinstance(sampler, type) or not isinstance(sampler, Sampler):
+        raise TypeError(
+            f"expected a sampler with init(), step() and refresh(), got {sampler!r}: pass an instance, "
+            'e.g. ebmcore.create_sampler("langevin", step_size=0.01)'
+        )
+    for capability in getattr(sampler, "requires", ()):
+        require(energy, capability, asked_by=type(sampler).__name__)
+
+
+def run(
+    sampler: Sampler,
+    energy: nn.Module,
+    state: ChainState,
+    n_steps: int,
+    *,
+    generator: torch.Generator | None = None,
+    observers: Sequence[Observer] = (),
+) -> tuple[ChainState, dict[str, Tensor]]:
+    """Run ``n_steps`` transitions of every chain. The only driver: losses, metrics and `BaseSampler.sample` use it.
+
+    The energy's parameters are frozen and its modules in evaluation mode meanwhile; all is put back afterwards, also when
+    the energy raises. The result is detached. A chain that has left the finite numbers, in any tensor of its state, is
+    quarantined: its positions are NaN in the result (never clamped), so that whoever uses them sees it; `ChainState.finite`
+    finds it, `PersistentChains.write` restarts it and the loss gives it weight 0. Nothing here synchronises a device.
+
+    Args:
+        sampler: The Markov kernel.
+        energy: The energy; it also receives the conditions of each chain.
+        state: Where the chains are; not modified.
+        n_steps: Number of transitions, at least 1.
+        generator: The only source of randomness; `None` uses torch's global one.
+        observers: Called as ``observer(i, state, info)`` after each transition; they must not change the state.
+
+    Returns:
+        The new state, and each ``info`` averaged over the steps, ``(N,)``.
+
+    Raises:
+        RuntimeError: Under ``torch.inference_mode``.
+    """
+    if n_steps < 1:
+        raise ValueError(f"n_steps must be at least 1, got {n_steps}")
+    conditions = state.conditions
+    energy = condition(energy, conditions)
+    totals: dict[str, Tensor] = {}
+    with frozen(energy), torch.no_grad():
+        for i in range(n_steps):
+            state, info = sampler.step(energy, state, generator=generator)
+            for name, value in info.items():
+                totals[name] = totals[name] + value if name in totals else value
+            for observe in observers:
+                observe(i, state, info)
+        state = state.with_tensors({name: t.detach() for name, t in replace(state, conditions={}).tensors().items()})
+        state = _quarantine(replace(state, conditions=conditions))
+    return state, {name: total.detach() / n_steps for name, total in totals.items()}
+
+
+def _quarantine(state: ChainState) -> ChainState:
+    # Positions alone show by themselves that they are not finite; a chain lost elsewhere is marked there.
+    others = [name for name, t in state.tensors().items() if t.is_floating_point() and name != "x"]
+    if not others or not state.x.is_floating_point():
+        return state
+    return replace(state, x=state.x.masked_fill(~rows(state.finite(), state.x), torch.nan))

@@ -1,0 +1,21 @@
+"""The fit loop, checkpoints and observers. Needs the extra ``train``: ``pip install ebmcore[train]``."""
+
+from __future__ import annotations
+
+from ebmcore.training.checkpoints import latest_checkpoint, read_checkpoint
+from ebmcore.training.data import DataSource, check_compatible
+from ebmcore.training.fit import FitResult, fit
+from ebmcore.training.observers import BaseObserver
+from ebmcore.training.streams import stream_generator, stream_seed
+
+__all__ = [
+    "BaseObserver",
+    "DataSource",
+    "FitResult",
+    "check_compatible",
+    "fit",
+    "latest_checkpoint",
+    "read_checkpoint",
+    "stream_generator",
+    "stream_seed",
+]

@@ -1,0 +1,145 @@
+"""Checkpoints: directories written by ``torch.distributed.checkpoint`` under a temporary name, then renamed.
+
+A checkpoint is ``step-00000720/`` with the tensors, sharded over the ranks that wrote them, and ``checkpoint.json`` with the
+step and where each component came from. One that has its final name is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from ebmcore.errors import CheckpointError
+
+KEPT = 2
+_INFO = "checkpoint.json"
+
+
+def write_checkpoint(directory: Path, step: int, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> Path:
+    """Write one checkpoint and remove all but the last two. Collective: every rank calls it.
+
+    Args:
+        directory: Where the run keeps its checkpoints.
+        step: Number of training steps done.
+        tensors: Flat mapping of names to tensors; DTensors are written shard by shard.
+        info: What else belongs to it, as JSON.
+    """
+    final = directory / f"step-{step:08d}"
+    temporary = directory / f".writing-{step:08d}"
+    if _rank() == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        directory.mkdir(parents=True, exist_ok=True)
+    _barrier()
+    with _single_process_is_meant():
+        dcp.save(dict(tensors), checkpoint_id=temporary, no_dist=not _distributed())
+    _barrier()
+    if _rank() == 0:
+        record = {"step": step, **info, "sha256": _digests(temporary)}
+        (temporary / _INFO).write_text(json.dumps(record, indent=2))
+        _flush_to_disk(temporary)
+        shutil.rmtree(final, ignore_errors=True)  # only from a run that was since resumed from an earlier one
+        os.replace(temporary, final)
+        for old in _checkpoints(directory)[:-KEPT]:
+            shutil.rmtree(old)
+    _barrier()
+    return final
+
+
+def latest_checkpoint(directory: Path) -> Path | None:
+    """The newest complete checkpoint of a run, or `None`."""
+    found = _checkpoints(directory)
+    return found[-1] if found else None
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a checkpoint, on the CPU, and what else belongs to it. Collective in a process group.
+
+    Chains come back as this rank's shards of all chains, whatever the number of ranks that wrote them.
+
+    Raises:
+        CheckpointError: If it is missing or damaged; the message says how to go on.
+    """
+    try:
+        info = json.loads((path / _INFO).read_text())
+        damaged = [name for name, digest in info["sha256"].items() if _digest(path / name) != digest]
+        if damaged:
+            raise CheckpointError(f"{', '.join(damaged)} changed since it was written")
+        metadata = dcp.FileSystemReader(path).read_metadata()
+        tensors = {
+            name: _template(name, entry)
+            for name, entry in metadata.state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata)
+        }
+        with _single_process_is_meant():
+            dcp.load(tensors, checkpoint_id=path, no_dist=not _distributed())
+    except Exception as error:
+        others = [other.name for other in _checkpoints(path.parent) if other != path]
+        go_on = f"remove it to go on from {others[-1]}" if others else "start the run anew with another --out"
+        raise CheckpointError(f"the checkpoint {path} is damaged ({error}): {go_on}") from error
+    return tensors, info
+
+
+def _template(name: str, entry: TensorStorageMetadata) -> Tensor:
+    if _distributed() and ".chains." in name:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.tensor import Shard, zeros
+
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        shard: Tensor = zeros(entry.size, dtype=entry.properties.dtype, device_mesh=mesh, placements=[Shard(0)])
+        return shard
+    return torch.zeros(entry.size, dtype=entry.properties.dtype)
+
+
+def _checkpoints(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.glob("step-*") if path.is_dir())
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    return {path.name: _digest(path) for path in sorted(directory.iterdir()) if path.is_file()}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush_to_disk(directory: Path) -> None:
+    for path in (*directory.iterdir(), directory):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _single_process_is_meant() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _rank() -> int:
+    return dist.get_rank() if _distributed() else 0
+
+
+def _barrier() -> None:
+    if _distributed():
+        dist.barrier()

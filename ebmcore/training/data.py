@@ -1,0 +1,99 @@
+"""What training asks of data, and the order in which it is visited."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
+
+from ebmcore.errors import UsageError
+from ebmcore.training.streams import stream_generator
+
+
+@runtime_checkable
+class DataSource(Protocol):
+    """What a component of the kind ``dataset`` offers.
+
+    Attributes:
+        train: Training examples ``(N, *shape)``, floating point.
+        test: Test examples ``(M, *shape)``, floating point.
+        shape: Shape of one example.
+        state_space: ``"continuous"``, ``"binary"`` or ``"categorical"``.
+    """
+
+    train: Tensor
+    test: Tensor
+    shape: tuple[int, ...]
+    state_space: str
+
+
+def check_compatible(energy: nn.Module, sampler: object, data: DataSource) -> None:
+    """Raise `UsageError` if energy, sampler and data live in different state spaces.
+
+    An energy or sampler that declares no ``state_space`` fits any.
+    """
+    of_energy = getattr(energy, "state_space", None)
+    of_sampler = getattr(sampler, "state_space", None)
+    if of_energy not in (None, data.state_space):
+        raise UsageError(
+            f"the energy {type(energy).__name__} is for {of_energy} data, but {type(data).__name__} is "
+            f"{data.state_space}: choose another data set or energy, or the data set's option for {of_energy} examples"
+        )
+    if None not in (of_energy, of_sampler) and of_energy != of_sampler:
+        raise UsageError(
+            f"the sampler {type(sampler).__name__} moves in a {of_sampler} space, but the energy "
+            f"{type(energy).__name__} is {of_energy}: choose a sampler for {of_energy} units"
+        )
+
+
+class StepBatches(Sampler[list[int]]):
+    """Batches of row numbers from a given step on: epoch after epoch, each in a new order.
+
+    The order of an epoch is a function of (seed, epoch) alone, so a resumed run sees what the uninterrupted one would have
+    seen. Every rank takes every ``world``-th row of the same order; the last batch of an epoch may be smaller.
+    """
+
+    def __init__(
+        self, n_examples: int, batch_size: int, *, seed: int, start: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
+        self.n_examples = n_examples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start = start
+        self.rank = rank
+        self.world = world
+        rows_per_rank = -(-n_examples // world)
+        self.steps_per_epoch = -(-rows_per_rank // batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, first = divmod(self.start, self.steps_per_epoch)
+        while True:
+            order = torch.randperm(self.n_examples, generator=stream_generator(self.seed, "data", epoch))
+            padding = -self.n_examples % self.world
+            rows = torch.cat([order, order[:padding]])[self.rank :: self.world]
+            for batch in rows.split(self.batch_size)[first:]:
+                yield batch.tolist()
+            epoch, first = epoch + 1, 0
+
+
+def batches(data: Tensor | Dataset[Any], order: StepBatches) -> Iterator[Sequence[Tensor]]:
+    """Batches ``(x, *conditions)`` in that order, without end."""
+    dataset = TensorDataset(data) if isinstance(data, Tensor) else data
+    # A generator of its own, or the loader would take a number from the global one.
+    generator = torch.Generator().manual_seed(order.seed)
+    if isinstance(dataset, TensorDataset):  # takes a whole batch of rows at once
+        loader = DataLoader(dataset, sampler=order, batch_size=None, generator=generator)
+    else:
+        loader = DataLoader(dataset, batch_sampler=order, generator=generator)
+    for batch in loader:
+        yield (batch,) if isinstance(batch, Tensor) else tuple(batch)
+
+
+def n_examples(data: Tensor | Dataset[Any]) -> int:
+    """Number of training examples; an error that says what to pass where there are none."""
+    if not hasattr(data, "__len__") or len(data) == 0:
+        raise UsageError("data must hold at least one example: pass a tensor (N, *shape) or a map-style torch Dataset")
+    return len(data)

@@ -1,0 +1,309 @@
+"""The fit loop on Lightning Fabric."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import Dataset
+
+from ebmcore import host
+from ebmcore.energies import check_energies, frozen
+from ebmcore.errors import CheckpointError, DivergenceError, UsageError
+from ebmcore.losses import BaseLoss
+from ebmcore.training.checkpoints import latest_checkpoint, read_checkpoint, write_checkpoint
+from ebmcore.training.data import StepBatches, batches, n_examples
+from ebmcore.training.observers import BaseObserver, MetricsFile, ProgressBar, TensorBoard, notify
+from ebmcore.training.streams import stream_seed
+
+OptimizerFactory = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
+
+
+@dataclass
+class FitResult:
+    """What training leaves.
+
+    Args:
+        energy: The trained energy: its moving average where one was asked for.
+        step: Number of training steps done.
+        metrics: The last logged metrics.
+        checkpoint: The last checkpoint, where ``out`` was given.
+    """
+
+    energy: nn.Module
+    step: int
+    metrics: dict[str, float]
+    checkpoint: Path | None
+
+
+def fit(
+    loss: BaseLoss,
+    data: Tensor | Dataset[Any],
+    *,
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int = 64,
+    optimizer: Literal["adam", "sgd"] | OptimizerFactory = "adam",
+    lr: float = 1e-3,
+    lr_schedule: Literal["constant", "linear"] = "constant",
+    clip_grad: float | None = None,
+    ema_decay: float | None = None,
+    seed: int = 0,
+    accelerator: str = "auto",
+    devices: int = 1,
+    precision: Literal["32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"] = "32-true",
+    out: Path | None = None,
+    resume: bool = False,
+    log_every: int = 10,
+    checkpoint_every: int = 500,
+    progress: bool = True,
+    observers: Sequence[BaseObserver] = (),
+) -> FitResult:
+    """Train the energy of ``loss`` on ``data``.
+
+    All randomness of a step is a function of (seed, stream, step, rank): a run that is killed and resumed ends with the same
+    parameters and chains, bit for bit, as one that was not.
+
+    Args:
+        loss: The loss; its energy is trained in place.
+        data: Training examples ``(N, *shape)``, or a map-style torch ``Dataset`` whose items are examples or tuples of an
+            example and its conditions.
+        epochs: Passes through the data. Give this or ``steps``.
+        steps: Training steps, in place of ``epochs``.
+        batch_size: Examples per step and device.
+        optimizer: Adam, plain stochastic gradient descent, or a function that makes an optimizer of the parameters (``lr`` is
+            then its own affair).
+        lr: Learning rate.
+        lr_schedule: Keep the learning rate, or let it fall linearly to 0 at the end of training.
+        clip_grad: Bound on the norm of the gradient; `None` does not clip.
+        ema_decay: Decay of an exponential moving average of the parameters, e.g. 0.999; `None` keeps none.
+        seed: Seed of all streams.
+        accelerator: ``"cpu"``, ``"gpu"``, or what there is (``"auto"``).
+        devices: Number of devices; chains and data are split between them.
+        precision: Floating-point arithmetic, as Lightning Fabric names it.
+        out: Directory for ``metrics.csv``, checkpoints and TensorBoard's files; `None` writes nothing.
+        resume: Go on from the last checkpoint in ``out``, or from the beginning if it has none.
+        log_every: Steps between two logged metrics.
+        checkpoint_every: Steps between two checkpoints; one more is written at the end.
+        progress: Show a progress bar.
+        observers: Further observers.
+
+    Raises:
+        DivergenceError: When the loss or a parameter is no longer finite. The last good checkpoint stays.
+        UsageError: If the energy cannot take the data.
+    """
+    require_train_extra()
+    from lightning_fabric import Fabric
+
+    fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
+    fabric.launch()
+    rank, world = fabric.global_rank, fabric.world_size
+
+    order = StepBatches(n_examples(data), batch_size, seed=seed, rank=rank, world=world)
+    n_steps = _number_of_steps(epochs, steps, order.steps_per_epoch)
+    # The whole loss is wrapped, not the energy: inside, samplers see the bare module with all its capabilities.
+    model, wrapped_optimizer = fabric.setup(loss, _optimizer(optimizer, loss, lr))
+    loss.generator = torch.Generator(device=fabric.device)
+    energy = getattr(loss, "energy", loss)
+    average = None
+    if ema_decay is not None:
+        average = AveragedModel(energy, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
+    state = _TrainingState(loss, wrapped_optimizer.optimizer, average)
+
+    checkpoint = None
+    if out is not None:
+        out = Path(out)
+        checkpoint = latest_checkpoint(out / "checkpoints") if resume else None
+        if resume is False and latest_checkpoint(out / "checkpoints"):
+            raise UsageError(f"{out} holds the checkpoints of another run: resume it, or choose another directory")
+        if rank == 0:
+            out.mkdir(parents=True, exist_ok=True)
+    order.start = state.load(checkpoint) if checkpoint else 0
+    if order.start == 0:
+        _probe(energy, next(batches(data, order)), fabric)
+
+    watching = _watching(out, progress, observers) if rank == 0 else []
+    schedule = _schedule(lr_schedule, n_steps)
+    base_rates = [group.get("initial_lr", group["lr"]) for group in wrapped_optimizer.param_groups]
+    metrics: dict[str, float] = {}
+    notify(watching, "on_start", order.start, n_steps)
+    try:
+        for step, batch in zip(range(order.start, n_steps), batches(data, order), strict=False):
+            loss.generator.manual_seed(stream_seed(seed, "sampler", step, rank))
+            for group, base in zip(wrapped_optimizer.param_groups, base_rates, strict=True):
+                group["lr"] = base * schedule(step)
+            with _naming(step):
+                value = _first(model(*fabric.to_device(batch)))
+            wrapped_optimizer.zero_grad()
+            fabric.backward(value)
+            if clip_grad is not None:
+                fabric.clip_gradients(model, wrapped_optimizer, max_norm=clip_grad, error_if_nonfinite=False)
+            wrapped_optimizer.step()
+            if average is not None:
+                average.update_parameters(energy)
+
+            done = step + 1
+            last = done == n_steps
+            if done % log_every == 0 or last:
+                metrics = _read_metrics(fabric, loss, value, done)
+                notify(watching, "on_log", done, metrics)
+            if out is not None and (done % checkpoint_every == 0 or last):
+                _check_finite(fabric, energy, done)
+                checkpoint = write_checkpoint(out / "checkpoints", done, state.tensors(), state.info())
+                notify(watching, "on_checkpoint", done, checkpoint)
+    finally:
+        notify(watching, "on_end")
+    trained = average.module if average is not None else energy
+    return FitResult(trained, max(order.start, n_steps), metrics, checkpoint)
+
+
+def require_train_extra() -> None:
+    """Raise `UsageError` with the line that installs what training needs, unless it is there."""
+    needed = ("lightning_fabric", "jsonargparse", "yaml", "rich", "matplotlib")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"this needs {', '.join(missing)}, which is not installed: pip install 'ebmcore[train]'")
+
+
+class _TrainingState:
+    """Everything a resumed run needs, as one flat mapping of tensors."""
+
+    def __init__(self, loss: BaseLoss, optimizer: torch.optim.Optimizer, average: nn.Module | None) -> None:
+        self.loss = loss
+        self.optimizer = optimizer
+        self.average = average
+
+    def tensors(self) -> dict[str, Tensor]:
+        flat: dict[str, Tensor] = {f"loss.{name}": t for name, t in self.loss.state_dict().items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            flat |= {f"optimizer.{index}.{name}": t for name, t in values.items() if isinstance(t, Tensor)}
+        if self.average is not None:
+            flat |= {f"average.{name}": t for name, t in self.average.state_dict().items()}
+        return flat
+
+    def info(self) -> dict[str, Any]:
+        from importlib_metadata import version
+
+        parts = {"loss": self.loss, "energy": getattr(self.loss, "energy", None), "sampler": getattr(self.loss, "sampler", None)}
+        components = {kind: host.provenance(part) for kind, part in parts.items() if part is not None}
+        return {"ebmcore": version("ebmcore"), "torch": torch.__version__, "components": components}
+
+    def load(self, path: Path) -> int:
+        """Load a checkpoint; return the number of steps done."""
+        flat, info = read_checkpoint(path)
+        groups: dict[str, dict[str, Tensor]] = {"loss": {}, "optimizer": {}, "average": {}}
+        for key, tensor in flat.items():
+            group, _, name = key.partition(".")
+            groups[group][name] = tensor
+        try:
+            self.loss.load_state_dict(groups["loss"])
+            if self.average is not None:
+                self.average.load_state_dict(groups["average"])
+            slots: dict[int, dict[str, Tensor]] = {}
+            for key, tensor in groups["optimizer"].items():
+                index, _, name = key.partition(".")
+                slots.setdefault(int(index), {})[name] = tensor
+            own = self.optimizer.state_dict()
+            self.optimizer.load_state_dict({"state": slots, "param_groups": own["param_groups"]})
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{path} belongs to another configuration than this run's: {reason}") from error
+        return int(info["step"])
+
+
+def _number_of_steps(epochs: int | None, steps: int | None, steps_per_epoch: int) -> int:
+    if (epochs is None) == (steps is None):
+        raise UsageError("give the length of training, either as epochs or as steps")
+    n_steps = steps if steps is not None else (epochs or 0) * steps_per_epoch
+    if n_steps < 1:
+        raise UsageError(f"training needs at least one step, got epochs={epochs}, steps={steps}")
+    return n_steps
+
+
+def _optimizer(
+    optimizer: Literal["adam", "sgd"] | OptimizerFactory, loss: nn.Module, lr: float
+) -> torch.optim.Optimizer:
+    if callable(optimizer):
+        return optimizer(loss.parameters())
+    if optimizer not in ("adam", "sgd"):
+        raise UsageError(f"optimizer must be 'adam', 'sgd' or a function of the parameters, got {optimizer!r}")
+    if not lr > 0:
+        raise UsageError(f"lr must be above 0, got {lr!r}")
+    kind = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
+    return kind(loss.parameters(), lr=lr)
+
+
+def _schedule(name: str, n_steps: int) -> Callable[[int], float]:
+    if name not in ("constant", "linear"):
+        raise UsageError(f"lr_schedule must be 'constant' or 'linear', got {name!r}")
+    return (lambda step: 1 - step / n_steps) if name == "linear" else (lambda step: 1.0)
+
+
+def _watching(out: Path | None, progress: bool, observers: Sequence[BaseObserver]) -> list[BaseObserver]:
+    own: list[BaseObserver] = [ProgressBar()] if progress else []
+    if out is not None:
+        own.append(MetricsFile(out / "metrics.csv"))
+        if TensorBoard.available:
+            own.append(TensorBoard(out / "tensorboard"))
+    return [*own, *observers]
+
+
+def _probe(energy: nn.Module, batch: Sequence[Tensor], fabric: Any) -> None:
+    """Find out before the first step whether the energy can take the data."""
+    x, *conditions = (part[:2] for part in fabric.to_device(batch))
+    try:
+        with frozen(energy), torch.no_grad(), fabric.autocast():
+            check_energies(energy(fabric.strategy.precision.convert_input(x), *conditions), x)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"the energy {type(energy).__name__} cannot take examples of shape {tuple(x.shape[1:])} ({x.dtype}): {reason}"
+        ) from error
+
+
+def _first(output: Any) -> Tensor:
+    value: Tensor = output[0] if isinstance(output, tuple) else output
+    return value
+
+
+@contextmanager
+def _naming(step: int) -> Iterator[None]:
+    try:
+        yield
+    except DivergenceError as error:
+        raise DivergenceError(f"training stopped at step {step + 1}: {error}") from error
+
+
+def _read_metrics(fabric: Any, loss: BaseLoss, value: Tensor, step: int) -> dict[str, float]:
+    """Metrics averaged over ranks; the one place where a step waits for the device."""
+    names = ["loss", *loss.metrics]
+    values = torch.stack([t.detach().double() for t in (value, *loss.metrics.values())])
+    metrics = dict(zip(names, fabric.all_reduce(values, reduce_op="mean").tolist(), strict=True))
+    _stop_unless_finite(metrics, step)
+    return metrics
+
+
+def _check_finite(fabric: Any, energy: nn.Module, step: int) -> None:
+    """No checkpoint of parameters that are not finite."""
+    norms = [p.detach().double().norm() for p in energy.parameters()]
+    total = torch.stack(norms).sum() if norms else torch.zeros((), device=fabric.device)
+    _stop_unless_finite({"norm of the parameters": fabric.all_reduce(total, reduce_op="mean").item()}, step)
+
+
+def _stop_unless_finite(metrics: Mapping[str, float], step: int) -> None:
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise DivergenceError(
+                f"training stopped at step {step}: the {name} is {json.dumps(value)}. Lower the learning rate or the step size, "
+                "clip the gradient (clip_grad), or regularise the energy (energy_l2, spectral normalisation); the last good "
+                "checkpoint is kept"
+            )

@@ -1,0 +1,119 @@
+"""What watches a run: the metrics file, TensorBoard, the progress bar, and observers of plugins."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ebmcore.errors import PluginError
+
+
+class BaseObserver:
+    """Told of what happens in a run, on the first rank only. A subclass overrides what it wants to hear of."""
+
+    def on_start(self, step: int, n_steps: int) -> None:
+        """Training begins after ``step`` steps already done (0, or more in a resumed run), up to ``n_steps``."""
+
+    def on_log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics of training step ``step``, at the logging interval."""
+
+    def on_checkpoint(self, step: int, path: Path) -> None:
+        """A checkpoint is complete."""
+
+    def on_end(self) -> None:
+        """Training ended, or was stopped by an error."""
+
+
+def notify(observers: Sequence[BaseObserver], event: str, *args: Any) -> None:
+    """Tell all observers. One that raises ends the run, with its name and the event in the message."""
+    for observer in observers:
+        method: Callable[..., None] = getattr(observer, event)
+        try:
+            method(*args)
+        except Exception as error:
+            raise PluginError(f"the observer {type(observer).__name__} failed in {event}{args[:1]}: {error}") from error
+
+
+class MetricsFile(BaseObserver):
+    """``metrics.csv``: one row for each logged step. A resumed run drops the rows it will write again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.columns: list[str] = []
+
+    def on_start(self, step: int, n_steps: int) -> None:
+        rows = []
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                # The last line of a killed run may be cut off.
+                rows = [row for row in csv.DictReader(file) if None not in row.values() and int(row["step"]) <= step]
+        self.columns = list(rows[0]) if rows else []
+        self._rewrite(rows)
+
+    def on_log(self, step: int, metrics: Mapping[str, float]) -> None:
+        row = {"step": step, **metrics}
+        new = [name for name in row if name not in self.columns]
+        if new:
+            with self.path.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            self.columns += new
+            self._rewrite(rows)
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
+
+    def _rewrite(self, rows: Sequence[Mapping[str, str]]) -> None:
+        temporary = self.path.with_suffix(".writing")
+        with temporary.open("w", newline="") as file:
+            if self.columns:
+                writer = csv.DictWriter(file, self.columns)
+                writer.writeheader()
+                writer.writerows(rows)
+        os.replace(temporary, self.path)
+
+
+class TensorBoard(BaseObserver):
+    """Scalars for TensorBoard, where it is installed (`available`)."""
+
+    available = importlib.util.find_spec("tensorboard") is not None
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def on_start(self, step: int, n_steps: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(self.directory), purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
+
+    def on_log(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+
+    def on_end(self) -> None:
+        self.writer.close()  # type: ignore[no-untyped-call]
+
+
+class ProgressBar(BaseObserver):
+    """A bar in the terminal."""
+
+    def on_start(self, step: int, n_steps: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[metrics]}"),
+        )
+        self.task = self.progress.add_task("training", total=n_steps, completed=step, metrics="")
+        self.progress.start()
+
+    def on_log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.progress.update(self.task, completed=step, metrics=f"loss {metrics['loss']:.3f}")
+
+    def on_end(self) -> None:
+        self.progress.stop()

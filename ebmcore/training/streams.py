@@ -1,0 +1,30 @@
+"""Named random streams, each a pure function of (seed, stream, step, rank).
+
+A run that is killed and resumed draws the same numbers again because there is no generator state to lose.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+
+def stream_seed(seed: int, stream: str, step: int = 0, rank: int = 0) -> int:
+    """A 63-bit seed; any two different arguments give unrelated ones.
+
+    Example:
+        >>> stream_seed(0, "data", step=1) == stream_seed(0, "data", step=1)
+        True
+        >>> stream_seed(0, "data", step=1) == stream_seed(0, "sampler", step=1)
+        False
+    """
+    digest = hashlib.blake2b(f"{seed}/{stream}/{step}/{rank}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def stream_generator(
+    seed: int, stream: str, step: int = 0, rank: int = 0, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """A generator at the beginning of a stream."""
+    return torch.Generator(device=device).manual_seed(stream_seed(seed, stream, step, rank))

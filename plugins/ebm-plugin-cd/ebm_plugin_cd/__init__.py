@@ -1,0 +1,10 @@
+"""Contrastive divergence as an ebmcore plugin."""
+
+from __future__ import annotations
+
+import ebmcore
+
+
+@ebmcore.hookimpl
+def ebmcore_register(register):
+    register.loss("cd", "ebm_plugin_cd.loss:ContrastiveDivergence")

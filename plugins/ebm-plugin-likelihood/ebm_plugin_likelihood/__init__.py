@@ -1,0 +1,11 @@
+"""Log-likelihoods as an ebmcore plugin."""
+
+from __future__ import annotations
+
+import ebmcore
+
+
+@ebmcore.hookimpl
+def ebmcore_register(register):
+    register.metric("exact-ll", "ebm_plugin_likelihood.exact:ExactLogLikelihood")
+    register.metric("ais-ll", "ebm_plugin_likelihood.ais:AISLogLikelihood")

@@ -1,0 +1,143 @@
+"""Log-likelihood with a normaliser estimated by annealed importance sampling."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import ebmcore
+import torch
+from ebmcore.distributions import BaseDistribution, Bernoulli, Normal
+from ebmcore.errors import DivergenceError, UsageError
+from ebmcore.samplers import check_sampler
+from torch import Tensor, nn
+
+from ebm_plugin_likelihood.common import energies, float64_copy, interval, resample
+
+
+class AISLogLikelihood:
+    r"""Mean test log-likelihood in nats, with :math:`\log Z` from annealed importance sampling (AIS); all in float64.
+
+    Chains start as exact samples of a base distribution :math:`p_0` fitted to the training data (base rates of binary data,
+    mean and variance of real data) and pass through the path :math:`E_\beta` of `ebmcore.tempered`, from
+    :math:`\beta_0 = 0` to :math:`\beta_K = 1`, with one transition at each temperature:
+
+    .. math:: \log w = \sum_{k=1}^{K} E_{\beta_{k-1}}(x_{k-1}) - E_{\beta_k}(x_{k-1}), \qquad
+              Z \approx \frac1N\sum_n w_n
+
+    The *weights* are averaged, not their logarithms. The run goes forward, from base to model: :math:`E[\log \hat Z]` is at
+    most :math:`\log Z`, so the log-likelihood errs on the high side when there are too few temperatures. Believe it only with
+    an effective sample size of many chains, and when it no longer falls as ``n_temperatures`` grows.
+
+    Args:
+        n_chains: Number of AIS chains.
+        n_temperatures: Steps of the annealing path, evenly spaced.
+        sampler: Name of the sampler of the transitions; `None` takes the one that the model was trained with. It must leave
+            its target invariant (``exact``).
+        sampler_options: Keywords of that sampler.
+        n_bootstrap: Replications of the interval.
+
+    The result holds ``log_likelihood``, its 95 % bootstrap interval over AIS chains and test examples together
+    (``interval_low``, ``interval_high``), ``log_partition`` with the standard error over the chains alone
+    (``log_partition_se``), and ``effective_sample_size``, in chains.
+
+    Source: R. M. Neal (2001), "Annealed importance sampling"; R. Salakhutdinov and I. Murray (2008), "On the quantitative
+    analysis of deep belief networks".
+    """
+
+    def __init__(
+        self,
+        *,
+        n_chains: int = 500,
+        n_temperatures: int = 1000,
+        sampler: str | None = None,
+        sampler_options: dict[str, Any] | None = None,
+        n_bootstrap: int = 1000,
+    ) -> None:
+        if n_chains < 2 or n_temperatures < 1 or n_bootstrap < 1:
+            raise ValueError("need n_chains >= 2, n_temperatures >= 1 and n_bootstrap >= 1")
+        if sampler_options and sampler is None:
+            raise ValueError("sampler_options belong to a sampler: name it with sampler=...")
+        self.n_chains = n_chains
+        self.n_temperatures = n_temperatures
+        self.sampler = None if sampler is None else ebmcore.create_sampler(sampler, **(sampler_options or {}))
+        self.n_bootstrap = n_bootstrap
+
+    def __call__(
+        self, energy: nn.Module, data: Any, *, sampler: Any = None, generator: torch.Generator | None = None
+    ) -> dict[str, float]:
+        """Measure ``energy`` on ``data.test``.
+
+        Args:
+            energy: The model; left as it is.
+            data: Has ``train`` and ``test`` ``(N, *shape)`` and ``state_space``.
+            sampler: The transitions, unless the metric was made with its own.
+            generator: Randomness of the chains, on their device; that of the interval is derived from it.
+        """
+        energy = float64_copy(energy)
+        log_weights = self.log_weights(energy, base_of(data), self._exact(sampler, energy), generator=generator).cpu()
+        log_z = log_mean_exp(log_weights)
+        minus_energy = -energies(energy, data.test.double()).cpu()
+
+        # The interval's randomness is its own, so that it does not depend on the device of the chains.
+        own = torch.Generator().manual_seed(torch.initial_seed() if generator is None else generator.initial_seed())
+        log_zs = log_mean_exp(log_weights[resample(self.n_chains, self.n_bootstrap, own)])
+        means = minus_energy[resample(len(minus_energy), self.n_bootstrap, own)].mean(1)
+        low, high = interval(means - log_zs)
+        return {
+            "log_likelihood": (minus_energy.mean() - log_z).item(),
+            "interval_low": low,
+            "interval_high": high,
+            "log_partition": log_z.item(),
+            "log_partition_se": log_zs.std().item(),
+            "effective_sample_size": effective_sample_size(log_weights).item(),
+        }
+
+    def log_weights(
+        self, energy: nn.Module, base: BaseDistribution, sampler: Any, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Log importance weights ``(n_chains,)`` of runs from the normalised ``base`` to ``exp(-E)``."""
+        x = base.sample(self.n_chains, generator=generator)
+        total = torch.zeros(self.n_chains, dtype=torch.float64, device=x.device)
+        betas = torch.linspace(0, 1, self.n_temperatures + 1, dtype=torch.float64, device=x.device)
+        path = (ebmcore.tempered(energy, beta, base) for beta in betas)
+        with torch.no_grad():
+            for colder, warmer in pairwise(path):
+                total += colder(x) - warmer(x)
+                x = sampler.sample(warmer, x, 1, generator=generator)
+        if not total.isfinite().all():
+            raise DivergenceError(
+                "AIS met weights that are not finite: the energy is not normalisable, or the sampler's step size is too large"
+            )
+        return total
+
+    def _exact(self, given: Any, energy: nn.Module) -> Any:
+        sampler = self.sampler or given
+        if sampler is None:
+            raise UsageError("ais-ll needs a sampler: name one that is exact, e.g. sampler='mala'")
+        if not getattr(sampler, "exact", False):
+            raise UsageError(
+                f"ais-ll needs a sampler that leaves its target invariant, which {type(sampler).__name__} does not: name one "
+                "that does, e.g. --metric.sampler mala --metric.sampler_options '{step_size: 0.1}'"
+            )
+        check_sampler(sampler, energy)
+        return sampler
+
+
+def base_of(data: Any) -> BaseDistribution:
+    """The base distribution that fits the training data: base rates of binary units, else independent normals."""
+    x = data.train.double()
+    if data.state_space == "binary":
+        return Bernoulli.from_data(x)
+    return Normal(x.mean(0), x.std(0).clamp_min(1e-3))
+
+
+def log_mean_exp(log_weights: Tensor) -> Tensor:
+    """Logarithm of the mean weight, over the last axis."""
+    return torch.logsumexp(log_weights, dim=-1) - math.log(log_weights.shape[-1])
+
+
+def effective_sample_size(log_weights: Tensor) -> Tensor:
+    r""":math:`(\sum w)^2 / \sum w^2`: how many equally weighted chains the weighted ones are worth."""
+    return torch.exp(2 * torch.logsumexp(log_weights, dim=-1) - torch.logsumexp(2 * log_weights, dim=-1))

@@ -1,0 +1,11 @@
+"""Neural-network energies as an ebmcore plugin."""
+
+from __future__ import annotations
+
+import ebmcore
+
+
+@ebmcore.hookimpl
+def ebmcore_register(register):
+    register.energy("mlp", "ebm_plugin_nets.mlp:MLP")
+    register.energy("conv", "ebm_plugin_nets.conv:Conv")

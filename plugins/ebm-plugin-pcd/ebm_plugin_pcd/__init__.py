@@ -1,0 +1,10 @@
+"""Persistent contrastive divergence as an ebmcore plugin."""
+
+from __future__ import annotations
+
+import ebmcore
+
+
+@ebmcore.hookimpl
+def ebmcore_register(register):
+    register.loss("pcd", "ebm_plugin_pcd.loss:PersistentContrastiveDivergence")

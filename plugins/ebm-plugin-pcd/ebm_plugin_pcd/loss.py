@@ -1,0 +1,92 @@
+"""PCD, Tieleman 2008."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from ebmcore import BaseContrastiveDivergence, ChainState, Sampler
+from ebmcore.distributions import Empirical, InitialDistribution
+from torch import Tensor, nn
+
+
+class PersistentContrastiveDivergence(BaseContrastiveDivergence):
+    r"""Persistent contrastive divergence: the negative chains go on where they stopped in the last step.
+
+    .. math:: L = \frac1B\sum_i E(x_i) - \frac1M\sum_j E(\hat x_j),
+              \qquad \hat x_j \leftarrow T^k(\cdot \mid \hat x_j)
+
+    With a learning rate small against the mixing of the chains, they stay near the model's distribution, and the gradient
+    near the likelihood's. Each step draws as many different chains as the batch has examples (all of them, if they are
+    fewer) and writes them back into their slots.
+
+    Args:
+        energy: The model, any module ``(B, *shape) -> (B,)``.
+        sampler: A `Sampler`; its whole state persists with the chain.
+        k_steps: Transitions per call, at least 1.
+        n_chains: Number of chains, independent of the batch size; in distributed training over all ranks.
+        restart_prob: Probability that a drawn chain starts anew from the initial distribution, in [0, 1].
+        initial: Where chains start: ``"model"``, the energy's own initial distribution (Bernoulli for binary units) or a
+            standard normal where it has none; ``"data"``, rows of the batch; or an object with
+            ``sample(n, *, generator)``.
+        energy_l2: Weight of the mean squared energies, a regulariser; 0 turns it off.
+        joint_forward: Score data and negatives in one forward of the concatenated batch.
+
+    Source: T. Tieleman (2008), "Training restricted Boltzmann machines using approximations to the likelihood gradient";
+    restarts: Y. Du and I. Mordatch (2019), "Implicit generation and modeling with energy-based models".
+
+    Example:
+        >>> import torch
+        >>> from ebmcore.testing import Identity, Quadratic
+        >>> pcd = PersistentContrastiveDivergence(Quadratic((2,)), Identity(), n_chains=10)
+        >>> loss, pred_x = pcd(torch.ones(4, 2))
+        >>> pred_x.shape, pcd.chain.shape
+        (torch.Size([4, 2]), torch.Size([10, 2]))
+    """
+
+    def __init__(
+        self,
+        energy: nn.Module,
+        sampler: Sampler,
+        k_steps: int = 1,
+        *,
+        n_chains: int = 256,
+        restart_prob: float = 0.0,
+        initial: Literal["model", "data"] | InitialDistribution = "model",
+        energy_l2: float = 0.0,
+        joint_forward: bool = True,
+    ) -> None:
+        super().__init__(energy, sampler, k_steps, energy_l2=energy_l2, joint_forward=joint_forward)
+        if isinstance(n_chains, bool) or not isinstance(n_chains, int) or n_chains < 1:
+            raise ValueError(f"n_chains must be a whole number of at least 1, got {n_chains!r}")
+        if not 0 <= restart_prob <= 1:
+            raise ValueError(f"restart_prob must be a probability in [0, 1], got {restart_prob!r}")
+        if initial not in ("model", "data") and not isinstance(initial, InitialDistribution):
+            raise ValueError(f"initial must be 'model', 'data' or have sample(n, *, generator), got {initial!r}")
+        self.n_chains = n_chains
+        self.restart_prob = restart_prob
+        self.initial = initial
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        pred_x = self.draw_negatives(x, *args, **kwargs)
+        return self.compute_loss(x, pred_x, *args, **kwargs), pred_x
+
+    def compute_loss(self, x: Tensor, pred_x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.energy_gap(x, pred_x, *args, **kwargs)
+
+    def start_chains(self, x: Tensor, *args: Any, **kwargs: Any) -> ChainState:
+        return self.draw_persistent_chains(
+            x, *args, n_chains=self.n_chains, restart_prob=self.restart_prob, **kwargs
+        )
+
+    def keep_chains(self, state: ChainState) -> None:
+        self.chains.write(state)
+
+    def initial_distribution(self, shape: Sequence[int], x: Tensor | None = None) -> InitialDistribution:
+        if self.initial == "model":
+            return super().initial_distribution(shape, x)
+        if self.initial != "data":
+            return self.initial
+        if x is None:
+            raise ValueError("initial='data' starts chains from a batch: call the loss on data first")
+        return Empirical(x)

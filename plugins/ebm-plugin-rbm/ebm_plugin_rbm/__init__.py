@@ -1,0 +1,11 @@
+"""Restricted Boltzmann machines and block Gibbs sampling as an ebmcore plugin."""
+
+from __future__ import annotations
+
+import ebmcore
+
+
+@ebmcore.hookimpl
+def ebmcore_register(register):
+    register.energy("rbm", "ebm_plugin_rbm.rbm:RBM")
+    register.sampler("gibbs", "ebm_plugin_rbm.gibbs:Gibbs")
