@@ -70,7 +70,7 @@ class PluginManager:
             report = self._suspect(name)
             if report is None:
                 raise
-            raise PluginError(f"{unknown}. {_failure(report)}") from (report.error or unknown)
+            raise PluginError(f"the {kind} {name!r} cannot be had: {_failure(report)}") from (report.error or unknown)
 
     def load(self, component: Component) -> type[Any]:
         """The class of a component; failures name the cause, the distribution and the fix, and are remembered."""
@@ -223,7 +223,7 @@ def _check_target(kind: str, target: Any) -> None:
 
 
 def _failure(report: PluginReport) -> str:
-    return f"The plugin {report.distribution} is {report.state}: {report.reason}. {_advice(report)}"
+    return f"the plugin {report.distribution} is {report.state}: {report.reason}. {_advice(report)}"
 
 
 def _advice(report: PluginReport) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from ebmcore.samplers import BaseSampler, ChainState, Info
+from ebmcore.samplers import BaseSampler, ChainState, Info, normal_like
 
 
 class Identity(BaseSampler):
@@ -19,3 +21,25 @@ class Identity(BaseSampler):
         self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None
     ) -> tuple[ChainState, Info]:
         return state, {}
+
+
+class ExactGaussian(BaseSampler):
+    r"""The exact Ornstein-Uhlenbeck transition of a `Quadratic` energy, which leaves it invariant at any correlation.
+
+    .. math:: x' = \mu + \rho (x - \mu) + \sqrt{(1 - \rho^2) / a}\,\xi
+
+    Args:
+        correlation: :math:`\rho` in [0, 1); 0 draws independent exact samples.
+    """
+
+    exact = True
+    state_space = "continuous"
+
+    def __init__(self, correlation: float = 0.0) -> None:
+        self.correlation = correlation
+
+    def step(
+        self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None
+    ) -> tuple[ChainState, Info]:
+        innovation = normal_like(state.x, generator) * math.sqrt(1 - self.correlation**2) / energy.precision.sqrt()
+        return replace(state, x=energy.mean + self.correlation * (state.x - energy.mean) + innovation), {}

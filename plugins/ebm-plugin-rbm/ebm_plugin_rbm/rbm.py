@@ -53,7 +53,7 @@ class RBM(BernoulliPair):
 
     Attributes:
         training_defaults: How ``ebmcore train`` trains it unless told otherwise: plain gradient descent with a learning rate
-            that falls linearly to 0. Adam enlarges the noise of persistent chains.
+            that falls linearly to 0. The rate is large, as persistent chains allow; CD-1 wants a smaller one, such as 0.5.
 
     Args:
         shape: Shape of one example; its units are the visible ones.
@@ -76,7 +76,7 @@ class RBM(BernoulliPair):
         "optimizer": "sgd",
         "lr": 1.2,
         "lr_schedule": "linear",
-        "batch_size": 32,
+        "batch_size": 50,
     }
 
     def __init__(self, shape: Sequence[int], hidden: int, *, weight_std: float = 0.01) -> None:

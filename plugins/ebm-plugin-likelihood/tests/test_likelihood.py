@@ -1,0 +1,226 @@
+"""Likelihoods against closed forms."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import ebmcore
+import pytest
+import torch
+from ebm_plugin_likelihood.ais import AISLogLikelihood, effective_sample_size, log_mean_exp
+from ebm_plugin_likelihood.exact import ExactLogLikelihood
+from ebmcore import BaseSampler
+from ebmcore.distributions import Bernoulli, Normal
+from ebmcore.errors import DivergenceError, MissingCapabilityError, UsageError
+from ebmcore.testing import Boltzmann, Identity, Quadratic
+from torch import nn
+
+
+class Flip(BaseSampler):
+    """Metropolis: flips one random unit, for binary energies."""
+
+    exact = True
+
+    def step(self, energy, state, *, generator=None):
+        x = state.x
+        unit = torch.randint(x.shape[1], (len(x), 1), generator=generator)
+        y = x.scatter(1, unit, 1 - x.gather(1, unit))
+        accept = torch.rand(len(x), generator=generator, dtype=torch.float64).log() < energy(x) - energy(y)
+        return replace(state, x=torch.where(accept[:, None], y, x)), {}
+
+
+class Walk(BaseSampler):
+    """Random-walk Metropolis."""
+
+    exact = True
+
+    def step(self, energy, state, *, generator=None):
+        x = state.x
+        y = x + torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        accept = torch.rand(len(x), generator=generator, dtype=torch.float64).log() < energy(x) - energy(y)
+        return replace(state, x=torch.where(accept[:, None], y, x)), {}
+
+
+def gaussian_data(n=2000):
+    x = torch.randn(n, 2, generator=torch.Generator().manual_seed(0))
+    return SimpleNamespace(train=x, test=x[:500], shape=(2,), state_space="continuous")
+
+
+def binary_data(energy, n=500):
+    rows = torch.multinomial(energy.probabilities(), n, replacement=True, generator=torch.Generator().manual_seed(0))
+    x = energy.states()[rows]
+    return SimpleNamespace(train=x, test=x, shape=(x.shape[1],), state_space="binary")
+
+
+def seeded():
+    return torch.Generator().manual_seed(0)
+
+
+def test_enumeration_is_exact():
+    energy = Boltzmann(6)
+    data = binary_data(energy)
+    codes = (data.test * 2 ** torch.arange(6)).sum(1).long()
+    expected = energy.probabilities().log()[codes].mean().item()
+    result = ExactLogLikelihood()(energy, data, generator=seeded())
+    assert result["log_likelihood"] == pytest.approx(expected, abs=1e-6)
+    assert result["interval_low"] < expected < result["interval_high"]
+
+
+def test_the_energys_own_normaliser_is_used():
+    class Known(Quadratic):
+        def log_partition(self):
+            return torch.tensor(5.0, dtype=torch.float64)
+
+    data = gaussian_data()
+    result = ExactLogLikelihood()(Known(), data, generator=seeded())
+    assert result["log_partition"] == 5.0
+    assert result["log_likelihood"] == pytest.approx(-5 - data.test.double().square().sum(1).mean().item() / 2)
+
+
+@pytest.mark.parametrize("precision", [0.5, 1.0, 4.0])
+def test_the_grid_finds_the_normaliser_of_a_gaussian(precision):
+    result = ExactLogLikelihood()(Quadratic((2,), precision), gaussian_data(), generator=seeded())
+    assert result["log_partition"] == pytest.approx(math.log(2 * math.pi / precision), abs=1e-4)
+    assert result["edge_mass"] < 1e-4
+
+
+def test_mass_beyond_the_grid_is_warned_of():
+    with pytest.warns(UserWarning, match="raise grid_margin"):
+        ExactLogLikelihood(grid_margin=0.0)(Quadratic((2,), 0.1), gaussian_data(), generator=seeded())
+
+
+def test_the_interval_shrinks_as_the_test_data_grow():
+    data = gaussian_data(40_000)
+    widths = []
+    for n in (100, 10_000):
+        data.test = data.train[:n]
+        result = ExactLogLikelihood()(Quadratic((2,)), data, generator=seeded())
+        widths.append(result["interval_high"] - result["interval_low"])
+    # Mean of 0.5 * chi-square with 2 degrees of freedom: standard deviation 1.
+    assert widths[1] == pytest.approx(2 * 1.96 / 100, rel=0.1)
+    assert widths[0] / widths[1] == pytest.approx(10, rel=0.3)
+
+
+def test_what_cannot_be_enumerated_is_an_error_with_advice():
+    data = SimpleNamespace(train=torch.zeros(2, 30), test=torch.zeros(2, 30), shape=(30,), state_space="binary")
+    with pytest.raises(UsageError, match="use the metric 'ais-ll'"):
+        ExactLogLikelihood()(Quadratic((30,)), data)
+
+
+def test_ais_between_equal_distributions_is_exact_with_one_temperature():
+    # W = 0 of a Boltzmann machine: the model is independent, and so is the base.
+    energy = Boltzmann(5)
+    with torch.no_grad():
+        energy.coupling.zero_()
+    metric = AISLogLikelihood(n_chains=10, n_temperatures=1)
+    weights = metric.log_weights(energy.double(), Bernoulli(energy.bias.detach().double()), Flip(), generator=seeded())
+    expected = nn.functional.softplus(energy.bias.double()).sum().item()
+    torch.testing.assert_close(weights, torch.full((10,), expected, dtype=torch.float64), atol=1e-10, rtol=0)
+
+
+def test_ais_finds_the_normaliser_of_a_gaussian():
+    metric = AISLogLikelihood(n_chains=1000, n_temperatures=200)
+    weights = metric.log_weights(
+        Quadratic((2,), 4.0).double(), Normal(torch.zeros(2).double(), 1.0), Walk(), generator=seeded()
+    )
+    error = (weights.exp().std() / weights.exp().mean() / 1000**0.5).item()
+    assert log_mean_exp(weights).item() == pytest.approx(math.log(2 * math.pi / 4), abs=4 * error)
+    assert error < 0.02
+
+
+def test_ais_finds_the_likelihood_of_a_boltzmann_machine_within_its_interval():
+    energy = Boltzmann(6)
+    data = binary_data(energy)
+    exact = ExactLogLikelihood()(energy, data, generator=seeded())
+    result = AISLogLikelihood(n_chains=500, n_temperatures=300)(energy, data, sampler=Flip(), generator=seeded())
+    assert result["log_partition"] == pytest.approx(exact["log_partition"], abs=4 * result["log_partition_se"])
+    assert result["log_partition_se"] < 0.02
+    assert result["interval_low"] < exact["log_likelihood"] < result["interval_high"]
+    assert 450 < result["effective_sample_size"] <= 500
+
+
+def test_the_forward_estimate_errs_on_the_high_side_of_the_likelihood():
+    # With one temperature the mean of log Z over repetitions lies below log Z, by far.
+    energy = Boltzmann(6, scale=3.0)
+    exact = torch.logsumexp(-energy(energy.states()).double(), 0).item()
+    metric, base = AISLogLikelihood(n_chains=2, n_temperatures=1), Bernoulli(torch.zeros(6).double())
+    generator = seeded()
+    estimates = torch.stack(
+        [log_mean_exp(metric.log_weights(energy.double(), base, Flip(), generator=generator)) for _ in range(500)]
+    )
+    assert (estimates.mean() + 4 * estimates.std() / 500**0.5).item() < exact
+
+
+def test_weights_are_averaged_not_their_logarithms():
+    log_weights = torch.tensor([0.0, math.log(3.0)], dtype=torch.float64)
+    assert log_mean_exp(log_weights).item() == pytest.approx(math.log(2.0))
+
+
+def test_the_effective_sample_size_counts_equal_weights_and_a_single_one():
+    assert effective_sample_size(torch.zeros(8).double()).item() == pytest.approx(8.0)
+    assert effective_sample_size(torch.tensor([0.0, -500.0, -500.0]).double()).item() == pytest.approx(1.0)
+    assert effective_sample_size(torch.tensor([0.0, math.log(3.0)]).double()).item() == pytest.approx(16 / 10)
+
+
+def test_weights_are_float64_and_the_model_is_left_alone():
+    energy = Quadratic((2,)).train()
+    before = {name: t.clone() for name, t in energy.state_dict().items()}
+    rng = torch.get_rng_state()
+    result = AISLogLikelihood(n_chains=20, n_temperatures=10)(energy, gaussian_data(), sampler=Walk(), generator=seeded())
+    assert isinstance(result["log_likelihood"], float)
+    assert energy.training
+    assert energy.precision.dtype == torch.float32
+    assert energy.precision.requires_grad
+    assert all(torch.equal(t, before[name]) for name, t in energy.state_dict().items())
+    assert torch.equal(rng, torch.get_rng_state())
+
+
+def test_a_generator_repeats_the_estimate():
+    metric = AISLogLikelihood(n_chains=20, n_temperatures=10)
+    results = [metric(Quadratic((2,)), gaussian_data(), sampler=Walk(), generator=seeded()) for _ in range(2)]
+    assert results[0] == results[1]
+
+
+def test_a_sampler_that_is_not_exact_is_refused_with_advice():
+    class Biased(Identity):
+        exact = False
+
+    with pytest.raises(UsageError, match=r"Biased does not: .*--metric\.sampler mala"):
+        AISLogLikelihood()(Quadratic((2,)), gaussian_data(), sampler=Biased())
+
+
+def test_no_sampler_is_an_error_with_advice():
+    with pytest.raises(UsageError, match="needs a sampler"):
+        AISLogLikelihood()(Quadratic((2,)), gaussian_data())
+
+
+def test_a_sampler_that_does_not_fit_the_energy_is_an_error():
+    from ebmcore.energies import SupportsBlockGibbs
+
+    class Needy(Identity):
+        requires = (SupportsBlockGibbs,)
+
+    with pytest.raises(MissingCapabilityError, match="SupportsBlockGibbs"):
+        AISLogLikelihood()(Quadratic((2,)), gaussian_data(), sampler=Needy())
+
+
+def test_an_energy_without_numbers_is_an_error():
+    class Nothing(nn.Module):
+        def forward(self, x):
+            return x.sum(1) * torch.nan
+
+    with pytest.raises(DivergenceError, match="not finite"):
+        AISLogLikelihood(n_chains=5, n_temperatures=3)(Nothing(), gaussian_data(), sampler=Identity())
+
+
+@pytest.mark.parametrize("arguments", [{"n_chains": 1}, {"n_temperatures": 0}, {"sampler_options": {"a": 1}}])
+def test_a_value_that_cannot_work_is_an_error(arguments):
+    with pytest.raises(ValueError, match="need n_chains|name it with sampler"):
+        AISLogLikelihood(**arguments)
+
+
+def test_they_are_installed_under_their_names():
+    assert isinstance(ebmcore.create_metric("ais-ll", n_chains=10), AISLogLikelihood)
+    assert isinstance(ebmcore.create_metric("exact-ll"), ExactLogLikelihood)

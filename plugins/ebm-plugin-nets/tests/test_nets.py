@@ -1,0 +1,79 @@
+"""Neural-network energies."""
+
+from __future__ import annotations
+
+import ebmcore
+import pytest
+import torch
+from ebm_plugin_nets.conv import Conv
+from ebm_plugin_nets.mlp import MLP
+from ebmcore.energies import frozen, value_and_grad
+from torch import nn
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 8, 8), (3, 5, 7), (1,)])
+def test_an_mlp_takes_any_shape(shape):
+    assert MLP(shape)(torch.randn(5, *shape)).shape == (5,)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 7), (2, 9), (1, 3, 4, 5), (1, 1, 1)])
+def test_a_convolution_takes_one_to_three_spatial_axes_of_any_size(shape):
+    assert Conv(shape, channels=(4, 8))(torch.randn(5, *shape)).shape == (5,)
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2, 3, 4, 5)])
+def test_a_convolution_refuses_other_shapes_with_advice(shape):
+    with pytest.raises(ValueError, match="use the energy 'mlp'"):
+        Conv(shape)
+
+
+def test_an_mlp_is_the_sum_of_its_layers():
+    torch.manual_seed(0)
+    mlp = MLP((2,), hidden=(3,))
+    first, last = mlp.net[1], mlp.net[3]
+    x = torch.randn(4, 2)
+    expected = nn.functional.silu(x @ first.weight.T + first.bias) @ last.weight.T + last.bias
+    torch.testing.assert_close(mlp(x), expected.squeeze(1))
+
+
+def test_an_mlp_without_hidden_layers_is_linear():
+    assert sum(p.numel() for p in MLP((3,), hidden=()).parameters()) == 4
+
+
+def test_an_mlp_on_images_equals_one_on_vectors():
+    torch.manual_seed(0)
+    image = MLP((1, 4, 4))
+    flat = MLP((16,))
+    flat.load_state_dict(image.state_dict())
+    x = torch.randn(3, 1, 4, 4)
+    assert torch.equal(image(x), flat(x.flatten(1)))
+
+
+@pytest.mark.parametrize("energy", [MLP((4,), spectral_norm=True), Conv((1, 4, 4), channels=(4,), spectral_norm=True)])
+def test_spectral_normalisation_bounds_the_norm_of_each_layer(energy):
+    shape = (4,) if isinstance(energy, MLP) else (1, 4, 4)
+    for _ in range(200):
+        energy(torch.randn(2, *shape))  # power iterations
+    for layer in energy.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1.0, abs=1e-2)
+
+
+def test_sampling_makes_no_power_iteration():
+    energy = MLP((4,), spectral_norm=True).train()
+    before = {name: t.clone() for name, t in energy.named_buffers()}
+    with frozen(energy):
+        value_and_grad(energy, torch.randn(2, 4))
+    assert before
+    assert all(torch.equal(t, before[name]) for name, t in energy.named_buffers())
+
+
+@pytest.mark.parametrize("make", [lambda: MLP((0,)), lambda: MLP((2,), hidden=(0,)), lambda: Conv((1, 4), channels=())])
+def test_empty_layers_are_an_error(make):
+    with pytest.raises(ValueError, match="at least 1"):
+        make()
+
+
+def test_they_are_installed_under_their_names():
+    assert isinstance(ebmcore.create_energy("mlp", (2,), hidden=(8,)), MLP)
+    assert isinstance(ebmcore.create_energy("conv", (1, 8, 8)), Conv)

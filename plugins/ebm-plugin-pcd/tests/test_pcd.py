@@ -1,0 +1,140 @@
+"""Persistent CD."""
+
+from __future__ import annotations
+
+import ebmcore
+import pytest
+import torch
+from ebm_plugin_pcd.loss import PersistentContrastiveDivergence as PCD
+from ebmcore.distributions import Normal
+from ebmcore.testing import DoubleWell, ExactGaussian, Identity, Quadratic
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2, 2)])
+def test_it_fits_a_quadratic_with_the_right_sign_and_scale(shape):
+    torch.manual_seed(0)
+    energy = Quadratic(shape, precision=1.0)
+    x = 1.0 + 2.0 * torch.randn(20_000, *shape)  # precision 1/4, mean 1
+    loss = PCD(energy, ExactGaussian(correlation=0.5), n_chains=20_000)
+    optimizer = torch.optim.Adam(energy.parameters(), lr=0.05)
+    for step in range(300):
+        optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / 300)
+        value, _ = loss(x)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    assert energy.precision.item() == pytest.approx(0.25, rel=0.03)
+    torch.testing.assert_close(energy.mean.detach(), torch.ones(shape), atol=0.1, rtol=0)
+
+
+def test_ten_thousand_steps_keep_every_chain():
+    loss = PCD(Quadratic(), Identity(), n_chains=100)
+    loss.generator = torch.Generator().manual_seed(0)
+    x = torch.zeros(64, 2)
+    loss(x)
+    before = {int(i): row.clone() for i, row in zip(loss.chains.ids, loss.chain, strict=True)}
+    for _ in range(10_000):
+        loss.draw_negatives(x)
+    assert sorted(loss.chains.ids.tolist()) == list(range(100))
+    assert all(torch.equal(before[int(i)], row) for i, row in zip(loss.chains.ids, loss.chain, strict=True))
+
+
+def test_chains_stay_spread_over_both_wells():
+    # With lineages lost at each step, all chains end in one well.
+    loss = PCD(DoubleWell(), Identity(), n_chains=100)
+    loss.generator = torch.Generator().manual_seed(0)
+    chain = loss.initialize_persistent_chain((100, 2))
+    chain[:, 0] = torch.where(torch.arange(100) < 50, 2.0, -2.0)
+    for _ in range(1000):
+        loss.draw_negatives(torch.zeros(64, 2))
+    assert (loss.chain[:, 0] > 0).sum() == 50
+
+
+def test_chains_go_on_where_they_stopped():
+    class Right(Identity):
+        def step(self, energy, state, *, generator=None):
+            return type(state)(state.x + 1), {}
+
+    loss = PCD(Quadratic(), Right(), n_chains=8)
+    start = loss.initialize_persistent_chain((8, 2)).clone()
+    for _ in range(5):
+        loss(torch.zeros(8, 2))
+    torch.testing.assert_close(loss.chain, start + 5)
+    assert loss.chains.ages.tolist() == [5] * 8
+
+
+def test_restarts_are_fresh_samples_of_the_initial_distribution():
+    initial = Normal(torch.tensor([3.0]), 2.0)
+    loss = PCD(Quadratic((1,)), Identity(), n_chains=20_000, restart_prob=1.0, initial=initial)
+    loss.generator = torch.Generator().manual_seed(0)
+    loss.initialize_persistent_chain((20_000, 1)).zero_()
+    _, pred_x = loss(torch.zeros(20_000, 1))
+    assert pred_x.mean().item() == pytest.approx(3.0, abs=0.06)
+    assert pred_x.std().item() == pytest.approx(2.0, abs=0.04)
+
+
+def test_chains_can_start_at_the_data():
+    loss = PCD(Quadratic(), Identity(), n_chains=50, initial="data")
+    x = torch.arange(4.0)[:, None].expand(4, 2)
+    loss(x)
+    assert set(loss.chain[:, 0].tolist()) == {0.0, 1.0, 2.0, 3.0}
+
+
+def test_starting_at_the_data_needs_data():
+    with pytest.raises(ValueError, match="call the loss on data first"):
+        PCD(Quadratic(), Identity(), initial="data").initialize_persistent_chain((10, 2))
+
+
+def test_what_the_sampler_cached_is_refreshed_before_it_is_used():
+    seen = []
+
+    class Caching(Identity):
+        def refresh(self, energy, state):
+            seen.append(energy.precision.item())
+            return state
+
+    energy = Quadratic()
+    loss = PCD(energy, Caching(), n_chains=4)
+    loss(torch.zeros(4, 2))
+    with torch.no_grad():
+        energy.precision.fill_(5.0)
+    loss(torch.zeros(4, 2))
+    assert seen == [1.0, 5.0]
+
+
+def test_a_used_loss_goes_on_bit_for_bit_in_a_fresh_one():
+    used = PCD(Quadratic(), ExactGaussian(0.9), n_chains=20)
+    used.generator = torch.Generator().manual_seed(0)
+    used(torch.zeros(8, 2))
+    fresh = PCD(Quadratic(precision=9.0), ExactGaussian(0.9), n_chains=20)
+    fresh.load_state_dict(used.state_dict())
+    used.generator, fresh.generator = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
+    assert torch.equal(used(torch.zeros(8, 2))[1], fresh(torch.zeros(8, 2))[1])
+    assert torch.equal(used.chain, fresh.chain)
+
+
+def test_loaded_chains_of_another_number_are_not_replaced_silently():
+    used = PCD(Quadratic(), Identity(), n_chains=20)
+    used(torch.zeros(8, 2))
+    fresh = PCD(Quadratic(), Identity(), n_chains=30)
+    fresh.load_state_dict(used.state_dict())
+    with pytest.raises(ValueError, match="holds 20 chains"):
+        fresh(torch.zeros(8, 2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_chains": 0}, "n_chains must be a whole number of at least 1"),
+        ({"restart_prob": 1.5}, r"restart_prob must be a probability in \[0, 1\]"),
+        ({"initial": "noise"}, "initial must be 'model', 'data'"),
+        ({"n_chain": 3}, "Did you mean 'n_chains'"),
+    ],
+)
+def test_a_value_that_cannot_work_is_an_error_with_advice(arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        PCD(Quadratic(), Identity(), **arguments)
+
+
+def test_it_is_installed_under_its_name():
+    assert ebmcore.load("loss", "ebm-plugin-pcd:pcd") is PCD

@@ -1,0 +1,167 @@
+"""The restricted Boltzmann machine: all of it against enumeration."""
+
+from __future__ import annotations
+
+import ebmcore
+import pytest
+import torch
+from ebm_plugin_rbm import rbm as module
+from ebm_plugin_rbm.rbm import RBM
+from ebmcore.distributions import Bernoulli, Normal
+from ebmcore.energies import SupportsBlockGibbs, SupportsEnumeration, SupportsTempering, SupportsValueAndGrad, supports
+from ebmcore.errors import UsageError
+
+
+def states(n):
+    return ((torch.arange(2**n)[:, None] >> torch.arange(n)) & 1).double()
+
+
+def random_rbm(shape=(2, 2), hidden=3, scale=1.0, seed=0):
+    torch.manual_seed(seed)
+    rbm = RBM(shape, hidden, weight_std=scale).double()
+    with torch.no_grad():
+        rbm.visible_bias.normal_(0, scale)
+        rbm.hidden_bias.normal_(0, scale)
+    return rbm
+
+
+def joint_energy(rbm, v, h):
+    """``E(v, h)`` for all pairs, ``(V, H)``."""
+    v = v.flatten(1)
+    return -(v @ rbm.visible_bias)[:, None] - (h @ rbm.hidden_bias) - v @ rbm.weight @ h.T
+
+
+def test_the_free_energy_sums_the_joint_energy_over_the_hidden_units():
+    rbm, v, h = random_rbm(), states(4).view(-1, 2, 2), states(3)
+    expected = -torch.logsumexp(-joint_energy(rbm, v, h), dim=1)
+    torch.testing.assert_close(rbm(v), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("visible", "hidden"), [(4, 3), (3, 6), (1, 1)])
+def test_log_partition_is_the_sum_over_all_states(visible, hidden):
+    rbm = random_rbm((visible,), hidden)
+    expected = torch.logsumexp(-joint_energy(rbm, states(visible), states(hidden)).flatten(), dim=0)
+    found = rbm.log_partition()
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+def test_log_partition_does_not_depend_on_the_chunks(monkeypatch):
+    rbm = random_rbm((12,), 9)
+    whole = rbm.log_partition()
+    for elements in (1, 12 * 4, 12 * 64):
+        monkeypatch.setattr(module, "_CHUNK_ELEMENTS", elements)
+        torch.testing.assert_close(rbm.log_partition(), whole, atol=1e-12, rtol=0)
+
+
+def test_log_partition_of_a_float32_model_is_computed_in_float64():
+    rbm = random_rbm((6,), 5).float()
+    assert rbm.log_partition() == RBM.log_partition(rbm.double())
+
+
+def test_too_many_units_to_enumerate_is_an_error_with_advice():
+    with pytest.raises(UsageError, match=r"up to 25 units .* has 26: .*'ais-ll'"):
+        RBM((30,), 26).log_partition()
+
+
+def test_the_closed_form_gradient_is_that_of_autograd():
+    rbm = random_rbm()
+    x = torch.randn(5, 2, 2, dtype=torch.float64, requires_grad=True)
+    energy, grad = rbm.value_and_grad(x)
+    expected = rbm(x)
+    torch.testing.assert_close(energy, expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(grad, torch.autograd.grad(expected.sum(), x)[0], atol=1e-10, rtol=0)
+
+
+def test_the_parameter_gradient_holds_hidden_probabilities_given_the_same_visible_units():
+    rbm = random_rbm((4,), 3)
+    v = states(4)[[3, 9]]
+    rbm(v).sum().backward()
+    h = torch.sigmoid(v @ rbm.weight + rbm.hidden_bias)
+    torch.testing.assert_close(rbm.weight.grad, -(v.T @ h).detach(), atol=1e-10, rtol=0)
+    torch.testing.assert_close(rbm.hidden_bias.grad, -h.sum(0).detach(), atol=1e-10, rtol=0)
+    torch.testing.assert_close(rbm.visible_bias.grad, -v.sum(0), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("beta", [None, 0.3])
+def test_the_conditionals_are_those_of_the_joint_energy(beta):
+    rbm, v, h = random_rbm(), states(4).view(-1, 2, 2), states(3)
+    joint = torch.softmax(-(beta or 1.0) * joint_energy(rbm, v, h).flatten(), 0).view(16, 8)
+    expected = (joint / joint.sum(1, keepdim=True)) @ h
+    n = 100_000
+    for row in (3, 10):
+        many = v[row].expand(n, 2, 2)
+        betas = None if beta is None else torch.full((n,), beta).double()
+        found = rbm.sample_hidden(many, beta=betas, generator=torch.Generator().manual_seed(0)).mean(0)
+        torch.testing.assert_close(found, expected[row], atol=4 * 0.5 / n**0.5, rtol=0)
+    expected = (joint / joint.sum(0)).T @ v.flatten(1)
+    many = h[5].expand(n, 3)
+    betas = None if beta is None else torch.full((n,), beta).double()
+    found = rbm.sample_visible(many, beta=betas, generator=torch.Generator().manual_seed(0)).flatten(1).mean(0)
+    torch.testing.assert_close(found, expected[5], atol=4 * 0.5 / n**0.5, rtol=0)
+
+
+def test_each_chain_has_its_own_beta():
+    rbm = random_rbm((4,), 3)
+    beta = torch.cat([torch.zeros(50_000), torch.ones(50_000)]).double()
+    v = states(4)[15].expand(100_000, 4)
+    h = rbm.sample_hidden(v, beta=beta, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(h[:50_000].mean(0), torch.full((3,), 0.5).double(), atol=0.01, rtol=0)
+    torch.testing.assert_close(h[50_000:].mean(0), rbm.hidden_logits(v[:1])[0].sigmoid(), atol=0.01, rtol=0)
+
+
+def test_tempering_goes_from_the_normalised_base_to_the_model():
+    rbm, v = random_rbm(), states(4).view(-1, 2, 2)
+    base = Bernoulli(torch.randn(2, 2).double())
+    torch.testing.assert_close(rbm.tempered(torch.tensor(0.0), base)(v), -base.log_prob(v), atol=1e-12, rtol=0)
+    torch.testing.assert_close(rbm.tempered(torch.tensor(1.0), base)(v), rbm(v), atol=1e-12, rtol=0)
+    flat = rbm.tempered(torch.tensor(0.0))(v)
+    torch.testing.assert_close(flat, flat[:1].expand(16), atol=1e-12, rtol=0)
+
+
+def test_a_tempered_rbm_keeps_its_conditionals_in_agreement_with_its_energy():
+    # One exact Gibbs sweep, as a matrix, must leave the tempered free energy's distribution invariant.
+    rbm, v, h = random_rbm(), states(4), states(3)
+    base = Bernoulli(torch.randn(2, 2).double())
+    for beta in (0.0, 0.4, 1.0):
+        hot = rbm.tempered(torch.tensor(beta).double(), base)
+        p = torch.softmax(-hot(v.view(-1, 2, 2)), 0)
+        to_h = torch.distributions.Bernoulli(logits=hot.hidden_logits(v.view(-1, 2, 2))).log_prob
+        to_hidden = torch.stack([to_h(row.expand(16, 3)).sum(1) for row in h], 1).exp()
+        to_v = torch.distributions.Bernoulli(logits=hot.visible_logits(h)).log_prob
+        to_visible = torch.stack([to_v(row.expand(8, 4)).sum(1) for row in v], 1).exp()
+        torch.testing.assert_close(p @ to_hidden @ to_visible, p, atol=1e-12, rtol=0)
+
+
+def test_a_base_that_is_not_binary_is_an_error():
+    with pytest.raises(UsageError, match="must be a Bernoulli"):
+        random_rbm().tempered(torch.tensor(0.5), Normal(torch.zeros(2, 2)))
+
+
+def test_images_equal_flattened():
+    image, flat = random_rbm((1, 2, 2)), random_rbm((4,))
+    x = states(4)
+    assert torch.equal(image(x.view(-1, 1, 2, 2)), flat(x))
+    assert image.sample_visible(torch.zeros(5, 3).double()).shape == (5, 1, 2, 2)
+
+
+def test_chains_start_as_fair_coins():
+    x = RBM((1, 8, 8), 4).initial_distribution((1, 8, 8)).sample(1000, generator=torch.Generator().manual_seed(0))
+    assert x.shape == (1000, 1, 8, 8)
+    assert x.unique().tolist() == [0.0, 1.0]
+    assert x.mean().item() == pytest.approx(0.5, abs=0.01)
+
+
+def test_it_has_the_capabilities_that_it_claims():
+    for capability in (SupportsBlockGibbs, SupportsValueAndGrad, SupportsEnumeration, SupportsTempering):
+        assert supports(RBM, capability)
+
+
+@pytest.mark.parametrize("arguments", [{"hidden": 0}, {"hidden": 3, "weight_std": -1.0}])
+def test_a_value_that_cannot_work_is_an_error(arguments):
+    with pytest.raises(ValueError, match="must be at least"):
+        RBM((4,), **arguments)
+
+
+def test_it_is_installed_under_its_name():
+    assert isinstance(ebmcore.create_energy("rbm", (1, 8, 8), hidden=4), RBM)

@@ -1,0 +1,189 @@
+"""The store of persistent chains: nothing is lost, doubled, stuck or mixed up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ebmcore.chains import PersistentChains
+from ebmcore.distributions import Normal
+from ebmcore.errors import UsageError
+from ebmcore.samplers import ChainState
+
+
+def store(n_chains=100, dim=2, **kwargs):
+    chains = PersistentChains()
+    chains.allocate((n_chains, dim), Normal(torch.zeros(dim)), generator=torch.Generator().manual_seed(0), **kwargs)
+    return chains
+
+
+def fresh(n=64, dim=2, value=0.0):
+    return ChainState(torch.full((n, dim), value))
+
+
+def test_ten_thousand_updates_keep_every_chain_and_its_id():
+    chains = store()
+    before = {int(i): x.clone() for i, x in zip(chains.ids, chains.x, strict=True)}
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(10_000):
+        chains.write(chains.draw(fresh(), generator=generator))
+    assert sorted(chains.ids.tolist()) == list(range(100))
+    assert all(torch.equal(before[int(i)], x) for i, x in zip(chains.ids, chains.x, strict=True))
+
+
+def test_identity_and_age_travel_with_the_chain_through_the_store():
+    chains = store(10)
+    chains._tensors["id"].copy_(torch.arange(10).flip(0))  # not the slot's number
+    moved = chains.draw(fresh(10))
+    ids = chains._drawn.ids.clone()
+    chains.write(ChainState(moved.x + ids[:, None]))
+    assert torch.equal(chains.ids, torch.arange(10).flip(0))
+    assert chains.ages.tolist() == [1] * 10
+
+
+def test_a_draw_holds_no_chain_twice_and_every_slot_is_reached():
+    chains = store(100)
+    chains._tensors["x"].copy_(torch.arange(100.0)[:, None].expand(100, 2))
+    generator = torch.Generator().manual_seed(0)
+    seen = torch.zeros(100)
+    for _ in range(200):
+        drawn = chains.draw(fresh(64), generator=generator).x[:, 0].long()
+        assert len(drawn.unique()) == 64
+        seen[drawn] += 1
+    # 200 draws of 64 of 100: mean 128, standard deviation 6.8; all slots alike.
+    assert seen.min() > 128 - 5 * 6.8
+    assert seen.max() < 128 + 5 * 6.8
+
+
+def test_a_restart_is_a_fresh_sample_of_the_initial_distribution():
+    chains = store(20_000, 1)
+    initial = Normal(torch.tensor([3.0]), 2.0)
+    generator = torch.Generator().manual_seed(0)
+    state = ChainState(initial.sample(20_000, generator=generator))
+    drawn = chains.draw(state, restart_prob=0.25, generator=generator)
+    restarted = (drawn.x == state.x).squeeze(1)
+    assert restarted.double().mean().item() == pytest.approx(0.25, abs=0.012)  # 4 standard errors
+    assert drawn.x[restarted].mean().item() == pytest.approx(3.0, abs=0.12)
+    assert drawn.x[restarted].std().item() == pytest.approx(2.0, abs=0.08)
+    assert drawn.x[~restarted].mean().item() == pytest.approx(0.0, abs=0.04)
+
+
+def test_a_restarted_chain_is_young_again_and_keeps_its_id():
+    chains = store(10)
+    for _ in range(3):
+        chains.write(chains.draw(fresh(10)))
+    chains.write(chains.draw(fresh(10), restart_prob=1.0))
+    assert chains.ages.tolist() == [1] * 10
+    assert sorted(chains.ids.tolist()) == list(range(10))
+
+
+def test_a_chain_that_is_not_finite_is_started_anew():
+    chains = store(10)
+    state = chains.draw(fresh(10, value=7.0))
+    lost = torch.arange(10) == 3
+    slot = chains._drawn.slots[3]
+    chains.write(ChainState(state.x.masked_fill(lost[:, None], torch.nan)))
+    assert chains.x.isfinite().all()
+    assert chains.x[slot].tolist() == [7.0, 7.0]
+    assert chains.ages[slot] == 0
+
+
+def test_labels_travel_with_their_chain():
+    chains = store(50)
+    labels = torch.arange(50)
+    chains.complete(ChainState(chains.x, conditions={"0": labels}))
+    tagged = chains.x.clone()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        state = chains.draw(ChainState(torch.zeros(16, 2), conditions={"0": torch.zeros(16).long()}), generator=generator)
+        assert torch.equal(state.x, tagged[state.conditions["0"]])
+        chains.write(state)
+    assert sorted(chains.conditions["0"].tolist()) == list(range(50))
+
+
+def test_the_drawn_state_is_a_copy():
+    chains = store(10)
+    before = chains.x.clone()
+    chains.draw(fresh(10)).x.fill_(9.0)
+    assert torch.equal(chains.x, before)
+
+
+def test_the_store_keeps_its_tensors_in_place():
+    chains = store(10)
+    live = chains.x
+    chains.write(chains.draw(fresh(4)))
+    assert chains.x is live
+
+
+def test_writing_and_reading_many_times_changes_no_value():
+    # Integer storage would floor 0.95 to 0.878 in twenty visits.
+    chains = PersistentChains()
+    chains.allocate((10, 4), Normal(torch.full((4,), 0.95), 0.0))
+    for _ in range(20):
+        chains.write(chains.draw(ChainState(torch.zeros(10, 4))))
+    assert chains.x.dtype == torch.float32
+    assert chains.x.mean().item() == pytest.approx(0.95, abs=1e-6)
+
+
+def test_a_used_store_loads_into_a_fresh_one():
+    used = store(10)
+    used.complete(ChainState(used.x, conditions={"label": torch.arange(10)}))
+    used.write(used.draw(ChainState(torch.zeros(4, 2), conditions={"label": torch.zeros(4).long()})))
+    loaded = PersistentChains()
+    assert loaded.load_state_dict(used.state_dict()).missing_keys == []
+    assert len(loaded) == 10
+    for name, tensor in used.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+
+
+def test_a_loaded_store_shares_no_memory_with_its_source():
+    used, loaded = store(10), PersistentChains()
+    loaded.load_state_dict(used.state_dict())
+    loaded.x.zero_()
+    assert used.x.abs().sum() > 0
+
+
+def test_loading_nothing_into_a_used_store_is_a_missing_key_and_loses_nothing():
+    chains = store(10)
+    with pytest.raises(RuntimeError, match=r"Missing key.*x"):
+        chains.load_state_dict({})
+    assert chains.load_state_dict({}, strict=False)
+    assert len(chains.x) == 10
+
+
+@pytest.mark.parametrize("left_out", ["x", "id", "age"])
+def test_an_incomplete_state_is_refused(left_out):
+    state = store(10).state_dict()
+    del state[left_out]
+    with pytest.raises(RuntimeError, match="need x, id and age"):
+        PersistentChains().load_state_dict(state)
+
+
+def test_moving_the_store_moves_floating_tensors_only():
+    chains = store(10).double()
+    assert chains.x.dtype == torch.float64
+    assert chains.ids.dtype == chains.ages.dtype == torch.int64
+
+
+def test_chains_are_no_buffers_that_data_parallel_would_broadcast():
+    assert list(store(10).buffers()) == []
+
+
+def test_drawing_more_than_there_are_is_an_error():
+    with pytest.raises(UsageError, match="cannot draw 64 different chains from 10"):
+        store(10).draw(fresh(64))
+
+
+def test_writing_without_a_draw_is_an_error():
+    with pytest.raises(UsageError, match="draw them first"):
+        store(10).write(fresh(10))
+
+
+def test_a_state_of_another_sampler_is_an_error():
+    with pytest.raises(UsageError, match="another sampler"):
+        store(10).draw(ChainState(torch.zeros(4, 2), conditions={"0": torch.zeros(4)}))
+
+
+@pytest.mark.parametrize("shape", [(0, 2), ()])
+def test_no_chains_is_an_error(shape):
+    with pytest.raises(UsageError, match="number of chains"):
+        PersistentChains().allocate(shape, Normal(torch.zeros(2)))

@@ -1,0 +1,159 @@
+"""Energies: gradients, capabilities, tempering, and what a missing capability says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ebmcore.distributions import Bernoulli, Empirical, Normal
+from ebmcore.energies import (
+    Conditioned,
+    SupportsBlockGibbs,
+    SupportsEnumeration,
+    SupportsValueAndGrad,
+    check_energies,
+    name_conditions,
+    require,
+    split_conditions,
+    supports,
+    tempered,
+    value_and_grad,
+)
+from ebmcore.errors import MissingCapabilityError
+from ebmcore.testing import Boltzmann, DoubleWell, Quadratic
+from torch import nn
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 2, 2)])
+def test_the_gradient_of_a_quadratic_is_its_closed_form(shape):
+    x = torch.randn(5, *shape, dtype=torch.float64)
+    energy = Quadratic(shape, precision=3.0, mean=1.0).double()
+    value, grad = value_and_grad(energy, x)
+    torch.testing.assert_close(grad, 3 * (x - 1), atol=1e-12, rtol=0)
+    torch.testing.assert_close(value, 1.5 * (x - 1).flatten(1).square().sum(1), atol=1e-12, rtol=0)
+    assert not value.requires_grad
+    assert not grad.requires_grad
+
+
+def test_a_closed_form_is_used_where_the_energy_has_one():
+    class Closed(nn.Module):
+        def forward(self, x):
+            raise AssertionError("not needed")
+
+        def value_and_grad(self, x):
+            return x.sum(1), torch.ones_like(x)
+
+    _, grad = value_and_grad(Closed(), torch.zeros(2, 3))
+    assert torch.equal(grad, torch.ones(2, 3))
+
+
+def test_integer_positions_are_refused_with_advice():
+    with pytest.raises(TypeError, match=r"convert it with x\.float\(\)"):
+        value_and_grad(Quadratic(), torch.zeros(2, 2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (), (2,)])
+def test_an_energy_of_the_wrong_shape_is_an_error_that_says_what_to_return(shape):
+    with pytest.raises(ValueError, match=r"it must return \(3,\)"):
+        check_energies(torch.zeros(shape), torch.zeros(3, 2))
+
+
+def test_capabilities_are_asked_of_instances_and_classes():
+    class Enumerable(Quadratic):
+        def log_partition(self):
+            return torch.zeros(())
+
+    assert supports(Enumerable(), SupportsEnumeration)
+    assert supports(Enumerable, SupportsEnumeration)
+    assert not supports(Quadratic(), SupportsEnumeration)
+
+
+def test_a_missing_capability_is_named_with_what_would_fit():
+    with pytest.raises(MissingCapabilityError) as caught:
+        require(Quadratic(), SupportsBlockGibbs, asked_by="Gibbs")
+    message = str(caught.value)
+    assert "Gibbs needs an energy with the capability SupportsBlockGibbs (sample_hidden(), sample_visible())" in message
+    assert "Quadratic lacks" in message
+    assert "ebm-plugin-rbm" in message
+
+
+def test_conditions_keep_their_order_and_names():
+    x = torch.zeros(2, 1)
+    given = [torch.full((2,), float(i)) for i in range(12)]
+    named = name_conditions(tuple(given), {"label": x}, x)
+    args, kwargs = split_conditions(named)
+    assert [a[0].item() for a in args] == list(map(float, range(12)))
+    assert list(kwargs) == ["label"]
+
+
+@pytest.mark.parametrize("bad", [3, torch.zeros(3), torch.zeros(())])
+def test_a_condition_without_a_row_for_each_example_is_an_error(bad):
+    with pytest.raises(ValueError, match="one row for each of the 2 examples"):
+        name_conditions((bad,), {}, torch.zeros(2, 1))
+
+
+def test_a_conditioned_energy_keeps_its_capabilities():
+    class Closed(nn.Module):
+        def forward(self, x, scale):
+            return scale * x.sum(1)
+
+        def value_and_grad(self, x, scale):
+            return self(x, scale), scale[:, None] * torch.ones_like(x)
+
+    energy = Conditioned(Closed(), {"0": torch.tensor([1.0, 2.0])})
+    assert supports(energy, SupportsValueAndGrad)
+    assert not supports(energy, SupportsBlockGibbs)
+    assert value_and_grad(energy, torch.ones(2, 3))[1][:, 0].tolist() == [1.0, 2.0]
+
+
+def test_tempering_takes_one_beta_for_each_chain():
+    energy, x = Quadratic((2,)), torch.ones(3, 2)
+    values = tempered(energy, torch.tensor([0.0, 0.5, 1.0]))(x)
+    assert values.tolist() == [0.0, 0.5, 1.0]
+
+
+def test_tempering_goes_from_the_base_to_the_energy():
+    energy, base, x = Quadratic((2,)), Normal(torch.zeros(2), 2.0), torch.randn(3, 2)
+    torch.testing.assert_close(tempered(energy, torch.tensor(0.0), base)(x), -base.log_prob(x))
+    torch.testing.assert_close(tempered(energy, torch.tensor(1.0), base)(x), energy(x))
+
+
+def test_the_normal_distribution_has_its_moments_and_density():
+    normal = Normal(torch.tensor([1.0, -1.0]), torch.tensor([2.0, 0.5]))
+    x = normal.sample(100_000, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(x.mean(0), normal.mean, atol=0.03, rtol=0)
+    torch.testing.assert_close(x.std(0), normal.std, atol=0.03, rtol=0)
+    reference = torch.distributions.Normal(normal.mean, normal.std).log_prob(x).sum(1)
+    torch.testing.assert_close(normal.log_prob(x), reference)
+
+
+def test_the_bernoulli_distribution_has_its_rates_and_density():
+    bernoulli = Bernoulli(torch.tensor([[-2.0, 0.0], [1.0, 3.0]]))
+    x = bernoulli.sample(100_000, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(x.mean(0), bernoulli.logits.sigmoid(), atol=0.01, rtol=0)
+    reference = torch.distributions.Bernoulli(logits=bernoulli.logits).log_prob(x).flatten(1).sum(1)
+    torch.testing.assert_close(bernoulli.log_prob(x), reference)
+
+
+def test_base_rates_leave_no_pixel_impossible():
+    rates = Bernoulli.from_data(torch.tensor([[0.0, 1.0], [0.0, 1.0]])).logits.sigmoid()
+    torch.testing.assert_close(rates, torch.tensor([0.25, 0.75], dtype=torch.float64))
+
+
+def test_the_empirical_distribution_draws_rows():
+    x = torch.arange(5.0)[:, None]
+    drawn = Empirical(x).sample(1000, generator=torch.Generator().manual_seed(0))
+    assert sorted(drawn.unique().tolist()) == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+def test_the_boltzmann_machine_sums_over_pairs_once():
+    energy = Boltzmann(3)
+    x = torch.tensor([[1.0, 1.0, 0.0]])
+    expected = -(energy.bias[0] + energy.bias[1] + energy.coupling[0, 1])
+    torch.testing.assert_close(energy(x)[0], expected)
+    assert energy.probabilities().sum().item() == pytest.approx(1.0)
+
+
+def test_the_double_well_is_symmetric_with_its_wells_at_the_width():
+    well = DoubleWell(height=8.0, width=2.0)
+    x = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 0.0]])
+    assert well(x).tolist() == [0.0, 0.0, 8.0]

@@ -1,0 +1,271 @@
+"""The plugin host, on entry points that are built rather than installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import types
+
+import ebmcore
+import pytest
+from ebmcore import host
+from ebmcore.errors import (
+    AmbiguousComponentError,
+    PluginError,
+    UnknownComponentError,
+    UnknownKeywordError,
+    UsageError,
+)
+from ebmcore.host.manager import PluginManager
+from ebmcore.host.report import State
+from importlib_metadata import Distribution, EntryPoint
+
+
+class Installed(Distribution):
+    """A distribution that exists in metadata only."""
+
+    def __init__(self, name, requires=(), version="1.2"):
+        self._name, self._requires, self._version = name, requires, version
+
+    def read_text(self, filename):
+        if filename != "METADATA":
+            return None
+        lines = [f"Name: {self._name}", f"Version: {self._version}", "Summary: a test"]
+        return "\n".join(lines + [f"Requires-Dist: {r}" for r in self._requires])
+
+    def locate_file(self, path):
+        return path
+
+
+@pytest.fixture
+def plugin(monkeypatch):
+    """Makes an entry point whose target is a module of the given source."""
+
+    def make(distribution, source, **metadata):
+        module = types.ModuleType(distribution.replace("-", "_"))
+        code = compile(textwrap.dedent(source), module.__name__, "exec")
+        entry_point = EntryPoint(name=distribution, value=module.__name__, group="ebmcore")
+        entry_point = entry_point._for(Installed(distribution, **metadata))
+
+        class Finder:
+            @staticmethod
+            def find_spec(name, path=None, target=None):
+                if name == module.__name__:
+                    from importlib.machinery import ModuleSpec
+
+                    return ModuleSpec(name, Finder)
+                return None
+
+            @staticmethod
+            def create_module(spec):
+                return None
+
+            @staticmethod
+            def exec_module(loaded):
+                exec(code, loaded.__dict__)
+
+        monkeypatch.delitem(sys.modules, module.__name__, raising=False)
+        monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+        return entry_point
+
+    yield make
+    for name in [n for n in sys.modules if n.startswith("test_plugin")]:
+        del sys.modules[name]
+
+
+GOOD = """
+    import ebmcore
+    @ebmcore.hookimpl
+    def ebmcore_register(register):
+        register.sampler("identity", "ebmcore.testing:Identity")
+"""
+BROKEN = {
+    "import error": "import a_module_that_does_not_exist",
+    "syntax error": "compile('def', 'module', 'exec')",
+    "system exit on import": "raise SystemExit(3)",
+    "exit in the hook": "import ebmcore, sys\n@ebmcore.hookimpl\ndef ebmcore_register(register):\n    sys.exit(1)",
+    "raises after one registration": (
+        "import ebmcore\n@ebmcore.hookimpl\ndef ebmcore_register(register):\n"
+        "    register.sampler('half', 'ebmcore.testing:Identity')\n    raise KeyError('late')"
+    ),
+    "wrong signature": "import ebmcore\n@ebmcore.hookimpl\ndef ebmcore_register(registry): pass",
+    "misspelt hook": "import ebmcore\n@ebmcore.hookimpl\ndef ebmcore_registr(register): pass",
+    "bad target": "import ebmcore\n@ebmcore.hookimpl\ndef ebmcore_register(register):\n    register.loss('x', 3)",
+    "bad name": "import ebmcore\n@ebmcore.hookimpl\ndef ebmcore_register(register):\n    register.loss('a:b', 'm:C')",
+    "same name twice": (
+        "import ebmcore\n@ebmcore.hookimpl\ndef ebmcore_register(register):\n"
+        "    register.loss('a', 'm:C')\n    register.loss('a', 'm:D')"
+    ),
+}
+
+
+def manager(*entry_points, **environ):
+    return PluginManager(entry_points, environ)
+
+
+def test_a_component_is_found_by_name_and_by_canonical_id(plugin):
+    host_ = manager(plugin("test-plugin-a", GOOD))
+    found = host_.find("sampler", "identity")
+    assert found.id == "test-plugin-a:identity"
+    assert host_.find("sampler", "test-plugin-a:identity") is found
+    assert host_.load(found).__name__ == "Identity"
+
+
+def test_no_plugin_is_imported_before_it_is_needed(plugin):
+    host_ = manager(plugin("test-plugin-a", "raise AssertionError"))
+    assert [r.state for r in host_.reports()] == [State.AVAILABLE]
+
+
+@pytest.mark.parametrize("source", BROKEN.values(), ids=BROKEN)
+def test_a_broken_plugin_costs_nothing_until_it_is_asked_for(plugin, source):
+    host_ = manager(plugin("test-plugin-b", source), plugin("test-plugin-a", GOOD))
+    assert [c.id for c in host_.registry.components()] == ["test-plugin-a:identity"]
+    assert [r.state for r in host_.reports()] == [State.LOADED, State.FAILED]
+    with pytest.raises(PluginError, match=r"test-plugin-b 1\.2.*EBMCORE_DISABLED_PLUGINS=test-plugin-b") as caught:
+        host_.find("sampler", "test-plugin-b:half")
+    assert caught.value.__cause__ is not None
+
+
+def test_a_target_that_does_not_exist_fails_when_it_is_loaded(plugin):
+    source = GOOD.replace("ebmcore.testing:Identity", "ebmcore.testing:Nothing")
+    host_ = manager(plugin("test-plugin-a", source))
+    with pytest.raises(PluginError, match=r"test-plugin-a:identity .*AttributeError.*pip install --upgrade"):
+        host_.load(host_.find("sampler", "identity"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "reason"),
+    [
+        ("loss", "ebmcore.testing:Identity", "must derive from ebmcore.BaseLoss"),
+        ("loss", "ebmcore.losses:BaseContrastiveDivergence", "abstract: it lacks compute_loss, forward"),
+        ("sampler", "ebmcore.testing:Quadratic", "must have"),
+        ("sampler", "ebmcore.samplers:run", "must be a class"),
+        ("metric", "ebmcore.samplers:ChainState", "must have __call__"),
+        ("energy", "ebmcore.samplers:ChainState", "must have forward"),
+    ],
+)
+def test_a_target_of_the_wrong_type_says_what_is_wrong(plugin, kind, target, reason):
+    source = GOOD.replace("register.sampler", f"register.{kind}").replace("ebmcore.testing:Identity", target)
+    host_ = manager(plugin("test-plugin-a", source))
+    with pytest.raises(PluginError, match=reason):
+        host_.load(host_.find(kind, "identity"))
+
+
+def test_two_providers_of_one_name_are_an_error_only_when_it_is_asked_for(plugin):
+    points = plugin("test-plugin-a", GOOD), plugin("test-plugin-b", GOOD)
+    host_ = manager(*points)
+    assert len(host_.registry.components()) == 2
+    assert {r.state for r in host_.reports()} == {State.CONFLICT}
+    with pytest.raises(AmbiguousComponentError, match="test-plugin-a:identity, test-plugin-b:identity"):
+        host_.find("sampler", "identity")
+    assert host_.find("sampler", "test-plugin-b:identity").distribution == "test-plugin-b"
+    preferring = manager(*points, EBMCORE_PREFER="identity=test_plugin_b")
+    assert preferring.find("sampler", "identity").distribution == "test-plugin-b"
+
+
+def test_order_of_discovery_does_not_matter(plugin):
+    points = plugin("test-plugin-a", GOOD), plugin("test-plugin-b", GOOD.replace("identity", "other"))
+    assert manager(*points).registry.components() == manager(*reversed(points)).registry.components()
+
+
+def test_plugins_are_controlled_by_the_environment(plugin):
+    points = plugin("test-plugin-a", GOOD), plugin("test-plugin-b", "raise AssertionError('imported')")
+    for environ in ({"EBMCORE_PLUGINS": "Test_Plugin.A"}, {"EBMCORE_DISABLED_PLUGINS": "test-plugin-b"}):
+        host_ = manager(*points, **environ)
+        assert [c.distribution for c in host_.registry.components()] == ["test-plugin-a"]
+        assert host_.reports()[1].state is State.DISABLED
+    assert manager(*points, EBMCORE_PLUGINS="").registry.components() == []
+
+
+@pytest.mark.parametrize("variable", ["EBMCORE_PLUGINS", "EBMCORE_DISABLED_PLUGINS"])
+def test_an_unknown_plugin_in_the_environment_is_an_error(plugin, variable):
+    with pytest.raises(UsageError, match="names test-plugin-z, which is not installed"):
+        manager(plugin("test-plugin-a", GOOD), **{variable: "test-plugin-z"})
+
+
+def test_a_disabled_plugin_says_by_what_when_it_is_asked_for(plugin):
+    host_ = manager(plugin("test-plugin-a", GOOD), EBMCORE_DISABLED_PLUGINS="test-plugin-a")
+    with pytest.raises(PluginError, match="disabled: by EBMCORE_DISABLED_PLUGINS"):
+        host_.find("sampler", "test-plugin-a:identity")
+
+
+def test_a_plugin_for_another_kernel_is_never_imported(plugin):
+    host_ = manager(plugin("test-plugin-a", "raise AssertionError('imported')", requires=["ebmcore>=99"]))
+    assert host_.registry.components() == []
+    assert host_.reports()[0].state is State.INCOMPATIBLE
+    with pytest.raises(PluginError, match=r"needs ebmcore>=99, but .* is installed"):
+        host_.find("sampler", "test-plugin-a:identity")
+
+
+def test_an_unknown_name_offers_what_is_close(plugin):
+    host_ = manager(plugin("test-plugin-a", GOOD))
+    with pytest.raises(UnknownComponentError, match="did you mean identity"):
+        host_.find("sampler", "identtiy")
+
+
+def test_a_first_party_name_that_is_not_installed_names_its_distribution(plugin):
+    with pytest.raises(UnknownComponentError, match="pip install ebm-plugin-pcd"):
+        manager(plugin("test-plugin-a", GOOD)).find("loss", "pcd")
+
+
+def test_a_close_first_party_name_is_offered_with_its_distribution(plugin):
+    with pytest.raises(UnknownComponentError, match=r"mala \(pip install ebm-plugin-langevin\)"):
+        manager(plugin("test-plugin-a", GOOD)).find("sampler", "mala2")
+
+
+def test_an_unknown_kind_lists_the_kinds():
+    with pytest.raises(UnknownComponentError, match="loss, sampler, energy, dataset, metric, observer"):
+        ebmcore.list_components("lose")
+
+
+def test_an_unknown_keyword_names_the_accepted_ones():
+    with pytest.raises(UnknownKeywordError, match=r"sampler 'langevin' got .*'stepsize'; it accepts: step_size, temperature"):
+        ebmcore.create_sampler("langevin", stepsize=0.1)
+
+
+def test_the_table_of_first_party_names_is_what_the_plugins_register():
+    from ebmcore.host.registry import FIRST_PARTY
+
+    installed = {(c.kind, c.name): c.distribution for c in host.list_components() if c.distribution in FIRST_PARTY.values()}
+    assert installed == FIRST_PARTY
+
+
+def test_every_installed_component_can_be_loaded():
+    for component in host.list_components():
+        assert isinstance(ebmcore.load(component.kind, component.id), type)
+
+
+def test_provenance_names_the_plugin_of_an_object():
+    sampler = ebmcore.create_sampler("langevin", step_size=0.1)
+    found = host.provenance(sampler)
+    assert found["id"] == "ebm-plugin-langevin:langevin"
+    assert found["distribution"] == "ebm-plugin-langevin"
+    assert host.provenance(object())["id"] is None
+
+
+def test_each_kind_has_its_create_function():
+    for kind in host.KINDS:
+        assert callable(getattr(ebmcore, f"create_{kind}"))
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import ebmcore",
+        "import ebmcore; ebmcore.hookimpl; ebmcore.list_components()",
+        "from ebmcore.cli import main; main(['list'])",
+        "from ebmcore.cli import main; main(['plugins'])",
+    ],
+)
+def test_listing_imports_neither_torch_nor_a_component(program):
+    deny = ("torch", "numpy", "sklearn", "jsonargparse", "lightning_fabric", "rich", "matplotlib", "ebm_plugin_pcd.loss")
+    check = f"{program}\nimport sys\nfound = [m for m in {deny} if m in sys.modules]\nassert not found, found"
+    subprocess.run([sys.executable, "-c", check], check=True, capture_output=True)
+
+
+def test_every_public_name_resolves():
+    for name in ebmcore.__all__:
+        assert getattr(ebmcore, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'create_lose'"):
+        ebmcore.create_lose  # noqa: B018

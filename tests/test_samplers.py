@@ -1,0 +1,242 @@
+"""The driver: what it guarantees whatever the sampler does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from ebmcore import BaseSampler, ChainState, run, value_and_grad
+from ebmcore.samplers import check_sampler, normal_like, where
+from ebmcore.testing import Identity, Quadratic
+from torch import Tensor, nn
+
+
+class Drift(BaseSampler):
+    """Follows the gradient, with noise."""
+
+    def step(self, energy, state, *, generator=None):
+        _, grad = value_and_grad(energy, state.x)
+        return replace(state, x=state.x - 0.1 * grad + 0.1 * normal_like(state.x, generator)), {}
+
+
+class Moody(nn.Module):
+    """Everything that sampling could leave a trace on: dropout, batch norm, spectral norm, mixed modes and flags."""
+
+    def __init__(self):
+        super().__init__()
+        self.normed = nn.utils.parametrizations.spectral_norm(nn.Linear(2, 8))
+        self.batch_norm = nn.BatchNorm1d(8)
+        self.dropout = nn.Dropout(0.5)
+        self.out = nn.Linear(8, 1)
+        self.out.bias.requires_grad_(False)
+        self.batch_norm.eval()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.out(self.dropout(self.batch_norm(self.normed(x)))).squeeze(-1)
+
+
+class Raising(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        raise ZeroDivisionError("in the energy")
+
+
+class Pole(nn.Module):
+    """Not a number left of zero."""
+
+    def forward(self, x):
+        return x.sqrt().flatten(1).sum(1)
+
+
+def trace(module):
+    return (
+        {name: t.clone() for name, t in module.state_dict().items()},
+        [m.training for m in module.modules()],
+        [p.requires_grad for p in module.parameters()],
+        [None if p.grad is None else p.grad.clone() for p in module.parameters()],
+    )
+
+
+def same(a, b):
+    tensors = a[0].keys() == b[0].keys() and all(torch.equal(a[0][k], b[0][k]) for k in a[0])
+    grads = all((x is None and y is None) or torch.equal(x, y) for x, y in zip(a[3], b[3], strict=True))
+    return tensors and a[1:3] == b[1:3] and grads
+
+
+def test_sampling_leaves_no_trace_on_the_energy():
+    torch.manual_seed(0)
+    energy = Moody().train()
+    energy.batch_norm.eval()
+    energy(torch.randn(8, 2)).sum().backward()
+    before = trace(energy)
+    run(Drift(), energy, ChainState(torch.randn(4, 2)), 20, generator=torch.Generator().manual_seed(0))
+    assert same(before, trace(energy))
+
+
+def test_an_energy_that_raises_raises_and_is_left_as_it_was():
+    energy = Raising()
+    before = trace(energy)
+    with pytest.raises(ZeroDivisionError, match="in the energy"):
+        run(Drift(), energy, ChainState(torch.zeros(4, 2)), 1)
+    assert same(before, trace(energy))
+    assert energy.weight.requires_grad
+
+
+def test_the_energy_is_frozen_and_in_evaluation_mode_meanwhile():
+    seen = []
+
+    class Spy(BaseSampler):
+        def step(self, energy, state, *, generator=None):
+            seen.append((energy.training, any(p.requires_grad for p in energy.parameters())))
+            return state, {}
+
+    run(Spy(), Moody().train(), ChainState(torch.zeros(2, 2)), 1)
+    assert seen == [(False, False)]
+
+
+def test_a_buffer_that_the_energy_replaces_is_put_back():
+    class Counting(Quadratic):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls = self.calls + 1
+            return super().forward(x)
+
+    energy = Counting()
+    run(Drift(), energy, ChainState(torch.zeros(2, 2)), 3)
+    assert energy.calls == 0
+
+
+def test_results_are_detached():
+    state, _ = run(Drift(), Quadratic(), ChainState(torch.zeros(4, 2, requires_grad=True)), 2)
+    assert state.x.grad_fn is None
+    assert not state.x.requires_grad
+
+
+def test_the_start_is_left_as_it_is():
+    x = torch.randn(4, 2)
+    before = x.clone()
+    run(Drift(), Quadratic(), ChainState(x), 3)
+    assert torch.equal(x, before)
+
+
+def test_it_works_under_no_grad():
+    start = ChainState(torch.ones(4, 2))
+    with torch.no_grad():
+        inside, _ = run(Drift(), Quadratic(), start, 3, generator=torch.Generator().manual_seed(0))
+    outside, _ = run(Drift(), Quadratic(), start, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(inside.x, outside.x)
+
+
+def test_inference_mode_is_refused_with_advice():
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"use torch\.no_grad\(\) instead"):
+        run(Drift(), Quadratic(), ChainState(torch.ones(4, 2)), 1)
+
+
+def test_a_generator_is_the_only_randomness():
+    before = torch.get_rng_state()
+    start = ChainState(torch.zeros(4, 2))
+    first, _ = run(Drift(), Quadratic(), start, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(before, torch.get_rng_state())
+    torch.rand(3)
+    again, _ = run(Drift(), Quadratic(), start, 5, generator=torch.Generator().manual_seed(0))
+    other, _ = run(Drift(), Quadratic(), start, 5, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(first.x, again.x)
+    assert not torch.equal(first.x, other.x)
+
+
+def test_a_chain_that_leaves_the_finite_numbers_is_marked_and_the_others_go_on():
+    x = torch.tensor([[4.0, 4.0], [-1.0, 4.0], [4.0, 4.0]])
+    state, _ = run(Drift(), Pole(), ChainState(x), 3)
+    assert state.finite().tolist() == [True, False, True]
+    assert state.x[[0, 2]].isfinite().all()
+
+
+def test_a_chain_lost_in_a_cache_only_is_marked_in_its_positions():
+    @dataclass(eq=False)
+    class Cached(ChainState):
+        energy: Tensor
+
+    state = Cached(torch.zeros(3, 2), torch.tensor([0.0, torch.inf, 0.0]))
+    state, _ = run(Identity(), Quadratic(), state, 1)
+    assert state.x.isnan().all(1).tolist() == [False, True, False]
+
+
+def test_information_is_averaged_over_the_steps():
+    class Counter(BaseSampler):
+        count = 0
+
+        def step(self, energy, state, *, generator=None):
+            self.count += 1
+            return state, {"count": torch.full((len(state),), float(self.count))}
+
+    _, info = run(Counter(), Quadratic(), ChainState(torch.zeros(2, 2)), 4)
+    assert info["count"].tolist() == [2.5, 2.5]
+
+
+def test_observers_see_each_transition():
+    seen = []
+    run(Identity(), Quadratic(), ChainState(torch.zeros(2, 2)), 3, observers=[lambda i, s, info: seen.append((i, len(s)))])
+    assert seen == [(0, 2), (1, 2), (2, 2)]
+
+
+def test_an_observer_that_raises_is_not_swallowed():
+    def observer(i, state, info):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        run(Identity(), Quadratic(), ChainState(torch.zeros(2, 2)), 1, observers=[observer])
+
+
+def test_conditions_reach_the_energy_and_stay_with_the_state():
+    class Shifted(Quadratic):
+        def forward(self, x, shift):
+            return super().forward(x - shift)
+
+    shift = torch.tensor([[5.0, 5.0], [-5.0, -5.0]])
+    state, _ = run(Drift(), Shifted(), ChainState(torch.zeros(2, 2), conditions={"0": shift}), 200)
+    assert torch.equal(state.x.sign(), shift.sign())
+    assert torch.equal(state.conditions["0"], shift)
+
+
+def test_sample_is_sugar_for_run():
+    x = torch.ones(4, 1, 2)
+    a = Drift().sample(Quadratic((1, 2)), x, 5, generator=torch.Generator().manual_seed(0))
+    b, _ = run(Drift(), Quadratic((1, 2)), ChainState(x), 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(a, b.x)
+    assert torch.equal(x, torch.ones(4, 1, 2))
+
+
+def test_where_chooses_whole_chains():
+    a = ChainState(torch.ones(3, 2), conditions={"0": torch.ones(3)})
+    b = ChainState(torch.zeros(3, 2), conditions={"0": torch.zeros(3)})
+    mixed = where(torch.tensor([True, False, True]), a, b)
+    assert mixed.x[:, 0].tolist() == mixed.conditions["0"].tolist() == [1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("n_steps", [0, -1])
+def test_no_steps_is_an_error(n_steps):
+    with pytest.raises(ValueError, match="at least 1"):
+        run(Identity(), Quadratic(), ChainState(torch.zeros(2, 2)), n_steps)
+
+
+def test_a_class_in_place_of_a_sampler_is_an_error_with_advice():
+    with pytest.raises(TypeError, match="pass an instance"):
+        check_sampler(Identity, Quadratic())
+
+
+def test_a_sampler_rejects_an_unknown_keyword_and_names_the_accepted_ones():
+    class WithOption(Drift):
+        def __init__(self, step_size: float):
+            self.step_size = step_size
+
+    with pytest.raises(TypeError, match=r"unknown keyword 'step_sise'; it accepts: step_size\. Did you mean 'step_size'"):
+        WithOption(step_sise=1.0)
