@@ -247,13 +247,14 @@ def frozen(energy: nn.Module) -> Iterator[None]:
         raise RuntimeError(
             "sampling takes gradients of the energy, which torch.inference_mode() forbids: use torch.no_grad() instead"
         )
-    modules = [module for module in energy.modules() if module.training]
-    parameters = [parameter for parameter in energy.parameters() if parameter.requires_grad]
-    buffers = [
-        (owner, name, buffer, buffer.detach().clone(), buffer._version)
-        for owner in energy.modules()
-        for name, buffer in owner.named_buffers(recurse=False)
-    ]
+    modules, parameters, buffers = [], [], []
+    for module in energy.modules():  # one pass, in every training step: parameters() and buffers() would make their own
+        if module.training:
+            modules.append(module)
+        parameters += [p for p in module._parameters.values() if p is not None and p.requires_grad]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                buffers.append((module, name, buffer, buffer.detach().clone(), buffer._version))
     try:
         for module in modules:
             module.training = False

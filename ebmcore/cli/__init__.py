@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 
 from ebmcore.errors import EbmcoreError
@@ -35,13 +36,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         return _fail(f"there is no command {command!r}; the commands are {', '.join(COMMANDS)}")
     try:
-        module = importlib.import_module(COMMANDS[command][0])
-        getattr(module, command)(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            module = importlib.import_module(COMMANDS[command][0])
+            getattr(module, command)(arguments)
     except EbmcoreError as error:
         return _fail(str(error))
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
     return 0
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"ebmcore: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _fail(message: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,11 +132,13 @@ def _name_parts(arguments: Sequence[str], parts: Sequence[str]) -> list[str]:
 
 def _names_in(arguments: Sequence[str], parts: Sequence[str]) -> dict[str, str]:
     names = {}
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
         flag, sign, value = argument.partition("=")
         part = flag.removeprefix("--").removesuffix(".name")
         if part in parts and flag.endswith(".name"):
             names[part] = value if sign else following
+            if not names[part] or names[part].startswith("-"):
+                raise UsageError(f"--{part} needs the name of a {PARTS[part][0]}: see 'ebmcore list {PARTS[part][0]}'")
     return names
 
 
@@ -168,9 +171,14 @@ def _one_line(error: argparse.ArgumentError, parser: ArgumentParser, prog: str) 
     known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
     unknown = re.search(r"unrecognized arguments: (--[\w.-]+)", message) or re.search(r"Key '([\w.]+)' is not expected", message)
     if unknown is None:
+        message = re.sub(r'Parser key "([\w.]+)":', r"option --\1:", message)
+        message = re.sub(r"<class '([\w.]+)'>", r"\1", message).replace("typing.", "")
+        required = re.fullmatch(r"the following arguments are required: (.*)", message)
+        if required:
+            message = "missing " + ", ".join(f"--{name}" for name in required.group(1).split(", "))
         return f"{message}; see '{prog} --help'"
     option = "--" + unknown.group(1).removeprefix("--")
     group = [o for o in known if o.split(".")[0] == option.split(".")[0]] if "." in option else known
-    close = difflib.get_close_matches(option, group, n=1)
+    close = difflib.get_close_matches(option, group, n=1, cutoff=0.75)
     hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(sorted(group)) or 'no such options'}"
     return f"unknown option {option}: {hint} See '{prog} --help'"

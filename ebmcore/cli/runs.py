@@ -14,7 +14,15 @@ from torch import nn
 
 from ebmcore.cli.options import Config, create, read_config
 from ebmcore.errors import CheckpointError, UsageError
-from ebmcore.training import DataSource, check_compatible, latest_checkpoint, read_checkpoint, stream_seed
+from ebmcore.training import (
+    BaseObserver,
+    DataSource,
+    check_compatible,
+    latest_checkpoint,
+    read_checkpoint,
+    stream_generator,
+    stream_seed,
+)
 
 CONFIG = "config.yaml"
 
@@ -78,8 +86,15 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def write_config(path: Path, config: Config) -> None:
-    write_text(path, yaml.safe_dump(config, sort_keys=False))
+class SavedConfig(BaseObserver):
+    """Saves the resolved configuration, once training has accepted it."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self.path = path
+        self.config = config
+
+    def on_start(self, step: int, n_steps: int) -> None:
+        write_text(self.path, yaml.safe_dump(self.config, sort_keys=False))
 
 
 def report(metric: str, result: dict[str, float]) -> str:
@@ -93,8 +108,6 @@ def report(metric: str, result: dict[str, float]) -> str:
 
 def measure(config: Config, parts: Parts, run: Path, step: int) -> dict[str, float]:
     """Measure the energy with the configured metric; print the result and keep it beside the run."""
-    from ebmcore.training import stream_generator
-
     name = config["metric"]["name"]
     metric = create(config, "metric")
     generator = stream_generator(config.get("seed", 0), "metric")

@@ -15,7 +15,7 @@ def train(arguments: Sequence[str]) -> None:
 
     require_train_extra()
     from ebmcore.cli.options import REQUIRED, parse
-    from ebmcore.cli.runs import CONFIG, build, measure, run_config, write_config
+    from ebmcore.cli.runs import CONFIG, SavedConfig, build, measure, run_config
     from ebmcore.training import fit
 
     prog = "ebmcore train"
@@ -36,13 +36,14 @@ def train(arguments: Sequence[str]) -> None:
         if changed:
             raise UsageError(f"a resumed run keeps its {', '.join(changed)}: start another run to change that")
     parts = build(config)
-    if _is_first_process():
-        write_config(run / CONFIG, config)
     options = {name: value for name, value in config.items() if name not in (*REQUIRED, "metric")}
-    result = fit(parts.loss, parts.data.train, **options, resume=resumed is not None)
+    saving = SavedConfig(run / CONFIG, config)
+    result = fit(parts.loss, parts.data.train, **options, resume=resumed is not None, observers=[saving])
     parts.energy = result.energy
+    if not _is_first_process():
+        return
     print(f"trained {result.step} steps; {run} holds the results")
-    if "metric" in config and _is_first_process():
+    if "metric" in config:
         measure(config, parts, run, result.step)
 
 

@@ -125,12 +125,12 @@ def fit(
         checkpoint = latest_checkpoint(out / "checkpoints") if resume else None
         if resume is False and latest_checkpoint(out / "checkpoints"):
             raise UsageError(f"{out} holds the checkpoints of another run: resume it, or choose another directory")
-        if rank == 0:
-            out.mkdir(parents=True, exist_ok=True)
     order.start = state.load(checkpoint) if checkpoint else 0
     if order.start == 0:
         _probe(energy, next(batches(data, order)), fabric)
 
+    if out is not None and rank == 0:
+        out.mkdir(parents=True, exist_ok=True)
     watching = _watching(out, progress, observers) if rank == 0 else []
     schedule = _schedule(lr_schedule, n_steps)
     base_rates = [group.get("initial_lr", group["lr"]) for group in wrapped_optimizer.param_groups]
@@ -249,12 +249,14 @@ def _schedule(name: str, n_steps: int) -> Callable[[int], float]:
 
 
 def _watching(out: Path | None, progress: bool, observers: Sequence[BaseObserver]) -> list[BaseObserver]:
-    own: list[BaseObserver] = [ProgressBar()] if progress else []
+    watching = list(observers)
     if out is not None:
-        own.append(MetricsFile(out / "metrics.csv"))
+        watching.append(MetricsFile(out / "metrics.csv"))
         if TensorBoard.available:
-            own.append(TensorBoard(out / "tensorboard"))
-    return [*own, *observers]
+            watching.append(TensorBoard(out / "tensorboard"))
+    if progress:
+        watching.append(ProgressBar())
+    return watching
 
 
 def _probe(energy: nn.Module, batch: Sequence[Tensor], fabric: Any) -> None:

@@ -1,0 +1,344 @@
+"""The fit loop, its streams, its files."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+
+import ebmcore
+import pytest
+import torch
+from ebmcore.errors import CheckpointError, DivergenceError, PluginError, UsageError
+from ebmcore.testing import Identity, Quadratic
+from ebmcore.training import BaseObserver, fit, latest_checkpoint, read_checkpoint, stream_seed
+from ebmcore.training.data import StepBatches, batches
+from torch.utils.data import Dataset, TensorDataset
+
+
+def pcd(seed=0, **options):
+    torch.manual_seed(seed)
+    energy = ebmcore.create_energy("mlp", (2,), hidden=(8,))
+    sampler = ebmcore.create_sampler("langevin", step_size=0.05)
+    return ebmcore.create_loss("pcd", energy, sampler, n_chains=20, **options)
+
+
+def data(n=100):
+    return torch.randn(n, 2, generator=torch.Generator().manual_seed(7))
+
+
+def quiet(loss, x, **options):
+    return fit(loss, x, progress=False, accelerator="cpu", **({"batch_size": 16, "lr": 1e-2} | options))
+
+
+def table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def same_state(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_streams_are_functions_of_all_their_names():
+    arguments = [(s, n, t, r) for s in (0, 1) for n in ("init", "data") for t in (0, 1) for r in (0, 1)]
+    seeds = {stream_seed(*a) for a in arguments}
+    assert len(seeds) == 16
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_an_epoch_visits_each_example_once_and_the_next_in_another_order():
+    order = StepBatches(100, 64, seed=0)
+    steps = list(itertools.islice(order, 4))
+    first, second = steps[0] + steps[1], steps[2] + steps[3]
+    assert [len(s) for s in steps] == [64, 36, 64, 36]
+    assert sorted(first) == sorted(second) == list(range(100))
+    assert first != second
+
+
+@pytest.mark.parametrize("start", [0, 1, 3, 5])
+def test_batches_from_a_step_on_are_those_of_the_whole_run(start):
+    whole = list(itertools.islice(StepBatches(100, 64, seed=3), 8))
+    assert list(itertools.islice(StepBatches(100, 64, seed=3, start=start), 8 - start)) == whole[start:]
+
+
+def test_ranks_share_an_epoch():
+    parts = [list(itertools.chain(*itertools.islice(StepBatches(101, 16, seed=0, rank=r, world=3), 3))) for r in range(3)]
+    assert [len(p) for p in parts] == [34, 34, 34]
+    assert set(itertools.chain(*parts)) == set(range(101))
+
+
+def test_any_map_style_dataset_will_do():
+    class Rows(Dataset):
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, i):
+            return torch.full((2,), float(i))
+
+    plain = next(batches(torch.arange(10.0)[:, None].expand(10, 2), StepBatches(10, 4, seed=0)))
+    assert torch.equal(next(batches(Rows(), StepBatches(10, 4, seed=0)))[0], plain[0])
+
+
+def test_conditions_of_a_dataset_reach_the_loss():
+    class Labelled(Quadratic):
+        def forward(self, x, label):
+            return super().forward(x - label[:, None])
+
+    loss = ebmcore.create_loss("cd", Labelled(), Identity())
+    quiet(loss, TensorDataset(data(), torch.zeros(100)), steps=2)
+
+
+def test_making_batches_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    next(batches(data(), StepBatches(100, 16, seed=0)))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_it_trains():
+    loss = ebmcore.create_loss("cd", Quadratic((2,), precision=4.0), ebmcore.create_sampler("langevin", step_size=0.05), 20)
+    result = quiet(loss, data(1000), epochs=10, lr=0.05, lr_schedule="linear")
+    assert result.step == 10 * math.ceil(1000 / 16)
+    assert result.energy is loss.energy
+    assert result.energy.precision.item() == pytest.approx(1.0, rel=0.1)
+
+
+def test_a_seed_repeats_a_run_and_another_does_not():
+    losses = [pcd(), pcd(), pcd()]
+    for loss, seed in zip(losses, (0, 0, 1), strict=True):
+        torch.rand(3)  # the global generator plays no part
+        quiet(loss, data(), steps=20, seed=seed)
+    assert same_state(losses[0], losses[1])
+    assert not same_state(losses[0], losses[2])
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
+    whole, first, second = pcd(restart_prob=0.1), pcd(restart_prob=0.1), pcd(seed=99, restart_prob=0.1)
+    options = {"lr_schedule": "constant", "ema_decay": 0.9}
+    expected = quiet(whole, data(), steps=40, out=tmp_path / "whole", **options)
+    quiet(first, data(), steps=23, out=tmp_path / "run", **options)
+    resumed = quiet(second, data(), steps=40, out=tmp_path / "run", resume=True, **options)
+    assert same_state(whole, second)
+    assert same_state(expected.energy, resumed.energy)
+
+
+def test_a_resumed_run_writes_the_metrics_of_the_uninterrupted_one(tmp_path):
+    options = {"log_every": 3, "checkpoint_every": 10}
+    quiet(pcd(), data(), steps=40, out=tmp_path / "whole", **options)
+    quiet(pcd(), data(), steps=25, out=tmp_path / "run", **options)
+    file = tmp_path / "run" / "metrics.csv"
+    file.write_text(file.read_text() + "28,1.0,2.0\n30,0.")  # rows after the checkpoint, the last cut off
+    quiet(pcd(), data(), steps=40, out=tmp_path / "run", resume=True, **options)
+    rows = table(file)
+    whole = table(tmp_path / "whole" / "metrics.csv")
+    assert [r for r in rows if r["step"] != "25"] == whole
+
+
+def test_a_run_without_a_checkpoint_yet_starts_again(tmp_path):
+    result = quiet(pcd(), data(), steps=3, out=tmp_path, resume=True)
+    assert result.step == 3
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    loss, again = pcd(), pcd(seed=1)
+    quiet(loss, data(), steps=5, out=tmp_path)
+    result = quiet(again, data(), steps=5, out=tmp_path, resume=True)
+    assert result.step == 5
+    assert same_state(loss, again)
+
+
+def test_a_run_never_overwrites_another(tmp_path):
+    quiet(pcd(), data(), steps=3, out=tmp_path)
+    with pytest.raises(UsageError, match="resume it, or choose another directory"):
+        quiet(pcd(), data(), steps=3, out=tmp_path)
+
+
+def test_the_last_two_checkpoints_are_kept_and_no_half_written_one(tmp_path):
+    quiet(pcd(), data(), steps=50, out=tmp_path, checkpoint_every=10)
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000040", "step-00000050"]
+
+
+def test_a_checkpoint_holds_everything_and_says_where_it_came_from(tmp_path):
+    result = quiet(pcd(), data(), steps=5, out=tmp_path, ema_decay=0.9)
+    tensors, info = read_checkpoint(result.checkpoint)
+    assert {name.split(".")[0] for name in tensors} == {"loss", "optimizer", "average"}
+    assert {"loss.chains.x", "loss.chains.id", "loss.chains.age", "loss.energy.net.1.weight"} <= set(tensors)
+    assert info["step"] == 5
+    assert info["components"]["loss"]["id"] == "ebm-plugin-pcd:pcd"
+    assert info["components"]["sampler"]["distribution"] == "ebm-plugin-langevin"
+    assert info["components"]["energy"]["version"]
+
+
+@pytest.mark.parametrize("part", [".metadata", "__0_0.distcp", "checkpoint.json"])
+@pytest.mark.parametrize("damage", ["cut", "change", "remove"])
+def test_a_damaged_checkpoint_is_an_error_that_says_how_to_go_on(tmp_path, part, damage):
+    quiet(pcd(), data(), steps=20, out=tmp_path, checkpoint_every=10)
+    path = latest_checkpoint(tmp_path / "checkpoints") / part
+    content = path.read_bytes()
+    if damage == "remove":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.write_bytes(content[:-9] + bytes([content[-9] ^ 255]) + content[-8:])
+    with pytest.raises(CheckpointError, match="is damaged .*remove it to go on from step-00000010"):
+        quiet(pcd(), data(), steps=30, out=tmp_path, resume=True)
+
+
+def test_a_checkpoint_of_another_configuration_is_an_error(tmp_path):
+    quiet(pcd(), data(), steps=3, out=tmp_path)
+    other = ebmcore.create_loss("cd", ebmcore.create_energy("mlp", (2,), hidden=(9,)), Identity())
+    with pytest.raises(CheckpointError, match="belongs to another configuration"):
+        quiet(other, data(), steps=5, out=tmp_path, resume=True)
+
+
+def test_a_diverging_run_stops_with_step_metric_and_advice_and_keeps_the_last_good_checkpoint(tmp_path):
+    class Bomb(Quadratic):
+        def forward(self, x):
+            return super().forward(x) * (1 + 0 * self.precision)
+
+    loss = ebmcore.create_loss("cd", Bomb((2,)), Identity())
+
+    class Fuse(BaseObserver):
+        def on_log(self, step, metrics):
+            if step == 15:
+                with torch.no_grad():
+                    loss.energy.precision.fill_(torch.nan)
+
+    with pytest.raises(DivergenceError, match=r"stopped at step 16: the loss is NaN\. Lower the learning rate"):
+        quiet(loss, data(), steps=40, out=tmp_path, checkpoint_every=10, log_every=1, observers=[Fuse()])
+    last = latest_checkpoint(tmp_path / "checkpoints")
+    assert last.name == "step-00000010"
+    assert all(t.isfinite().all() for t in read_checkpoint(last)[0].values())
+
+
+def test_parameters_that_are_not_finite_are_never_written(tmp_path):
+    loss = ebmcore.create_loss("cd", Quadratic((2,)), Identity())
+
+    class Fuse(BaseObserver):
+        def on_log(self, step, metrics):
+            with torch.no_grad():
+                loss.energy.mean[0] = torch.inf
+
+    with pytest.raises(DivergenceError, match="norm of the parameters"):
+        quiet(loss, data(), steps=10, out=tmp_path, checkpoint_every=10, log_every=10, observers=[Fuse()])
+    assert latest_checkpoint(tmp_path / "checkpoints") is None
+
+
+def test_chains_that_all_leave_the_finite_numbers_stop_the_run_with_its_step():
+    loss = ebmcore.create_loss("cd", Quadratic((2,), 1e20), ebmcore.create_sampler("langevin", step_size=1.0), 10)
+    with pytest.raises(DivergenceError, match="training stopped at step 1: every negative sample"):
+        quiet(loss, data(), steps=3)
+
+
+def test_the_gradient_is_clipped():
+    energy = Quadratic((2,), 1.0)
+    loss = ebmcore.create_loss("cd", energy, Identity())
+    loss.energy_gap = lambda x, pred_x: 1e6 * energy(x).mean()
+    before = torch.cat([p.detach().flatten().clone() for p in energy.parameters()])
+    quiet(loss, data(), steps=1, clip_grad=0.5, optimizer="sgd", lr=1.0)
+    after = torch.cat([p.detach().flatten() for p in energy.parameters()])
+    assert (after - before).norm().item() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_the_moving_average_is_that_of_the_parameters():
+    loss, seen = pcd(), []
+
+    class Watch(BaseObserver):
+        def on_log(self, step, metrics):
+            seen.append(next(loss.energy.parameters()).detach().clone())
+
+    result = quiet(loss, data(), steps=5, ema_decay=0.8, log_every=1, observers=[Watch()])
+    expected = seen[0]
+    for value in seen[1:]:
+        expected = 0.8 * expected + 0.2 * value
+    assert result.energy is not loss.energy
+    torch.testing.assert_close(next(result.energy.parameters()).detach(), expected)
+
+
+def test_a_linear_schedule_ends_at_zero():
+    rates = []
+
+    def optimizer(parameters):
+        made = torch.optim.SGD(parameters, lr=1.0)
+        made.register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
+        return made
+
+    quiet(pcd(), data(), steps=4, optimizer=optimizer, lr_schedule="linear")
+    assert rates == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_it_runs_in_double_precision():
+    loss = pcd()
+    quiet(loss, data(), steps=2, precision="64-true")
+    assert loss.dtype == loss.chain.dtype == torch.float64
+
+
+def test_it_runs_in_mixed_precision():
+    quiet(pcd(), data(), steps=2, precision="bf16-mixed")
+
+
+def test_tensorboard_gets_the_metrics_when_it_is_installed(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    quiet(pcd(), data(), steps=4, log_every=2, out=tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("loss")] == [2, 4]
+
+
+def test_a_new_metric_gets_a_column_and_loses_no_row(tmp_path):
+    from ebmcore.training.observers import MetricsFile
+
+    file = MetricsFile(tmp_path / "metrics.csv")
+    file.on_start(0, 3)
+    file.on_log(1, {"loss": 1.0})
+    file.on_log(2, {"loss": 2.0, "acceptance_rate": 0.5})
+    rows = table(tmp_path / "metrics.csv")
+    assert rows == [
+        {"step": "1", "loss": "1.0", "acceptance_rate": ""},
+        {"step": "2", "loss": "2.0", "acceptance_rate": "0.5"},
+    ]
+
+
+def test_an_observer_that_raises_ends_the_run_with_its_name_and_the_event():
+    class Faulty(BaseObserver):
+        def on_log(self, step, metrics):
+            raise KeyError("mine")
+
+    with pytest.raises(PluginError, match=r"the observer Faulty failed in on_log\(2,\): 'mine'"):
+        quiet(pcd(), data(), steps=4, log_every=2, observers=[Faulty()])
+
+
+def test_the_progress_bar_shows(capsys):
+    fit(pcd(), data(), steps=4, batch_size=16, accelerator="cpu")
+    assert "4/4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "either as epochs or as steps"),
+        ({"epochs": 1, "steps": 1}, "either as epochs or as steps"),
+        ({"steps": 0}, "at least one step"),
+        ({"steps": 1, "optimizer": "adagrad"}, "must be 'adam', 'sgd' or a function"),
+        ({"steps": 1, "lr": -1.0}, "lr must be above 0"),
+        ({"steps": 1, "lr_schedule": "cosine"}, "must be 'constant' or 'linear'"),
+    ],
+)
+def test_an_option_that_cannot_work_is_an_error_with_advice(options, message):
+    with pytest.raises(UsageError, match=message):
+        quiet(pcd(), data(), **options)
+
+
+def test_data_of_the_wrong_shape_are_an_error_before_the_first_step():
+    with pytest.raises(UsageError, match=r"MLP cannot take examples of shape \(3,\)"):
+        quiet(pcd(), torch.randn(10, 3), steps=1)
+
+
+def test_no_data_are_an_error():
+    with pytest.raises(UsageError, match="at least one example"):
+        quiet(pcd(), torch.zeros(0, 2), steps=1)
