@@ -13,9 +13,10 @@ import statistics
 import time
 from collections.abc import Callable
 
-import ebmcore
 import torch
 from torch import Tensor, nn
+
+import ebmcore
 
 STEP_SIZE = 0.01
 K_STEPS = 10

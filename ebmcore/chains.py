@@ -169,7 +169,7 @@ class PersistentChains(nn.Module):
             self._tensors[name].index_copy_(0, slots, tensor.to(self._tensors[name].dtype))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PersistentChains:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._tensors = {name: fn(tensor) for name, tensor in self._tensors.items()}
         self._drawn = None
         return self

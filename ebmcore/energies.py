@@ -40,9 +40,7 @@ class SupportsBlockGibbs(Protocol):
     of the joint energy, never through a division of the marginal energy.
     """
 
-    def sample_hidden(
-        self, x: Tensor, *, beta: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample_hidden(self, x: Tensor, *, beta: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Draw the hidden units ``(N, hidden)`` given the visible ones ``(N, *shape)``."""
         ...
 

@@ -99,7 +99,7 @@ class BaseContrastiveDivergence(BaseLoss):
         self.joint_forward = joint_forward
         self.chains = PersistentChains()
         self._negatives: ChainState | None = None
-        self.register_load_state_dict_post_hook(_move_loaded_chains)
+        self.register_load_state_dict_post_hook(_move_loaded_chains)  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -86,9 +86,7 @@ class Sampler(Protocol):
         """The state of chains at positions ``x`` ``(N, *shape)``."""
         ...
 
-    def step(
-        self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None
-    ) -> tuple[ChainState, Info]:
+    def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
         """One transition of every chain.
 
         Pure: the same inputs and generator state give the same output. ``info`` maps names to tensors ``(N,)``, such as
@@ -126,9 +124,7 @@ class BaseSampler(StrictKeywords, ABC):
         kept: ChainState = state
         return kept
 
-    def sample(
-        self, energy: nn.Module, x: Tensor, n_steps: int, *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, energy: nn.Module, x: Tensor, n_steps: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Positions ``(N, *shape)`` after ``n_steps`` transitions from ``x``, which is left as it is.
 
         Example:

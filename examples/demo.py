@@ -12,8 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-import ebmcore
 import torch
+
+import ebmcore
 from ebmcore.cli import main
 from ebmcore.distributions import Bernoulli
 
@@ -65,8 +66,11 @@ def demo() -> None:
     width = (pcd["interval_high"] - pcd["interval_low"]) / 2
     margins = [rows[0][1] - value for _, value, _, _ in rows[1:]]
     verdict = all(margin > width for margin in margins)
-    print(f"\nPCD leads by {margins[0]:.2f} and {margins[1]:.2f} nats; half its interval is {width:.2f}: beats both {verdict}")
-    print(f"{time.perf_counter() - start:.0f} s; results in runs/demo: {', '.join(sorted(p.name for p in Path('runs/demo').iterdir()))}")
+    print(
+        f"\nPCD leads by {margins[0]:.2f} and {margins[1]:.2f} nats; half its interval is {width:.2f}: beats both {verdict}"
+    )
+    left = ", ".join(sorted(path.name for path in Path("runs/demo").iterdir()))
+    print(f"{time.perf_counter() - start:.0f} s; runs/demo holds {left}")
     if not verdict:
         sys.exit("the demo's model does not beat both references by more than its interval")
 

@@ -11,8 +11,9 @@ import argparse
 import math
 import statistics
 
-import ebmcore
 import torch
+
+import ebmcore
 
 HIDDEN = 16
 UPDATES = 20_000
@@ -45,7 +46,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     best = -(28 * math.log(32) + 4 * math.log(16)) / 32  # two of the patterns stand in the data twice
-    print(f"4x4 bars and stripes, {HIDDEN} hidden units, {UPDATES} full-batch updates at a falling rate, {options.seeds} seeds")
+    print(
+        f"4x4 bars and stripes, {HIDDEN} hidden units, {UPDATES} full-batch updates at a falling rate, {options.seeds} seeds"
+    )
     print(f"exact log-likelihood in nats per pattern; best possible {best:.2f}\n")
     print(f"{'loss':<6}{'lr':>6}{'mean':>9}{'std. error':>12}   seeds")
     found: dict[tuple[str, float], list[float]] = {}
@@ -54,12 +57,17 @@ def main() -> None:
             values = [trained_likelihood(name, keywords, lr, seed) for seed in range(options.seeds)]
             found[name, lr] = values
             error = statistics.stdev(values) / math.sqrt(len(values))
-            print(f"{name:<6}{lr:>6}{statistics.mean(values):>9.3f}{error:>12.3f}   {' '.join(f'{v:.2f}' for v in values)}", flush=True)
+            print(
+                f"{name:<6}{lr:>6}{statistics.mean(values):>9.3f}{error:>12.3f}   {' '.join(f'{v:.2f}' for v in values)}",
+                flush=True,
+            )
     best_of = {name: max((found[name, lr] for lr in RATES), key=statistics.mean) for name, _ in LOSSES}
     lead = statistics.mean(best_of["pcd"]) - statistics.mean(best_of["cd"])
     error = math.sqrt(sum(statistics.variance(v) / len(v) for v in best_of.values()))
     verdict = lead > 2 * error and min(best_of["pcd"]) > max(best_of["cd"])
-    print(f"\nEach at its better rate: pcd leads by {lead:.3f} +- {error:.3f}; every seed of pcd above every seed of cd: {verdict}")
+    print(
+        f"\nEach at its better rate: pcd leads by {lead:.3f} +- {error:.3f}; every seed of pcd above every seed of cd: {verdict}"
+    )
     if not verdict:
         raise SystemExit(1)
 

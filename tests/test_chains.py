@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from ebmcore.chains import PersistentChains
 from ebmcore.distributions import Normal
 from ebmcore.errors import UsageError

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+
 from ebmcore.cli import main
 from ebmcore.training import latest_checkpoint, read_checkpoint
 
@@ -77,7 +78,9 @@ def test_the_command_line_overrides_the_file(tmp_path):
 
 
 def test_another_component_on_the_command_line_takes_none_of_the_files_options(tmp_path):
-    (tmp_path / "options.yaml").write_text("energy: {name: rbm, hidden: 9}\nsampler: gibbs\nloss: {name: pcd, n_chains: 3}\nsteps: 2")
+    (tmp_path / "options.yaml").write_text(
+        "energy: {name: rbm, hidden: 9}\nsampler: gibbs\nloss: {name: pcd, n_chains: 3}\nsteps: 2"
+    )
     command = f"--config {tmp_path / 'options.yaml'} --data bars-and-stripes --loss cd --progress false"
     assert train(command, tmp_path / "run") == 0
     assert "n_chains" not in yaml.safe_load((tmp_path / "run/config.yaml").read_text())["loss"]
@@ -118,7 +121,9 @@ def test_a_run_killed_without_warning_resumes_bit_for_bit(tmp_path):
 
 def test_two_processes_share_the_chains_and_one_goes_on_with_all_of_them(tmp_path):
     out = tmp_path / "run"
-    command = f"train {MOONS} --loss pcd --loss.n_chains 11 --steps 6 --devices 2 --accelerator cpu --progress false --out {out}"
+    command = (
+        f"train {MOONS} --loss pcd --loss.n_chains 11 --steps 6 --devices 2 --accelerator cpu --progress false --out {out}"
+    )
     subprocess.run([sys.executable, "-m", "ebmcore", *command.split()], check=True, capture_output=True, timeout=120)
     saved = tensors(out)
     assert sorted(saved["loss.chains.id"].tolist()) == list(range(11))
@@ -211,7 +216,10 @@ WRONG = {
         "train --energy conv --sampler langevin --sampler.step_size 1 --loss cd --data two-moons --steps 1",
         "use the energy 'mlp', or data of such a shape",
     ),
-    "data of the wrong kind": (f"train {FULL} --data two-moons", "the energy RBM is for binary data, but TwoMoons is continuous"),
+    "data of the wrong kind": (
+        f"train {FULL} --data two-moons",
+        "the energy RBM is for binary data, but TwoMoons is continuous",
+    ),
     "sampler of the wrong kind": (
         f"train {FULL} --sampler langevin --sampler.step_size 1",
         "choose a sampler for binary units",
@@ -282,7 +290,11 @@ def test_a_damaged_checkpoint_is_one_clear_line(run, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     (latest_checkpoint(copy / "checkpoints") / "__0_0.distcp").write_bytes(b"")
-    for command in (f"evaluate {copy} --metric exact-ll", f"train --resume {copy}", f"sample {copy} --out {tmp_path / 'a.png'}"):
+    for command in (
+        f"evaluate {copy} --metric exact-ll",
+        f"train --resume {copy}",
+        f"sample {copy} --out {tmp_path / 'a.png'}",
+    ):
         assert ebmcore(command) == 2
         error = capsys.readouterr().err
         assert "is damaged" in error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from ebmcore.distributions import Bernoulli, Empirical, Normal
 from ebmcore.energies import (
     Conditioned,
@@ -20,7 +22,6 @@ from ebmcore.energies import (
 )
 from ebmcore.errors import MissingCapabilityError
 from ebmcore.testing import Boltzmann, DoubleWell, Quadratic
-from torch import nn
 
 
 @pytest.mark.parametrize("shape", [(4,), (1, 2, 2)])

@@ -58,7 +58,7 @@ def environment(tmp_path, wheels):
 
 def test_removing_a_plugin_removes_its_names_and_its_wheel_brings_them_back(environment):
     others = ("ebm-plugin-rbm", "ebm-plugin-datasets")
-    train = "train --energy rbm --energy.hidden 4 --sampler gibbs --loss pcd --data bars-and-stripes --steps 2 --progress false --out run"
+    train = "train --energy rbm --energy.hidden 4 --sampler gibbs --loss pcd --data bars-and-stripes --steps 2 --out run"
     without = environment(*others)
     assert " pcd " not in without("list loss").stdout
     refused = without(train)
@@ -79,6 +79,8 @@ def test_each_plugin_works_alone(environment, name):
     assert json.loads(alone("plugins --json").stdout)[0]["state"] == "available"
     for row in listed:
         assert alone(f"show {row['id']}").returncode == 0
+    own_tests = alone(f"-p no:cacheprovider {ROOT / 'plugins' / name / 'tests'}", program=("-m", "pytest"))
+    assert own_tests.returncode == 0, own_tests.stdout
 
 
 def test_listing_works_on_the_bare_kernel_and_training_says_what_is_missing(environment):

@@ -7,8 +7,10 @@ import sys
 import textwrap
 import types
 
-import ebmcore
 import pytest
+from importlib_metadata import Distribution, EntryPoint
+
+import ebmcore
 from ebmcore import host
 from ebmcore.errors import (
     AmbiguousComponentError,
@@ -19,7 +21,6 @@ from ebmcore.errors import (
 )
 from ebmcore.host.manager import PluginManager
 from ebmcore.host.report import State
-from importlib_metadata import Distribution, EntryPoint
 
 
 class Installed(Distribution):
@@ -220,7 +221,9 @@ def test_an_unknown_kind_lists_the_kinds():
 
 
 def test_an_unknown_keyword_names_the_accepted_ones():
-    with pytest.raises(UnknownKeywordError, match=r"sampler 'langevin' got .*'stepsize'; it accepts: step_size, temperature"):
+    with pytest.raises(
+        UnknownKeywordError, match=r"sampler 'langevin' got .*'stepsize'; it accepts: step_size, temperature"
+    ):
         ebmcore.create_sampler("langevin", stepsize=0.1)
 
 

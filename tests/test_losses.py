@@ -7,10 +7,11 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
+
 from ebmcore import BaseContrastiveDivergence, BaseSampler, ChainState
 from ebmcore.errors import DivergenceError, MissingCapabilityError, UsageError
 from ebmcore.testing import Boltzmann, Identity, Quadratic
-from torch import nn
 
 
 class Data(BaseContrastiveDivergence):

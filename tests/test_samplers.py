@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from ebmcore import BaseSampler, ChainState, run, value_and_grad
 from ebmcore.samplers import check_sampler, normal_like, where
 from ebmcore.testing import Identity, Quadratic
-from torch import Tensor, nn
 
 
 class Drift(BaseSampler):

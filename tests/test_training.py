@@ -6,14 +6,15 @@ import csv
 import itertools
 import math
 
-import ebmcore
 import pytest
 import torch
+from torch.utils.data import Dataset, TensorDataset
+
+import ebmcore
 from ebmcore.errors import CheckpointError, DivergenceError, PluginError, UsageError
 from ebmcore.testing import Identity, Quadratic
 from ebmcore.training import BaseObserver, fit, latest_checkpoint, read_checkpoint, stream_seed
 from ebmcore.training.data import StepBatches, batches
-from torch.utils.data import Dataset, TensorDataset
 
 
 def pcd(seed=0, **options):

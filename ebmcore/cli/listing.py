@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see '{self.prog} --help'")
 
 
-def list(arguments: Sequence[str]) -> None:  # noqa: A001 - the name of the command
+def list(arguments: Sequence[str]) -> None:
     """Print the components."""
     parser = Parser("ebmcore list", description="List the components of installed plugins.")
     parser.add_argument("kind", nargs="?", metavar="KIND", help=f"one of {', '.join(host.KINDS)}")

@@ -24,15 +24,15 @@ from ebmcore.training import fit
 Config = dict[str, Any]
 
 # The parts of a run: option, kind of component, and what the run itself passes to its constructor.
-PARTS = {
-    "data": ("dataset", set[str]()),
+PARTS: dict[str, tuple[str, set[str | int]]] = {
+    "data": ("dataset", set()),
     "energy": ("energy", {"shape"}),
-    "sampler": ("sampler", set[str]()),
+    "sampler": ("sampler", set()),
     "loss": ("loss", {"energy", "sampler"}),
-    "metric": ("metric", set[str]()),
+    "metric": ("metric", set()),
 }
 REQUIRED = ("data", "energy", "sampler", "loss")
-_NOT_OPTIONS = {"loss", "data", "resume", "observers", "optimizer"}
+_NOT_OPTIONS: set[str | int] = {"loss", "data", "resume", "observers", "optimizer"}
 
 
 def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(PARTS), base: Config | None = None) -> Config:
@@ -169,7 +169,9 @@ def _plain(value: Any) -> Any:
 def _one_line(error: argparse.ArgumentError, parser: ArgumentParser, prog: str) -> str:
     message = " ".join(str(error).split())
     known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
-    unknown = re.search(r"unrecognized arguments: (--[\w.-]+)", message) or re.search(r"Key '([\w.]+)' is not expected", message)
+    unknown = re.search(r"unrecognized arguments: (--[\w.-]+)", message) or re.search(
+        r"Key '([\w.]+)' is not expected", message
+    )
     if unknown is None:
         message = re.sub(r'Parser key "([\w.]+)":', r"option --\1:", message)
         message = re.sub(r"<class '([\w.]+)'>", r"\1", message).replace("typing.", "")

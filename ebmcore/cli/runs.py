@@ -42,7 +42,9 @@ def build(config: Config) -> Parts:
     data = create(config, "data")
     missing = [name for name in ("train", "test", "shape", "state_space") if not hasattr(data, name)]
     if missing:
-        raise UsageError(f"the dataset {config['data']['name']!r} has no {', '.join(missing)}: see ebmcore.training.DataSource")
+        raise UsageError(
+            f"the dataset {config['data']['name']!r} has no {', '.join(missing)}: see ebmcore.training.DataSource"
+        )
     with torch.random.fork_rng():
         torch.manual_seed(stream_seed(config.get("seed", 0), "init"))
         energy = create(config, "energy", shape=data.shape)

@@ -93,7 +93,8 @@ def _contours(x: Tensor, energy: nn.Module, data: Any) -> Any:
         energies = energy.eval()(grid.to(x.dtype)).view(200, 200).T
     figure = Figure(figsize=(6, 5))
     axis = figure.subplots()
-    filled = axis.contourf(ticks[0], ticks[1], energies, levels=30, cmap="viridis_r")
-    figure.colorbar(filled, label="energy")
+    depth = energies - energies.min()  # where it is more, the density is below e^-12 of its mode's
+    filled = axis.contourf(ticks[0], ticks[1], depth, levels=torch.linspace(0, 12, 25), cmap="viridis_r", extend="max")
+    figure.colorbar(filled, label="energy above its minimum")
     axis.scatter(x[:, 0], x[:, 1], s=8, c="white", edgecolors="black", linewidths=0.5)
     return figure

@@ -47,7 +47,9 @@ def train(arguments: Sequence[str]) -> None:
         measure(config, parts, run, result.step)
 
 
-_EXAMPLE = "ebmcore train --energy rbm --energy.hidden 64 --sampler gibbs --loss pcd --data digits --epochs 30 --out runs/demo"
+_EXAMPLE = (
+    "ebmcore train --energy rbm --energy.hidden 64 --sampler gibbs --loss pcd --data digits --epochs 30 --out runs/demo"
+)
 
 
 def _split_off_resume(arguments: Sequence[str]) -> tuple[list[str], Path | None]:

@@ -192,7 +192,7 @@ def _describe(name: str, found: list[EntryPoint]) -> PluginReport:
 
 
 def _pairs(text: str) -> dict[str, str]:
-    pairs = {}
+    pairs: dict[str, str] = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
         name, sign, distribution = part.partition("=")
         if not (name and sign and distribution):
@@ -209,7 +209,7 @@ def _check_target(kind: str, target: Any) -> None:
     if not inspect.isclass(target):
         raise TypeError(f"the target of a {kind} must be a class, got {target!r}")
     if inspect.isabstract(target):
-        raise TypeError(f"the class is abstract: it lacks {', '.join(sorted(target.__abstractmethods__))}")
+        raise TypeError(f"the class is abstract: it lacks {', '.join(sorted(getattr(target, '__abstractmethods__', ())))}")
     if kind == "loss":
         from ebmcore.losses import BaseLoss
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ebmcore.samplers import BaseSampler, ChainState, Info, normal_like
+from ebmcore.testing.targets import Quadratic
 
 
 class Identity(BaseSampler):
@@ -17,9 +18,7 @@ class Identity(BaseSampler):
 
     exact = True
 
-    def step(
-        self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None
-    ) -> tuple[ChainState, Info]:
+    def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
         return state, {}
 
 
@@ -38,8 +37,7 @@ class ExactGaussian(BaseSampler):
     def __init__(self, correlation: float = 0.0) -> None:
         self.correlation = correlation
 
-    def step(
-        self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None
-    ) -> tuple[ChainState, Info]:
+    def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
+        assert isinstance(energy, Quadratic)
         innovation = normal_like(state.x, generator) * math.sqrt(1 - self.correlation**2) / energy.precision.sqrt()
         return replace(state, x=energy.mean + self.correlation * (state.x - energy.mean) + innovation), {}

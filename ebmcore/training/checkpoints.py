@@ -18,9 +18,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from ebmcore.errors import CheckpointError
 
@@ -44,7 +46,7 @@ def write_checkpoint(directory: Path, step: int, tensors: Mapping[str, Tensor], 
         directory.mkdir(parents=True, exist_ok=True)
     _barrier()
     with _single_process_is_meant():
-        dcp.save(dict(tensors), checkpoint_id=temporary, no_dist=not _distributed())
+        save(dict(tensors), checkpoint_id=temporary, no_dist=not _distributed())
     _barrier()
     if _rank() == 0:
         record = {"step": step, **info, "sha256": _digests(temporary)}
@@ -77,14 +79,14 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         damaged = [name for name, digest in info["sha256"].items() if _digest(path / name) != digest]
         if damaged:
             raise CheckpointError(f"{', '.join(damaged)} changed since it was written")
-        metadata = dcp.FileSystemReader(path).read_metadata()
+        metadata = FileSystemReader(path).read_metadata()
         tensors = {
             name: _template(name, entry)
             for name, entry in metadata.state_dict_metadata.items()
             if isinstance(entry, TensorStorageMetadata)
         }
         with _single_process_is_meant():
-            dcp.load(tensors, checkpoint_id=path, no_dist=not _distributed())
+            load(tensors, checkpoint_id=path, no_dist=not _distributed())
     except Exception as error:
         others = [other.name for other in _checkpoints(path.parent) if other != path]
         go_on = f"remove it to go on from {others[-1]}" if others else "start the run anew with another --out"

@@ -193,7 +193,11 @@ class _TrainingState:
     def info(self) -> dict[str, Any]:
         from importlib_metadata import version
 
-        parts = {"loss": self.loss, "energy": getattr(self.loss, "energy", None), "sampler": getattr(self.loss, "sampler", None)}
+        parts = {
+            "loss": self.loss,
+            "energy": getattr(self.loss, "energy", None),
+            "sampler": getattr(self.loss, "sampler", None),
+        }
         components = {kind: host.provenance(part) for kind, part in parts.items() if part is not None}
         return {"ebmcore": version("ebmcore"), "torch": torch.__version__, "components": components}
 
@@ -229,9 +233,7 @@ def _number_of_steps(epochs: int | None, steps: int | None, steps_per_epoch: int
     return n_steps
 
 
-def _optimizer(
-    optimizer: Literal["adam", "sgd"] | OptimizerFactory, loss: nn.Module, lr: float
-) -> torch.optim.Optimizer:
+def _optimizer(optimizer: Literal["adam", "sgd"] | OptimizerFactory, loss: nn.Module, lr: float) -> torch.optim.Optimizer:
     if callable(optimizer):
         return optimizer(loss.parameters())
     if optimizer not in ("adam", "sgd"):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ebmcore import BaseContrastiveDivergence
 from torch import Tensor
+
+from ebmcore import BaseContrastiveDivergence
 
 
 class ContrastiveDivergence(BaseContrastiveDivergence):

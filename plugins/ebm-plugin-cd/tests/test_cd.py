@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ebmcore
 import pytest
 import torch
+
+import ebmcore
 from ebm_plugin_cd.loss import ContrastiveDivergence
 from ebmcore.testing import ExactGaussian, Identity, Quadratic
 

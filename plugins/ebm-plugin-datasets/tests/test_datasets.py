@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import ebmcore
 import pytest
 import torch
 from sklearn.datasets import load_digits
+
+import ebmcore
 
 NAMES = ("digits", "bars-and-stripes", "two-moons", "ring-of-gaussians")
 

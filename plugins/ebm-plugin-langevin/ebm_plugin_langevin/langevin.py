@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
+
 from ebmcore import BaseSampler, ChainState, value_and_grad
 from ebmcore.samplers import Info, normal_like
-from torch import nn
 
 
 class Langevin(BaseSampler):
@@ -59,9 +60,7 @@ class Langevin(BaseSampler):
         """Stationary variance on a Gaussian energy of that precision: ``T / (a (1 - a h / 2))``."""
         return self.temperature / (precision * (1 - precision * self.step_size / 2))
 
-    def step(
-        self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None
-    ) -> tuple[ChainState, Info]:
+    def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
         _, grad = value_and_grad(energy, state.x)
         if self.clip_grad is not None:
             grad = grad.clamp(-self.clip_grad, self.clip_grad)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from ebmcore import BaseSampler, ChainState, value_and_grad
 from ebmcore.samplers import Info, normal_like, where
-from torch import Tensor, nn
 
 
 @dataclass(eq=False)
@@ -62,9 +63,7 @@ class MALA(BaseSampler):
     def init(self, energy: nn.Module, x: Tensor, *, generator: torch.Generator | None = None) -> MALAState:
         return MALAState(x, *value_and_grad(energy, x))
 
-    def step(
-        self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None
-    ) -> tuple[ChainState, Info]:
+    def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
         h, T = self.step_size, self.temperature
         noise = normal_like(state.x, generator)
         y = torch.add(state.x, state.grad, alpha=-h).add_(noise, alpha=math.sqrt(2 * h * T))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
-import ebmcore
 import pytest
 import torch
+
+import ebmcore
 from ebm_plugin_langevin.langevin import Langevin
 from ebmcore import ChainState, run
 from ebmcore.testing import Quadratic

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import ebmcore
 import pytest
 import torch
+from torch import nn
+
+import ebmcore
 from ebm_plugin_langevin.mala import MALA
 from ebmcore import run
 from ebmcore.testing import DoubleWell, Quadratic
-from torch import nn
 
 N = 100_000
 CHI_SQUARE_19_DF = 50.8  # exceeded with probability 1e-4
@@ -67,7 +68,7 @@ def test_the_acceptance_of_a_bfloat16_model_is_computed_in_float64():
     torch.manual_seed(0)
     energy, sampler = Quadratic((8,)).to(torch.bfloat16), MALA(0.4)
     state = sampler.init(energy, torch.randn(5000, 8).bfloat16())
-    after, info = run(sampler, energy, state, 1, generator=torch.Generator().manual_seed(1))
+    _, info = run(sampler, energy, state, 1, generator=torch.Generator().manual_seed(1))
     assert info["acceptance_rate"].dtype == torch.float64
 
     generator = torch.Generator().manual_seed(1)

@@ -6,14 +6,14 @@ import math
 from itertools import pairwise
 from typing import Any
 
-import ebmcore
 import torch
+from torch import Tensor, nn
+
+import ebmcore
+from ebm_plugin_likelihood.common import energies, float64_copy, interval, resample
 from ebmcore.distributions import BaseDistribution, Bernoulli, Normal
 from ebmcore.errors import DivergenceError, UsageError
 from ebmcore.samplers import check_sampler
-from torch import Tensor, nn
-
-from ebm_plugin_likelihood.common import energies, float64_copy, interval, resample
 
 
 class AISLogLikelihood:

@@ -7,11 +7,11 @@ import warnings
 from typing import Any
 
 import torch
-from ebmcore.energies import SupportsEnumeration, supports
-from ebmcore.errors import UsageError
 from torch import Tensor, nn
 
 from ebm_plugin_likelihood.common import energies, float64_copy, interval, resample
+from ebmcore.energies import SupportsEnumeration, supports
+from ebmcore.errors import UsageError
 
 MAX_BINARY_UNITS = 25
 _CHUNK = 2**16
@@ -103,7 +103,7 @@ class ExactLogLikelihood:
         log_mass = -energies(energy, grid.view(-1, *data.shape)) + cell.log().sum()
         log_z = torch.logsumexp(log_mass, dim=0)
         mass = (log_mass - log_z).exp().view(self.grid_points, self.grid_points)
-        edge_mass = (mass.sum() - mass[1:-1, 1:-1].sum()).item()
+        edge_mass = (mass[[0, -1], :].sum() + mass[1:-1, [0, -1]].sum()).item()
         if edge_mass > _BELIEVABLE_EDGE_MASS:
             warnings.warn(
                 f"{edge_mass:.1%} of the mass lies on the rim of the grid, so log Z misses what is beyond it: "

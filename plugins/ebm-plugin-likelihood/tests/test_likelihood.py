@@ -6,16 +6,17 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
-import ebmcore
 import pytest
 import torch
+from torch import nn
+
+import ebmcore
 from ebm_plugin_likelihood.ais import AISLogLikelihood, effective_sample_size, log_mean_exp
 from ebm_plugin_likelihood.exact import ExactLogLikelihood
 from ebmcore import BaseSampler
 from ebmcore.distributions import Bernoulli, Normal
 from ebmcore.errors import DivergenceError, MissingCapabilityError, UsageError
 from ebmcore.testing import Boltzmann, Identity, Quadratic
-from torch import nn
 
 
 class Flip(BaseSampler):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import ebmcore
 import pytest
 import torch
+from torch import nn
+
+import ebmcore
 from ebm_plugin_nets.conv import Conv
 from ebm_plugin_nets.mlp import MLP
 from ebmcore.energies import frozen, value_and_grad
-from torch import nn
 
 
 @pytest.mark.parametrize("shape", [(2,), (1, 8, 8), (3, 5, 7), (1,)])

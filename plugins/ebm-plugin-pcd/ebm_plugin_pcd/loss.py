@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from torch import Tensor, nn
+
 from ebmcore import BaseContrastiveDivergence, ChainState, Sampler
 from ebmcore.distributions import Empirical, InitialDistribution
-from torch import Tensor, nn
 
 
 class PersistentContrastiveDivergence(BaseContrastiveDivergence):
@@ -75,9 +76,7 @@ class PersistentContrastiveDivergence(BaseContrastiveDivergence):
         return self.energy_gap(x, pred_x, *args, **kwargs)
 
     def start_chains(self, x: Tensor, *args: Any, **kwargs: Any) -> ChainState:
-        return self.draw_persistent_chains(
-            x, *args, n_chains=self.n_chains, restart_prob=self.restart_prob, **kwargs
-        )
+        return self.draw_persistent_chains(x, *args, n_chains=self.n_chains, restart_prob=self.restart_prob, **kwargs)
 
     def keep_chains(self, state: ChainState) -> None:
         self.chains.write(state)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ebmcore
 import pytest
 import torch
+
+import ebmcore
 from ebm_plugin_pcd.loss import PersistentContrastiveDivergence as PCD
 from ebmcore.distributions import Normal
 from ebmcore.testing import DoubleWell, ExactGaussian, Identity, Quadratic

@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
+
 from ebmcore import BaseSampler, ChainState
 from ebmcore.energies import SupportsBlockGibbs
 from ebmcore.samplers import Info
-from torch import nn
 
 
 class Gibbs(BaseSampler):
@@ -34,8 +35,6 @@ class Gibbs(BaseSampler):
     requires = (SupportsBlockGibbs,)
     exact = True
 
-    def step(
-        self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None
-    ) -> tuple[ChainState, Info]:
+    def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
         hidden = energy.sample_hidden(state.x, generator=generator)
         return replace(state, x=energy.sample_visible(hidden, generator=generator)), {}

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from ebmcore.distributions import BaseDistribution, Bernoulli
-from ebmcore.errors import UsageError
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ebmcore.distributions import BaseDistribution, Bernoulli
+from ebmcore.errors import UsageError
 
 MAX_ENUMERATED_UNITS = 25
 _CHUNK_ELEMENTS = 2**21  # of float64: 16 MB
@@ -29,9 +30,7 @@ class BernoulliPair(nn.Module):
         """Log-odds of the visible units ``(N, visible)``, flat, given ``hidden`` ``(N, hidden)``."""
         raise NotImplementedError
 
-    def sample_hidden(
-        self, x: Tensor, *, beta: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample_hidden(self, x: Tensor, *, beta: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Draw the hidden units ``(N, hidden)`` given ``x``, at one inverse temperature ``beta`` ``(N,)`` per chain."""
         return _bernoulli(self.hidden_logits(x), beta, generator)
 

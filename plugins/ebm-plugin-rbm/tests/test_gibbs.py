@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ebmcore
 import pytest
 import torch
+
+import ebmcore
 from ebm_plugin_rbm.gibbs import Gibbs
 from ebm_plugin_rbm.rbm import RBM
 from ebmcore.errors import MissingCapabilityError
@@ -48,7 +49,9 @@ def test_it_leaves_exact_samples_exact():
 
 def test_it_finds_the_model_from_a_bad_start():
     rbm, generator = random_rbm(), torch.Generator().manual_seed(0)
-    assert chi_square(Gibbs().sample(rbm, torch.zeros(N, 2, 2), 60, generator=generator), probabilities(rbm)) < CHI_SQUARE_15_DF
+    assert (
+        chi_square(Gibbs().sample(rbm, torch.zeros(N, 2, 2), 60, generator=generator), probabilities(rbm)) < CHI_SQUARE_15_DF
+    )
 
 
 def test_one_step_has_the_exact_transition_probabilities():
@@ -58,8 +61,10 @@ def test_one_step_has_the_exact_transition_probabilities():
     with torch.no_grad():
         p_h = torch.distributions.Bernoulli(logits=rbm.hidden_logits(start[None])).log_prob(hidden).sum(1).exp()
         logits = rbm.visible_logits(hidden)
-        p_v = torch.stack([torch.distributions.Bernoulli(logits=logits).log_prob(s.expand(8, 4)).sum(1) for s in states()], 1)
-        row = (p_h.double() @ p_v.exp().double())
+        p_v = torch.stack(
+            [torch.distributions.Bernoulli(logits=logits).log_prob(s.expand(8, 4)).sum(1) for s in states()], 1
+        )
+        row = p_h.double() @ p_v.exp().double()
     x = Gibbs().sample(rbm, start.view(1, 2, 2).expand(N, 2, 2), 1, generator=generator)
     assert chi_square(x, row) < CHI_SQUARE_15_DF
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ebmcore
 import pytest
 import torch
+
+import ebmcore
 from ebm_plugin_rbm import rbm as module
 from ebm_plugin_rbm.rbm import RBM
 from ebmcore.distributions import Bernoulli, Normal
