@@ -122,14 +122,14 @@ def test_a_run_killed_without_warning_resumes_bit_for_bit(tmp_path):
 def test_two_processes_share_the_chains_and_one_goes_on_with_all_of_them(tmp_path):
     out = tmp_path / "run"
     command = (
-        f"train {MOONS} --loss pcd --loss.n_chains 11 --steps 6 --devices 2 --accelerator cpu --progress false --out {out}"
+        f"train {MOONS} --loss pcd --loss.n_chains 12 --steps 6 --devices 2 --accelerator cpu --progress false --out {out}"
     )
     subprocess.run([sys.executable, "-m", "ebmcore", *command.split()], check=True, capture_output=True, timeout=120)
     saved = tensors(out)
-    assert sorted(saved["loss.chains.id"].tolist()) == list(range(11))
-    assert len(saved["loss.chains.x"].unique(dim=0)) == 11  # ranks draw different numbers
+    assert sorted(saved["loss.chains.id"].tolist()) == list(range(12))
+    assert len(saved["loss.chains.x"].unique(dim=0)) == 12  # ranks draw different numbers
     assert ebmcore("train --devices 1 --steps 8 --resume", out) == 0
-    assert sorted(tensors(out)["loss.chains.id"].tolist()) == list(range(11))
+    assert sorted(tensors(out)["loss.chains.id"].tolist()) == list(range(12))
 
 
 def test_evaluating_prints_the_likelihood_with_its_interval(run, capsys):

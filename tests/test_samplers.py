@@ -122,6 +122,18 @@ def test_results_are_detached():
     assert not state.x.requires_grad
 
 
+def test_a_sampler_that_keeps_a_graph_gives_detached_results_all_the_same():
+    class Graph(BaseSampler):
+        def step(self, energy, state, *, generator=None):
+            with torch.enable_grad():
+                x = state.x.detach().requires_grad_()
+                return replace(state, x=2 * x), {"energy": energy(x)}
+
+    state, info = run(Graph(), Quadratic(), ChainState(torch.ones(4, 2)), 1)
+    assert not state.x.requires_grad
+    assert not info["energy"].requires_grad
+
+
 def test_the_start_is_left_as_it_is():
     x = torch.randn(4, 2)
     before = x.clone()
