@@ -228,6 +228,10 @@ class BaseContrastiveDivergence(BaseLoss):
         Negatives of the last `draw_negatives` are scored under their own conditions, any others under those given here.
         """
         self._check_batch(x)
+        if pred_x.shape[1:] != x.shape[1:]:
+            raise UsageError(
+                f"data and negatives must be examples of one shape, got {tuple(x.shape[1:])} and {tuple(pred_x.shape[1:])}"
+            )
         conditions = name_conditions(args, kwargs, x)
         negative_conditions = self._conditions_of(pred_x, conditions)
         pred_x = pred_x.detach()
@@ -269,7 +273,7 @@ class BaseContrastiveDivergence(BaseLoss):
     def _conditions_of(self, pred_x: Tensor, conditions: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         if self._negatives is not None and self._negatives.x is pred_x:
             return self._negatives.conditions
-        return conditions
+        return name_conditions((), conditions, pred_x)  # one row for each negative, or an error that says so
 
     def _energy_tensors(self) -> Iterator[Tensor]:
         return itertools.chain(self.energy.parameters(), self.energy.buffers())

@@ -42,8 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             getattr(module, command)(arguments)
     except EbmcoreError as error:
         return _fail(str(error))
+    except KeyboardInterrupt:
+        print("ebmcore: interrupted; a training run goes on with 'ebmcore train --resume RUN'", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
+    except OSError as error:
+        return _fail(f"{error.strerror or error}: {error.filename or 'see above'}")
     return 0
 
 

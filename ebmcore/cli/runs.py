@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch import nn
 
-from ebmcore.cli.options import Config, create, read_config
+from ebmcore.cli.options import REQUIRED, Config, create, read_config
 from ebmcore.errors import CheckpointError, UsageError
 from ebmcore.training import (
     BaseObserver,
@@ -39,6 +39,9 @@ class Parts:
 
 def build(config: Config) -> Parts:
     """Data, energy, sampler and loss of a configuration; the energy's initial parameters come from its own stream."""
+    incomplete = [part for part in REQUIRED if not isinstance(config.get(part), dict) or "name" not in config[part]]
+    if incomplete:
+        raise UsageError(f"the configuration names no {', '.join(incomplete)}")
     data = create(config, "data")
     missing = [name for name in ("train", "test", "shape", "state_space") if not hasattr(data, name)]
     if missing:
@@ -110,12 +113,14 @@ def report(metric: str, result: dict[str, float]) -> str:
 
 def measure(config: Config, parts: Parts, run: Path, step: int) -> dict[str, float]:
     """Measure the energy with the configured metric; print the result and keep it beside the run."""
-    name = config["metric"]["name"]
+    name, path = config["metric"]["name"], run / "evaluation.json"
+    try:
+        known = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged ({error}): move it away") from error
     metric = create(config, "metric")
     generator = stream_generator(config.get("seed", 0), "metric")
     result: dict[str, float] = metric(parts.energy, parts.data, sampler=parts.sampler, generator=generator)
-    path = run / "evaluation.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
     write_text(path, json.dumps(known | {name: {"step": step, **result}}, indent=2))
     print(report(name, result))
     return result

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ebmcore.errors import PluginError
+from ebmcore.errors import EbmcoreError, PluginError, UsageError
 
 
 class BaseObserver:
@@ -34,6 +34,8 @@ def notify(observers: Sequence[BaseObserver], event: str, *args: Any) -> None:
         method: Callable[..., None] = getattr(observer, event)
         try:
             method(*args)
+        except EbmcoreError:  # says by itself what to do
+            raise
         except Exception as error:
             raise PluginError(f"the observer {type(observer).__name__} failed in {event}{args[:1]}: {error}") from error
 
@@ -50,7 +52,11 @@ class MetricsFile(BaseObserver):
         if self.path.exists():
             with self.path.open(newline="") as file:
                 # The last line of a killed run may be cut off.
-                rows = [row for row in csv.DictReader(file) if None not in row.values() and int(row["step"]) <= step]
+                rows = [row for row in csv.DictReader(file) if None not in row.values()]
+            try:
+                rows = [row for row in rows if int(row["step"]) <= step]
+            except (KeyError, ValueError) as error:
+                raise UsageError(f"{self.path} is not the metrics of a run: move it away to go on") from error
         self.columns = list(rows[0]) if rows else []
         self._rewrite(rows)
 
