@@ -1,0 +1,125 @@
+"""Chains and losses in a process group: gloo, on the CPU."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+import ebmcore
+from ebmcore.errors import UsageError
+from ebmcore.testing import Identity, Quadratic
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def run(function, world, *args):
+    mp.start_processes(enter, args=(world, free_port(), function, *args), nprocs=world, start_method="fork")
+
+
+def enter(rank, world, port, function, *args):
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    try:
+        function(rank, *args)
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def pcd(n_chains=11):
+    loss = ebmcore.create_loss("pcd", Quadratic((2,)), Identity(), n_chains=n_chains)
+    loss.generator = torch.Generator().manual_seed(dist.get_rank() if dist.is_initialized() else 0)
+    return loss
+
+
+def shards_and_broadcast(rank):
+    loss = pcd()
+    wrapped = DistributedDataParallel(loss)
+    wrapped(torch.zeros(4, 2))
+    own = loss.chain.clone()
+    for _ in range(3):  # the identity sampler moves nothing; neither may the wrapper
+        wrapped(torch.zeros(4, 2))
+    assert torch.equal(loss.chain, own)
+    assert len(own) == (4, 4, 3)[rank]
+    assert loss.chains.ids.tolist() == list(range(11))[4 * rank : 4 * rank + 4]
+    whole = loss.state_dict()["chains.x"]
+    assert isinstance(whole, DTensor)
+    full = whole.full_tensor()
+    assert full.shape == (11, 2)
+    assert torch.equal(full[4 * rank : 4 * rank + 4], own)
+    assert len(full.unique(dim=0)) == 11
+
+
+def gradients(rank, expected):
+    loss = ebmcore.create_loss("cd", Quadratic((2,)), Identity())
+    loss.start_chains = lambda x: loss.new_chains(2 * x, {})
+    wrapped = DistributedDataParallel(loss)
+    x = torch.arange(16.0).view(8, 2)
+    wrapped(x[4 * rank : 4 * rank + 4])[0].backward()
+    torch.testing.assert_close(loss.energy.precision.grad, expected)
+
+
+def too_few(rank):
+    with pytest.raises(UsageError, match="use a multiple of 3"):
+        pcd(n_chains=4)(torch.zeros(2, 2))
+
+
+def written(rank, path):
+    loss = pcd()
+    loss(torch.zeros(4, 2))
+    save(loss.state_dict(), checkpoint_id=path)
+
+
+def read(rank, path, expected):
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    loss = pcd()
+    loss.initialize_persistent_chain((11, 2)).zero_()
+    state = loss.state_dict()
+    load(state, checkpoint_id=path)
+    loss.load_state_dict(state)
+    start = {1: (0, 11), 2: ((0, 6), (6, 11)), 3: ((0, 4), (4, 8), (8, 11))}[dist.get_world_size()]
+    first, last = start if isinstance(start[0], int) else start[rank]
+    assert torch.equal(loss.chain, expected[first:last])
+    assert loss.chains.ids.tolist() == list(range(first, last))
+
+
+def test_chains_are_shared_between_ranks_and_data_parallel_leaves_them_alone():
+    run(shards_and_broadcast, 3)
+
+
+def test_gradients_of_two_ranks_are_those_of_the_whole_batch():
+    loss = ebmcore.create_loss("cd", Quadratic((2,)), Identity())
+    x = torch.arange(16.0).view(8, 2)
+    loss.compute_loss(x, 2 * x).backward()
+    run(gradients, 2, loss.energy.precision.grad)
+
+
+def test_too_few_chains_for_the_ranks_are_an_error_with_advice():
+    run(too_few, 3)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+def test_chains_saved_by_two_ranks_are_read_by_three_and_by_one(tmp_path):
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    run(written, 2, tmp_path / "saved")
+    whole = {"chains.x": torch.zeros(11, 2), "chains.id": torch.zeros(11, dtype=torch.int64)}
+    load(whole, checkpoint_id=tmp_path / "saved", no_dist=True)
+    assert whole["chains.id"].tolist() == list(range(11))
+    assert len(whole["chains.x"].unique(dim=0)) == 11
+    for world in (3, 2, 1):
+        run(read, world, tmp_path / "saved", whole["chains.x"])
