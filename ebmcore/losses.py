@@ -242,7 +242,7 @@ class BaseContrastiveDivergence(BaseLoss):
         energy_data, energy_negatives = self._score(x, scored, conditions, negative_conditions)
         weight = finite.to(energy_negatives.dtype)
         weight = weight / weight.sum()
-        mean_data, mean_negatives = energy_data.mean(), weight @ energy_negatives
+        mean_data, mean_negatives = energy_data.mean(), (weight * energy_negatives).sum()  # a dot product would be autocast
         gap = mean_data - mean_negatives
         self.metrics = self.metrics | {
             "energy_data": mean_data.detach(),
@@ -252,7 +252,7 @@ class BaseContrastiveDivergence(BaseLoss):
         }
         if not self.energy_l2:
             return gap
-        l2 = self.energy_l2 * (energy_data.square().mean() + weight @ energy_negatives.square())
+        l2 = self.energy_l2 * (energy_data.square().mean() + (weight * energy_negatives.square()).sum())
         self.metrics["energy_l2"] = l2.detach()
         return gap + l2
 

@@ -370,11 +370,17 @@ def test_an_unknown_keyword_is_rejected_with_the_accepted_ones():
         Data(Quadratic(), Identity(), energy_l3=1.0)
 
 
-def test_half_precision_under_autocast_gives_a_float32_loss():
-    energy = nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 1), nn.Flatten(0))
+def test_means_of_half_precision_energies_are_float32():
+    class Half(Quadratic):
+        def forward(self, x):
+            return super().forward(x).bfloat16()
+
+    energy, x, pred_x = Half(), torch.randn(64, 2), torch.randn(64, 2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value, _ = Data(energy, Identity())(torch.randn(16, 2))
+        value = Data(energy, Identity()).compute_loss(x, pred_x)
+    expected = energy(x).float().mean() - energy(pred_x).float().mean()
     assert value.dtype == torch.float32
+    torch.testing.assert_close(value, expected)
 
 
 @pytest.mark.parametrize(
