@@ -247,23 +247,22 @@ def frozen(energy: nn.Module) -> Iterator[None]:
         )
     modules, parameters, buffers = [], [], []
     for module in energy.modules():  # one pass, in every training step: parameters() and buffers() would make their own
-        if module.training:
-            modules.append(module)
-        parameters += [p for p in module._parameters.values() if p is not None and p.requires_grad]
+        modules.append((module, module.training))
+        parameters += [(p, p.requires_grad) for p in module._parameters.values() if p is not None]
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 buffers.append((module, name, buffer, buffer.detach().clone(), buffer._version))
     try:
-        for module in modules:
+        for module, _ in modules:
             module.training = False
-        for parameter in parameters:
-            parameter.requires_grad_(False)
+        for parameter, _ in parameters:
+            parameter.requires_grad = False
         yield
     finally:
-        for module in modules:
-            module.training = True
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+        for module, training in modules:
+            module.training = training
+        for parameter, requires_grad in parameters:
+            parameter.requires_grad = requires_grad
         for owner, name, buffer, saved, version in buffers:
             if getattr(owner, name) is not buffer:
                 setattr(owner, name, buffer)

@@ -176,7 +176,10 @@ class BaseContrastiveDivergence(BaseLoss):
             state, info = run(self.sampler, self.energy, state, self.k_steps, generator=self.generator)
             self.keep_chains(state)
         self._negatives = state
-        self.metrics = {name: value.mean() for name, value in info.items()}
+        self.metrics = {}
+        if info:
+            finite = state.finite()
+            self.metrics = {n: torch.where(finite, v, 0).sum() / finite.sum() for n, v in info.items()}
         return state.x
 
     def start_chains(self, x: Tensor, *args: Any, **kwargs: Any) -> ChainState:
@@ -225,7 +228,8 @@ class BaseContrastiveDivergence(BaseLoss):
         .. math:: \frac1B\sum_i E(x_i) - \frac1M\sum_j E(\hat x_j)
                   + \lambda \Big(\frac1B\sum_i E(x_i)^2 + \frac1M\sum_j E(\hat x_j)^2\Big)
 
-        Negatives of the last `draw_negatives` are scored under their own conditions, any others under those given here.
+        Negatives of the last `draw_negatives` (that tensor or a detached view of it) are scored under their own conditions, any
+        others under those given here, row by row.
         """
         self._check_batch(x)
         if pred_x.shape[1:] != x.shape[1:]:
@@ -271,7 +275,9 @@ class BaseContrastiveDivergence(BaseLoss):
         return values.to(torch.promote_types(values.dtype, torch.float32))  # means of half-precision energies
 
     def _conditions_of(self, pred_x: Tensor, conditions: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        if self._negatives is not None and self._negatives.x is pred_x:
+        last = None if self._negatives is None else self._negatives.x
+        if last is not None and (last.data_ptr(), last.shape) == (pred_x.data_ptr(), pred_x.shape):
+            assert self._negatives is not None
             return self._negatives.conditions
         return name_conditions((), conditions, pred_x)  # one row for each negative, or an error that says so
 
@@ -279,6 +285,8 @@ class BaseContrastiveDivergence(BaseLoss):
         return itertools.chain(self.energy.parameters(), self.energy.buffers())
 
     def _allocate(self, shape: tuple[int, ...], x: Tensor | None) -> Tensor:
+        if self.chain is not None and (self.chain.dtype, self.chain.device) != (self.dtype, self.device):
+            self.chains.to(device=self.device, dtype=self.dtype)  # the energy was moved by itself
         if self.chain is not None and self.chains.hold(shape):
             return self.chain
         return self.chains.allocate(

@@ -21,7 +21,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         print(f"usage: {prog} RUN --metric NAME [--metric.OPTION ...]\n")
         parse(prog, ["--help"], parts=("metric",))
     if not arguments or arguments[0].startswith("-"):
-        raise UsageError(f"name the directory of a run: {prog} RUN --metric NAME")
+        raise UsageError(f"name the directory of a run first: {prog} RUN --metric NAME")
     run, *rest = arguments
     asked = parse(prog, rest, parts=("metric",))
     if "metric" not in asked:

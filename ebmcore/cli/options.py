@@ -57,8 +57,9 @@ def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(P
         if end.code:
             raise UsageError(f"wrong options; see '{prog} --help'") from end
         raise
-    for name in ("config", "resume"):
-        config.pop(name, None)
+    config.pop("config", None)
+    if config.pop("resume", None) is not None:
+        raise UsageError("resume is no option of a configuration file: ebmcore train --resume RUN")
     return {key: _plain(value) for key, value in config.items() if not (key in PARTS and not value.get("name"))}
 
 
@@ -82,7 +83,7 @@ def read_config(path: Path) -> Config:
         config = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not YAML: {error}") from error
     if not isinstance(config, dict):
         raise UsageError(f"{path} must hold options, such as 'energy: {{name: rbm, hidden: 64}}'")
@@ -144,6 +145,13 @@ def _names_in(arguments: Sequence[str], parts: Sequence[str]) -> dict[str, str]:
 
 def _named_parts(config: Config) -> Config:
     """``energy: rbm`` as ``energy: {name: rbm}``."""
+    for part in PARTS:
+        value = config.get(part, "")
+        if value is not None and not isinstance(value.get("name", "") if isinstance(value, dict) else value, str):
+            raise UsageError(
+                f"the configuration's {part!r} must be a name, or a mapping with one under 'name'; got {value!r}"
+            )
+    config = {key: value for key, value in config.items() if not (key in PARTS and value is None)}
     return {key: {"name": value} if key in PARTS and isinstance(value, str) else value for key, value in config.items()}
 
 

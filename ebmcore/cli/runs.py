@@ -102,25 +102,28 @@ class SavedConfig(BaseObserver):
         write_text(self.path, yaml.safe_dump(self.config, sort_keys=False))
 
 
-def report(metric: str, result: dict[str, float]) -> str:
+def report(metric: str, result: dict[str, Any]) -> str:
     """One line for the terminal."""
     line = f"{metric}: log-likelihood {result['log_likelihood']:.2f} nats" if "log_likelihood" in result else metric
     if "interval_low" in result:
         line += f" (95 % interval {result['interval_low']:.2f} to {result['interval_high']:.2f})"
     rest = {k: v for k, v in result.items() if k not in ("log_likelihood", "interval_low", "interval_high")}
-    return "; ".join([line, *(f"{name} {value:.6g}" for name, value in rest.items())])
+    return "; ".join(
+        [line, *(f"{name} {value if isinstance(value, str) else f'{value:.6g}'}" for name, value in rest.items())]
+    )
 
 
-def measure(config: Config, parts: Parts, run: Path, step: int) -> dict[str, float]:
+def measure(config: Config, parts: Parts, run: Path, step: int) -> dict[str, Any]:
     """Measure the energy with the configured metric; print the result and keep it beside the run."""
     name, path = config["metric"]["name"], run / "evaluation.json"
     try:
         known = json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
+        known = dict(known)
+    except (ValueError, TypeError) as error:
         raise UsageError(f"{path} is damaged ({error}): move it away") from error
     metric = create(config, "metric")
     generator = stream_generator(config.get("seed", 0), "metric")
-    result: dict[str, float] = metric(parts.energy, parts.data, sampler=parts.sampler, generator=generator)
+    result: dict[str, Any] = metric(parts.energy, parts.data, sampler=parts.sampler, generator=generator)
     write_text(path, json.dumps(known | {name: {"step": step, **result}}, indent=2))
     print(report(name, result))
     return result

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ebmcore.cli.listing import Parser
 from ebmcore.errors import UsageError
 
 
@@ -14,7 +15,7 @@ def train(arguments: Sequence[str]) -> None:
     from ebmcore.training.fit import require_train_extra
 
     require_train_extra()
-    from ebmcore.cli.options import REQUIRED, parse
+    from ebmcore.cli.options import REQUIRED, create, parse
     from ebmcore.cli.runs import CONFIG, SavedConfig, build, measure, run_config
     from ebmcore.training import fit
 
@@ -31,15 +32,21 @@ def train(arguments: Sequence[str]) -> None:
     else:
         run = resumed
         saved = run_config(run)
-        config = parse(prog, arguments, base={**saved, "out": str(run)})
-        changed = [part for part in REQUIRED if config.get(part) != saved.get(part)]
+        base = {**saved, "out": str(run)}
+        given = {argument.partition("=")[0].removeprefix("--") for argument in arguments}
+        if given & {"epochs", "steps"}:  # a new length replaces the old one, in whatever unit that was
+            base |= {"epochs": None, "steps": None}
+        config = parse(prog, arguments, base=base)
+        changed = [name for name in config if name not in CHANGEABLE and config[name] != base.get(name)]
         if changed:
             raise UsageError(f"a resumed run keeps its {', '.join(changed)}: start another run to change that")
     parts = build(config)
+    if "metric" in config:
+        create(config, "metric")  # a wrong option is told before training, not after it
     options = {name: value for name, value in config.items() if name not in (*REQUIRED, "metric")}
     saving = SavedConfig(run / CONFIG, config)
     result = fit(parts.loss, parts.data.train, **options, resume=resumed is not None, observers=[saving])
-    parts.energy = result.energy
+    parts.energy = result.energy.cpu()
     if not _is_first_process():
         return
     print(f"trained {result.step} steps; {run} holds the results")
@@ -47,15 +54,19 @@ def train(arguments: Sequence[str]) -> None:
         measure(config, parts, run, result.step)
 
 
+# What may be otherwise in a resumed run; all else would make it another run.
+CHANGEABLE = {
+    "epochs", "steps", "metric", "lr", "lr_schedule", "clip_grad", "accelerator", "devices", "precision",
+    "log_every", "checkpoint_every", "progress",
+}  # fmt: skip
+
 _EXAMPLE = (
     "ebmcore train --energy rbm --energy.hidden 64 --sampler gibbs --loss pcd --data digits --epochs 30 --out runs/demo"
 )
 
 
 def _split_off_resume(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
-    from argparse import ArgumentParser
-
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser("ebmcore train", add_help=False, allow_abbrev=False)
     parser.add_argument("--resume", type=Path)
     options, rest = parser.parse_known_args(list(arguments))
     return rest, options.resume

@@ -34,7 +34,18 @@ import pluggy
 
 from ebmcore.host.registry import KINDS, Component
 
-__all__ = ["KINDS", "Component", "create", "find", "hookimpl", "list_components", "load", "plugins", "provenance"]
+__all__ = [
+    "KINDS",
+    "Component",
+    "create",
+    "find",
+    "hookimpl",
+    "list_components",
+    "load",
+    "plugins",
+    "provenance",
+    "versions_in_use",
+]
 
 hookimpl = pluggy.HookimplMarker("ebmcore")
 
@@ -92,3 +103,10 @@ def provenance(component: object) -> dict[str, str | None]:
     from ebmcore.host.manager import get_manager
 
     return get_manager().provenance(type(component))
+
+
+def versions_in_use() -> dict[str, str]:
+    """Distribution and version of every plugin of which a component was loaded; for checkpoints."""
+    from ebmcore.host.manager import get_manager
+
+    return get_manager().versions_in_use()

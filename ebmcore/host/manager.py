@@ -35,8 +35,9 @@ class PluginManager:
             self._entry_points.setdefault(_name(entry_point), []).append(entry_point)
         self._reports = {name: _describe(name, found) for name, found in self._entry_points.items()}
         self._disable(environ)
-        self._registry = Registry(_pairs(environ.get("EBMCORE_PREFER", "")))
+        self._registry = Registry(self._preferences(environ.get("EBMCORE_PREFER", "")))
         self._registered = False
+        self._loaded: dict[type[Any], Component] = {}
         self._staged: list[tuple[str, str, str | type[Any]]] = []
         self._pluggy = pluggy.PluginManager(GROUP)
         self._pluggy.add_hookspecs(hookspecs)
@@ -73,7 +74,7 @@ class PluginManager:
             raise PluginError(f"the {kind} {name!r} cannot be had: {_failure(report)}") from (report.error or unknown)
 
     def load(self, component: Component) -> type[Any]:
-        """The class of a component; failures name the cause, the distribution and the fix, and are remembered."""
+        """The class of a component; failures name the cause, the distribution and the fix."""
         report = self._reports[component.distribution]
         try:
             target = component.target if isinstance(component.target, type) else _import(component.target)
@@ -83,15 +84,20 @@ class PluginManager:
                 f"the {component.kind} {component.id} ({component.import_path}) is broken: {type(error).__name__}: {error}. "
                 f"{_advice(report)}"
             ) from error
+        self._loaded[target] = component
         return target
 
     def provenance(self, cls: type[Any]) -> dict[str, str | None]:
         """See `ebmcore.host.provenance`."""
         path = f"{cls.__module__}:{cls.__qualname__}"
-        found = next((c for c in self.registry.components() if c.import_path == path), None)
+        found = self._loaded.get(cls) or next((c for c in self.registry.components() if c.import_path == path), None)
         if found is None:
             return {"class": path, "id": None, "distribution": None, "version": None}
         return {"class": path, "id": found.id, "distribution": found.distribution, "version": found.version}
+
+    def versions_in_use(self) -> dict[str, str]:
+        """Distribution and version of every component that was loaded in this process."""
+        return {c.distribution: c.version for c in sorted(self._loaded.values(), key=lambda c: c.id)}
 
     def _stage(self, kind: str, name: str, target: str | type[Any]) -> None:
         if not (isinstance(name, str) and name and ":" not in name):
@@ -105,13 +111,13 @@ class PluginManager:
     def _register(self, report: PluginReport) -> None:
         """Import one plugin and commit what it registers, all of it or nothing."""
         self._staged = []
-        modules = []
         try:
             for entry_point in self._entry_points[report.distribution]:
                 module = entry_point.load()
                 self._pluggy.register(module, f"{report.distribution}:{entry_point.name}")
-                modules.append(module)
                 self._pluggy.check_pending()
+                if not self._pluggy.get_hookcallers(module):
+                    raise TypeError(f"{entry_point.value} implements no hook: is @ebmcore.hookimpl missing?")
         # SystemExit too: a script imported by accident must not end the host.
         except (Exception, SystemExit) as error:
             report.state = State.FAILED
@@ -126,17 +132,25 @@ class PluginManager:
         )
         report.state = State.LOADED
 
+    def _preferences(self, text: str) -> dict[str, str]:
+        preferences = _pairs(text)
+        self._check_installed("EBMCORE_PREFER", set(preferences.values()))
+        return preferences
+
+    def _check_installed(self, variable: str, named: set[str]) -> None:
+        unknown = sorted(named - set(self._reports))
+        if unknown:
+            raise UsageError(
+                f"{variable} names {', '.join(unknown)}, which is not installed; "
+                f"installed plugins: {', '.join(self._reports) or 'none'}"
+            )
+
     def _disable(self, environ: Mapping[str, str]) -> None:
         for variable in ("EBMCORE_PLUGINS", "EBMCORE_DISABLED_PLUGINS"):
             if variable not in environ:
                 continue
-            named = {canonicalize_name(part.strip()) for part in environ[variable].split(",") if part.strip()}
-            unknown = sorted(named - set(self._reports))
-            if unknown:
-                raise UsageError(
-                    f"{variable} names {', '.join(unknown)}, which is not installed; "
-                    f"installed plugins: {', '.join(self._reports) or 'none'}"
-                )
+            named: set[str] = {canonicalize_name(part.strip()) for part in environ[variable].split(",") if part.strip()}
+            self._check_installed(variable, named)
             left_out = named if variable == "EBMCORE_DISABLED_PLUGINS" else set(self._reports) - named
             for name in left_out:
                 self._reports[name].state = State.DISABLED

@@ -50,6 +50,7 @@ def write_checkpoint(directory: Path, step: int, tensors: Mapping[str, Tensor], 
     _barrier()
     if _rank() == 0:
         record = {"step": step, **info, "sha256": _digests(temporary)}
+        record["sha256_of_this"] = _own_digest(record)
         (temporary / _INFO).write_text(json.dumps(record, indent=2))
         _flush_to_disk(temporary)
         shutil.rmtree(final, ignore_errors=True)  # only from a run that was since resumed from an earlier one
@@ -76,6 +77,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         info = json.loads((path / _INFO).read_text())
+        if info.pop("sha256_of_this") != _own_digest(info):
+            raise CheckpointError(f"{_INFO} changed since it was written")
         damaged = [name for name, digest in info["sha256"].items() if _digest(path / name) != digest]
         if damaged:
             raise CheckpointError(f"{', '.join(damaged)} changed since it was written")
@@ -116,6 +119,10 @@ def _digests(directory: Path) -> dict[str, str]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _own_digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _flush_to_disk(directory: Path) -> None:

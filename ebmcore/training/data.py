@@ -42,10 +42,10 @@ def check_compatible(energy: nn.Module, sampler: object, data: DataSource) -> No
             f"the energy {type(energy).__name__} is for {of_energy} data, but {type(data).__name__} is "
             f"{data.state_space}: choose another data set or energy, or the data set's option for {of_energy} examples"
         )
-    if None not in (of_energy, of_sampler) and of_energy != of_sampler:
+    if of_sampler not in (None, data.state_space):
         raise UsageError(
-            f"the sampler {type(sampler).__name__} moves in a {of_sampler} space, but the energy "
-            f"{type(energy).__name__} is {of_energy}: choose a sampler for {of_energy} units"
+            f"the sampler {type(sampler).__name__} moves in a {of_sampler} space, but {type(data).__name__} is "
+            f"{data.state_space}: choose a sampler for {data.state_space} units, or {of_sampler} data"
         )
 
 

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from ebmcore.training.data import StepBatches, batches, n_examples
 from ebmcore.training.observers import BaseObserver, MetricsFile, ProgressBar, TensorBoard, notify
 from ebmcore.training.streams import stream_seed
 
+DIVERGED = 1e12  # a metric beyond it is taken for divergence: float32 energies have no digit after the point left by then
 OptimizerFactory = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -98,21 +99,20 @@ def fit(
         observers: Further observers.
 
     Raises:
-        DivergenceError: When the loss or a parameter is no longer finite. The last good checkpoint stays.
+        DivergenceError: When a metric or the norm of the parameters is not finite, or beyond 1e12. The last good checkpoint
+            stays.
         UsageError: If the energy cannot take the data.
     """
     require_train_extra()
-    from lightning_fabric import Fabric
-
-    fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
-    fabric.launch()
+    _check_options(batch_size, lr, clip_grad, ema_decay, log_every, checkpoint_every)
+    fabric = _fabric(accelerator, devices, precision)
     rank, world = fabric.global_rank, fabric.world_size
 
     order = StepBatches(n_examples(data), batch_size, seed=seed, rank=rank, world=world)
     n_steps = _number_of_steps(epochs, steps, order.steps_per_epoch)
     # The whole loss is wrapped, not the energy: inside, samplers see the bare module with all its capabilities.
     model, wrapped_optimizer = fabric.setup(loss, _optimizer(optimizer, loss, lr))
-    loss.generator = torch.Generator(device=fabric.device)
+    own_generator, loss.generator = loss.generator, torch.Generator(device=fabric.device)
     energy = getattr(loss, "energy", loss)
     average = None
     if ema_decay is not None:
@@ -126,6 +126,8 @@ def fit(
         if resume is False and latest_checkpoint(out / "checkpoints"):
             raise UsageError(f"{out} holds the checkpoints of another run: resume it, or choose another directory")
     order.start = state.load(checkpoint) if checkpoint else 0
+    if order.start > n_steps:
+        raise UsageError(f"{out} already has {order.start} steps, more than the {n_steps} asked for")
     if order.start == 0:
         _probe(energy, next(batches(data, order)), fabric)
 
@@ -135,9 +137,16 @@ def fit(
     schedule = _schedule(lr_schedule, n_steps)
     base_rates = [group.get("initial_lr", group["lr"]) for group in wrapped_optimizer.param_groups]
     metrics: dict[str, float] = {}
+    visited = batches(data, order)
     notify(watching, "on_start", order.start, n_steps)
-    try:
-        for step, batch in zip(range(order.start, n_steps), batches(data, order), strict=False):
+    with ExitStack() as leaving:
+        leaving.callback(notify, watching, "on_end")
+        leaving.callback(setattr, loss, "generator", own_generator)
+        leaving.enter_context(torch.random.fork_rng([fabric.device] if fabric.device.type == "cuda" else []))
+        for step in range(order.start, n_steps):
+            # Dropout in the energy, and whatever else draws from the global generator.
+            torch.manual_seed(stream_seed(seed, "forward", step, rank))
+            batch = next(visited)
             loss.generator.manual_seed(stream_seed(seed, "sampler", step, rank))
             for group, base in zip(wrapped_optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = base * schedule(step)
@@ -160,10 +169,38 @@ def fit(
                 _check_finite(fabric, energy, done)
                 checkpoint = write_checkpoint(out / "checkpoints", done, state.tensors(), state.info())
                 notify(watching, "on_checkpoint", done, checkpoint)
-    finally:
-        notify(watching, "on_end")
     trained = average.module if average is not None else energy
     return FitResult(trained, max(order.start, n_steps), metrics, checkpoint)
+
+
+def _check_options(
+    batch_size: int,
+    lr: float,
+    clip_grad: float | None,
+    ema_decay: float | None,
+    log_every: int,
+    checkpoint_every: int,
+) -> None:
+    for name, count in (("batch_size", batch_size), ("log_every", log_every), ("checkpoint_every", checkpoint_every)):
+        if count < 1:
+            raise UsageError(f"{name} must be at least 1, got {count!r}")
+    if not 0 < lr < math.inf:
+        raise UsageError(f"lr must be above 0, got {lr!r}")
+    if clip_grad is not None and not clip_grad > 0:
+        raise UsageError(f"clip_grad must be above 0, or None for no clipping, got {clip_grad!r}")
+    if ema_decay is not None and not 0 <= ema_decay < 1:
+        raise UsageError(f"ema_decay must be from 0 to below 1, or None for no average, got {ema_decay!r}")
+
+
+def _fabric(accelerator: str, devices: int, precision: Any) -> Any:
+    from lightning_fabric import Fabric
+
+    try:
+        fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
+    except (ValueError, RuntimeError, ImportError, TypeError) as error:
+        raise UsageError(f"accelerator={accelerator!r}, devices={devices!r}, precision={precision!r}: {error}") from error
+    fabric.launch()
+    return fabric
 
 
 def require_train_extra() -> None:
@@ -185,7 +222,13 @@ class _TrainingState:
     def tensors(self) -> dict[str, Tensor]:
         flat: dict[str, Tensor] = {f"loss.{name}": t for name, t in self.loss.state_dict().items()}
         for index, values in self.optimizer.state_dict()["state"].items():
-            flat |= {f"optimizer.{index}.{name}": t for name, t in values.items() if isinstance(t, Tensor)}
+            strange = [name for name, value in values.items() if not isinstance(value, Tensor)]
+            if strange:
+                raise CheckpointError(
+                    f"the optimizer {type(self.optimizer).__name__} keeps {', '.join(strange)}, which is no tensor and would be "
+                    "lost: keep it as one, or train without out"
+                )
+            flat |= {f"optimizer.{index}.{name}": t for name, t in values.items()}
         if self.average is not None:
             flat |= {f"average.{name}": t for name, t in self.average.state_dict().items()}
         return flat
@@ -199,7 +242,12 @@ class _TrainingState:
             "sampler": getattr(self.loss, "sampler", None),
         }
         components = {kind: host.provenance(part) for kind, part in parts.items() if part is not None}
-        return {"ebmcore": version("ebmcore"), "torch": torch.__version__, "components": components}
+        return {
+            "ebmcore": version("ebmcore"),
+            "torch": torch.__version__,
+            "components": components,
+            "plugins": host.versions_in_use(),
+        }
 
     def load(self, path: Path) -> int:
         """Load a checkpoint; return the number of steps done."""
@@ -208,6 +256,9 @@ class _TrainingState:
         for key, tensor in flat.items():
             group, _, name = key.partition(".")
             groups[group][name] = tensor
+        if bool(groups["average"]) != (self.average is not None):
+            kept = "keeps" if groups["average"] else "keeps no"
+            raise CheckpointError(f"{path} {kept} moving average of the parameters: resume with the ema_decay of its run")
         try:
             self.loss.load_state_dict(groups["loss"])
             if self.average is not None:
@@ -238,8 +289,6 @@ def _optimizer(optimizer: Literal["adam", "sgd"] | OptimizerFactory, loss: nn.Mo
         return optimizer(loss.parameters())
     if optimizer not in ("adam", "sgd"):
         raise UsageError(f"optimizer must be 'adam', 'sgd' or a function of the parameters, got {optimizer!r}")
-    if not lr > 0:
-        raise UsageError(f"lr must be above 0, got {lr!r}")
     kind = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
     return kind(loss.parameters(), lr=lr)
 
@@ -305,7 +354,7 @@ def _check_finite(fabric: Any, energy: nn.Module, step: int) -> None:
 
 def _stop_unless_finite(metrics: Mapping[str, float], step: int) -> None:
     for name, value in metrics.items():
-        if not math.isfinite(value):
+        if not abs(value) <= DIVERGED:
             raise DivergenceError(
                 f"training stopped at step {step}: the {name} is {json.dumps(value)}. Lower the learning rate or the step size, "
                 "clip the gradient (clip_grad), or regularise the energy (energy_l2, spectral normalisation); the last good "

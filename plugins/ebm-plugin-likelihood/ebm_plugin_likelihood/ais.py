@@ -40,7 +40,7 @@ class AISLogLikelihood:
 
     The result holds ``log_likelihood``, its 95 % bootstrap interval over AIS chains and test examples together
     (``interval_low``, ``interval_high``), ``log_partition`` with the standard error over the chains alone
-    (``log_partition_se``), and ``effective_sample_size``, in chains.
+    (``log_partition_se``), ``effective_sample_size``, in chains, and the ``direction`` of the run.
 
     Source: R. M. Neal (2001), "Annealed importance sampling"; R. Salakhutdinov and I. Murray (2008), "On the quantitative
     analysis of deep belief networks".
@@ -66,7 +66,7 @@ class AISLogLikelihood:
 
     def __call__(
         self, energy: nn.Module, data: Any, *, sampler: Any = None, generator: torch.Generator | None = None
-    ) -> dict[str, float]:
+    ) -> dict[str, float | str]:
         """Measure ``energy`` on ``data.test``.
 
         Args:
@@ -75,8 +75,10 @@ class AISLogLikelihood:
             sampler: The transitions, unless the metric was made with its own.
             generator: Randomness of the chains, on their device; that of the interval is derived from it.
         """
+        if len(data.test) == 0:
+            raise UsageError("ais-ll needs at least one test example")
         energy = float64_copy(energy)
-        log_weights = self.log_weights(energy, base_of(data), self._exact(sampler, energy), generator=generator).cpu()
+        log_weights = self.log_weights(energy, base_of(data), self._exact(sampler, energy, data), generator=generator).cpu()
         log_z = log_mean_exp(log_weights)
         minus_energy = -energies(energy, data.test.double()).cpu()
 
@@ -92,6 +94,7 @@ class AISLogLikelihood:
             "log_partition": log_z.item(),
             "log_partition_se": log_zs.std().item(),
             "effective_sample_size": effective_sample_size(log_weights).item(),
+            "direction": "forward",
         }
 
     def log_weights(
@@ -112,7 +115,7 @@ class AISLogLikelihood:
             )
         return total
 
-    def _exact(self, given: Any, energy: nn.Module) -> Any:
+    def _exact(self, given: Any, energy: nn.Module, data: Any) -> Any:
         sampler = self.sampler or given
         if sampler is None:
             raise UsageError("ais-ll needs a sampler: name one that is exact, e.g. sampler='mala'")
@@ -120,6 +123,16 @@ class AISLogLikelihood:
             raise UsageError(
                 f"ais-ll needs a sampler that leaves its target invariant, which {type(sampler).__name__} does not: name one "
                 "that does, e.g. --metric.sampler mala --metric.sampler_options '{step_size: 0.1}'"
+            )
+        if getattr(sampler, "temperature", 1.0) != 1.0:
+            raise UsageError(
+                f"ais-ll needs a sampler of the model itself, but this one has temperature {sampler.temperature}: name one with "
+                "temperature 1, e.g. --metric.sampler mala --metric.sampler_options '{step_size: 0.1}'"
+            )
+        if getattr(sampler, "state_space", None) not in (None, data.state_space):
+            raise UsageError(
+                f"{type(sampler).__name__} moves in a {sampler.state_space} space, but the data are {data.state_space}: name a "
+                "sampler of that space"
             )
         check_sampler(sampler, energy)
         return sampler

@@ -65,6 +65,8 @@ class ExactLogLikelihood:
             sampler: Not used.
             generator: Randomness of the interval.
         """
+        if len(data.test) == 0:
+            raise UsageError("exact-ll needs at least one test example")
         energy = float64_copy(energy)
         test = data.test.double()
         log_z, extra = self._log_partition(energy, data)

@@ -134,13 +134,12 @@ class RBM(BernoulliPair):
             )
         # The states of the first units make one chunk; each state of the others shifts it as a whole.
         n_low = min(len(outer), max(0, int(math.log2(_CHUNK_ELEMENTS / len(inner)))))
-        low, high = _states(n_low, outer), _states(len(outer) - n_low, outer)
+        low = _states(n_low, outer)
         low_energy, low_logits = low @ outer[:n_low], low @ weight[:n_low] + inner
-        high_energy, high_logits = high @ outer[n_low:], high @ weight[n_low:]
-        chunks = [
-            torch.logsumexp(low_energy + _softplus(low_logits + logits).sum(1), dim=0) + energy
-            for energy, logits in zip(high_energy, high_logits, strict=True)
-        ]
+        chunks = []
+        for high in _states(len(outer) - n_low, outer):
+            logits = low_logits + high @ weight[n_low:]
+            chunks.append(torch.logsumexp(low_energy + _softplus(logits).sum(1), dim=0) + high @ outer[n_low:])
         return torch.logsumexp(torch.stack(chunks), dim=0)
 
 
