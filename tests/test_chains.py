@@ -125,6 +125,20 @@ def test_writing_and_reading_many_times_changes_no_value():
     assert chains.x.mean().item() == pytest.approx(0.95, abs=1e-6)
 
 
+def test_chains_take_the_dtype_asked_for_whatever_the_initial_distribution_gives():
+    chains = PersistentChains()
+    assert chains.allocate((10, 2), Normal(torch.zeros(2).double()), dtype=torch.float32).dtype == torch.float32
+
+
+def test_an_initial_distribution_that_raises_is_not_swallowed():
+    class Broken:
+        def sample(self, n, *, generator=None):
+            raise ZeroDivisionError("no chains today")
+
+    with pytest.raises(ZeroDivisionError, match="no chains today"):
+        PersistentChains().allocate((10, 2), Broken())
+
+
 def test_a_used_store_loads_into_a_fresh_one():
     used = store(10)
     used.complete(ChainState(used.x, conditions={"label": torch.arange(10)}))

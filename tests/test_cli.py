@@ -233,6 +233,15 @@ WRONG = {
     "unknown component to show": ("show pdc", "did you mean pcd?"),
     "unknown flag": ("list --jsom", "see 'ebmcore list --help'"),
     "picture of an unknown format": ("sample nothing --out samples.gif", "must end in .png or .npy"),
+    "part that is no name": ("train --config part.yaml", "the configuration's 'energy' must be a name"),
+    "file that is no text": ("train --config bytes.yaml", "bytes.yaml is not YAML"),
+    "resume in a file": ("train --config resume.yaml", "resume is no option of a configuration file"),
+    "resume without a run": ("train --resume", "expected one argument"),
+    "metric that refuses its option": (
+        f"train {FULL} --metric ais-ll --metric.n_chains 1",
+        "need n_chains >= 2",
+    ),
+    "device that is not there": (f"train {FULL} --accelerator abacus", "accelerator='abacus'"),
     "missing parts": ("train --energy rbm --energy.hidden 3", "--data, --sampler, --loss"),
 }
 
@@ -245,8 +254,13 @@ def test_wrong_input_is_one_clear_line_and_exit_status_2(command, message, tmp_p
     if words[0] == "train" and "--out" not in words and message != "--data, --sampler, --loss":
         words += ["--out", "run"]
     words = drop_overridden(words)
+    files = {"part.yaml": b"energy: 5", "bytes.yaml": b"\xff\xfe\x00", "resume.yaml": b"resume: runs/demo"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
     assert main(words) == 2
     captured = capsys.readouterr()
+    for name in files:
+        (tmp_path / name).unlink()
     assert message in captured.err
     assert len(captured.err.splitlines()) == 1
     assert captured.out == ""
@@ -279,9 +293,31 @@ def test_an_existing_picture_is_never_overwritten(run, tmp_path, capsys):
     assert (tmp_path / "samples.png").read_text() == "mine"
 
 
-def test_a_resumed_run_keeps_its_components(run, capsys):
-    assert ebmcore(f"train --resume {run} --loss cd") == 2
-    assert "a resumed run keeps its loss" in capsys.readouterr().err
+@pytest.mark.parametrize("change", ["--loss cd", "--seed 3", "--batch_size 7", "--out elsewhere"])
+def test_a_resumed_run_stays_the_same_run(run, change, capsys):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert ebmcore(f"train --resume {run} {change} --steps 40") == 2
+    assert f"a resumed run keeps its {change.split()[0][2:]}" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_resumed_run_may_be_given_epochs_in_place_of_steps(tmp_path):
+    assert train(f"{RBM} --loss cd --steps 3", tmp_path / "run") == 0
+    assert ebmcore(f"train --resume {tmp_path / 'run'} --epochs 5") == 0
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert (config["epochs"], config["steps"]) == (5, None)
+
+
+@pytest.mark.parametrize("content", ["{", "7"])
+def test_a_damaged_evaluation_is_not_overwritten(run, tmp_path, content, capsys):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "evaluation.json").write_text(content)
+    assert ebmcore(f"evaluate {copy} --metric exact-ll") == 2
+    assert "move it away" in capsys.readouterr().err
+    assert (copy / "evaluation.json").read_text() == content
 
 
 def test_a_damaged_checkpoint_is_one_clear_line(run, tmp_path, capsys):

@@ -92,6 +92,7 @@ BROKEN = {
     ),
     "wrong signature": "import ebmcore\n@ebmcore.hookimpl\ndef ebmcore_register(registry): pass",
     "misspelt hook": "import ebmcore\n@ebmcore.hookimpl\ndef ebmcore_registr(register): pass",
+    "no hook": "def ebmcore_register(register): pass",
     "bad target": "import ebmcore\n@ebmcore.hookimpl\ndef ebmcore_register(register):\n    register.loss('x', 3)",
     "bad name": "import ebmcore\n@ebmcore.hookimpl\ndef ebmcore_register(register):\n    register.loss('a:b', 'm:C')",
     "same name twice": (
@@ -197,6 +198,18 @@ def test_a_plugin_for_another_kernel_is_never_imported(plugin):
     assert host_.reports()[0].state is State.INCOMPATIBLE
     with pytest.raises(PluginError, match=r"needs ebmcore>=99, but .* is installed"):
         host_.find("sampler", "test-plugin-a:identity")
+
+
+def test_an_unknown_preferred_distribution_is_an_error(plugin):
+    with pytest.raises(UsageError, match="EBMCORE_PREFER names no-such-plugin, which is not installed"):
+        manager(plugin("test-plugin-a", GOOD), EBMCORE_PREFER="identity=no-such-plugin")
+
+
+def test_a_class_that_is_registered_where_it_is_not_defined_has_its_provenance(plugin):
+    host_ = manager(plugin("test-plugin-a", GOOD))  # ebmcore.testing re-exports it
+    cls = host_.load(host_.find("sampler", "identity"))
+    assert host_.provenance(cls)["id"] == "test-plugin-a:identity"
+    assert host_.versions_in_use() == {"test-plugin-a": "1.2"}
 
 
 def test_an_unknown_name_offers_what_is_close(plugin):

@@ -110,11 +110,23 @@ def test_with_exact_negatives_its_gradient_is_that_of_the_likelihood():
     exact = torch.autograd.grad(-log_likelihood, list(energy.parameters()))
     for got, want in zip(found, exact, strict=True):
         assert ((got - want).abs() < 4 * 0.5 / n**0.5).all()  # statistics in [0, 1]: standard deviation at most 0.5
-    # The scale, which four standard errors would not see: the same sum, weighted exactly.
-    energy.zero_grad()
-    p = energy.probabilities().detach()
-    ((energy(data).mean()) - (p * energy(states)).sum()).backward()
-    for got, want in zip(gradients(energy), exact, strict=True):
+
+
+def test_averaged_over_all_states_its_gradient_is_exactly_that_of_an_rbms_likelihood():
+    # The scale, which standard errors would not see: each state as the only negative, weighted with its probability.
+    import ebmcore
+
+    torch.manual_seed(0)
+    rbm = ebmcore.create_energy("rbm", shape=(4,), hidden=3, weight_std=1.0).double()
+    states = Boltzmann(4).states().double()
+    data = states[[3, 5, 5, 12]]
+    p = torch.softmax(-rbm(states).detach(), 0)
+    loss = Data(rbm, Identity())
+    for state, weight in zip(states, p, strict=True):
+        (weight * loss.compute_loss(data, state[None])).backward()
+    log_likelihood = -rbm(data).mean() - torch.logsumexp(-rbm(states), 0)
+    exact = torch.autograd.grad(-log_likelihood, list(rbm.parameters()))
+    for got, want in zip(gradients(rbm), exact, strict=True):
         torch.testing.assert_close(got, want, atol=1e-10, rtol=0)
 
 
@@ -289,6 +301,22 @@ def test_each_chain_keeps_its_own_label_and_is_scored_under_it():
     assert {int(i): int(c) for i, c in zip(loss.chains.ids, loss.chains.conditions["0"], strict=True)} == tagged
 
 
+def test_detached_negatives_keep_their_labels():
+    class Labelled(Quadratic):
+        def forward(self, x, label):
+            return super().forward(x) * 0 + label
+
+    loss = Persistent(Labelled(), Identity())
+    pred_x = loss.draw_negatives(torch.zeros(4, 2), torch.ones(4))
+    assert loss.compute_loss(torch.zeros(4, 2), pred_x.detach(), torch.zeros(4)).item() == -1.0
+    assert loss.compute_loss(torch.zeros(4, 2), pred_x.clone(), torch.zeros(4)).item() == 0.0  # others: those given
+
+
+def test_negatives_of_another_shape_are_an_error():
+    with pytest.raises(UsageError, match=r"one shape, got \(2,\) and \(3,\)"):
+        Data(Quadratic(), Identity()).compute_loss(torch.zeros(4, 2), torch.zeros(4, 3))
+
+
 @pytest.mark.parametrize("loss_class", [Data, Persistent])
 def test_the_state_of_a_used_loss_loads_into_a_fresh_one(loss_class):
     used = loss_class(Quadratic(), Identity())
@@ -322,6 +350,28 @@ def test_moving_the_energy_after_construction_moves_the_loss():
     assert loss.dtype == torch.float64
     value, pred_x = loss(torch.zeros(4, 2).double())
     assert value.dtype == pred_x.dtype == torch.float64
+
+
+def test_moving_the_energy_after_the_first_step_moves_the_chains_with_it():
+    energy = Quadratic()
+    loss = Persistent(energy, Identity())
+    loss(torch.zeros(4, 2))
+    before = loss.chain.double()
+    energy.double()
+    value, pred_x = loss(torch.zeros(4, 2).double())
+    assert value.dtype == pred_x.dtype == loss.chain.dtype == torch.float64
+    assert torch.equal(loss.chain, before)
+
+
+def test_a_lost_chain_does_not_reach_the_metrics_of_the_sampler():
+    class Reporting(Poison):
+        def step(self, energy, state, *, generator=None):
+            state, _ = super().step(energy, state)
+            return state, {"energy": energy(state.x)}
+
+    loss = Data(Quadratic(), Reporting(1))
+    loss(torch.ones(4, 2))
+    assert loss.metrics["energy"].item() == 1.0
 
 
 def test_chains_follow_to_the_device_of_the_loss_when_they_are_loaded():

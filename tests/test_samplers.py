@@ -101,6 +101,20 @@ def test_the_energy_is_frozen_and_in_evaluation_mode_meanwhile():
     assert seen == [(False, False)]
 
 
+def test_flags_that_the_energy_sets_itself_are_put_back():
+    class Stubborn(Quadratic):
+        def forward(self, x):
+            self.train()
+            self.mean.requires_grad_(True)
+            return super().forward(x)
+
+    energy = Stubborn().eval()
+    energy.mean.requires_grad_(False)
+    run(Drift(), energy, ChainState(torch.zeros(2, 2)), 2)
+    assert not energy.training
+    assert not energy.mean.requires_grad
+
+
 def test_a_buffer_that_the_energy_replaces_is_put_back():
     class Counting(Quadratic):
         def __init__(self):

@@ -29,7 +29,7 @@ def data(n=100):
 
 
 def quiet(loss, x, **options):
-    return fit(loss, x, progress=False, accelerator="cpu", **({"batch_size": 16, "lr": 1e-2} | options))
+    return fit(loss, x, **({"progress": False, "accelerator": "cpu", "batch_size": 16, "lr": 1e-2} | options))
 
 
 def table(path):
@@ -259,6 +259,68 @@ def test_the_moving_average_is_that_of_the_parameters():
     torch.testing.assert_close(next(result.energy.parameters()).detach(), expected)
 
 
+def test_the_moving_average_takes_the_buffers_along():
+    energy = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 1), torch.nn.Flatten(0))
+    result = quiet(ebmcore.create_loss("cd", energy, Identity()), data() + 3, steps=5, ema_decay=0.5)
+    assert result.energy[0].running_mean.min() > 0.3
+
+
+def test_dropout_repeats_with_the_seed_and_leaves_the_global_generator_alone(tmp_path):
+    def loss():
+        torch.manual_seed(0)
+        energy = torch.nn.Sequential(
+            torch.nn.Linear(2, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 1), torch.nn.Flatten(0)
+        )
+        return ebmcore.create_loss("cd", energy, ebmcore.create_sampler("langevin", step_size=0.1))
+
+    whole, first, second = loss(), loss(), loss()
+    before = torch.get_rng_state()
+    quiet(whole, data(), steps=20)
+    assert torch.equal(before, torch.get_rng_state())
+    torch.rand(7)
+    quiet(first, data(), steps=9, out=tmp_path)
+    quiet(second, data(), steps=20, out=tmp_path, resume=True)
+    assert same_state(whole, second)
+
+
+def test_the_generator_of_the_loss_is_its_own_again_afterwards():
+    loss = pcd()
+    own = loss.generator = torch.Generator().manual_seed(5)
+    quiet(loss, data(), steps=2)
+    assert loss.generator is own
+    assert own.initial_seed() == 5
+
+
+def test_an_average_that_only_one_side_keeps_is_an_error(tmp_path):
+    quiet(pcd(), data(), steps=2, out=tmp_path, ema_decay=0.9)
+    with pytest.raises(CheckpointError, match="keeps a moving average of the parameters: resume with the ema_decay"):
+        quiet(pcd(), data(), steps=4, out=tmp_path, resume=True)
+
+
+def test_an_optimizer_whose_state_would_be_lost_is_an_error(tmp_path):
+    class Counting(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            for p in self.param_groups[0]["params"]:
+                self.state[p]["count"] = 3
+
+    with pytest.raises(CheckpointError, match="Counting keeps count, which is no tensor"):
+        quiet(pcd(), data(), steps=2, out=tmp_path, optimizer=lambda p: Counting(p, lr=0.1))
+
+
+def test_values_that_run_away_are_divergence_too():
+    loss = ebmcore.create_loss("cd", Quadratic((2,), 1e15), Identity())
+    loss.start_chains = lambda x: loss.new_chains(x + 1, {})
+    with pytest.raises(DivergenceError, match="training stopped at step 1: the loss"):
+        quiet(loss, data(), steps=3, log_every=1)
+
+
+def test_resuming_to_fewer_steps_than_there_are_is_an_error(tmp_path):
+    quiet(pcd(), data(), steps=5, out=tmp_path)
+    with pytest.raises(UsageError, match="already has 5 steps, more than the 3"):
+        quiet(pcd(), data(), steps=3, out=tmp_path, resume=True)
+
+
 def test_a_linear_schedule_ends_at_zero():
     rates = []
 
@@ -328,6 +390,13 @@ def test_the_progress_bar_shows(capsys):
         ({"steps": 1, "optimizer": "adagrad"}, "must be 'adam', 'sgd' or a function"),
         ({"steps": 1, "lr": -1.0}, "lr must be above 0"),
         ({"steps": 1, "lr_schedule": "cosine"}, "must be 'constant' or 'linear'"),
+        ({"steps": 1, "clip_grad": -1.0}, "clip_grad must be above 0"),
+        ({"steps": 1, "ema_decay": 2.0}, "ema_decay must be from 0 to below 1"),
+        ({"steps": 1, "batch_size": 0}, "batch_size must be at least 1"),
+        ({"steps": 1, "log_every": 0}, "log_every must be at least 1"),
+        ({"steps": 1, "checkpoint_every": 0}, "checkpoint_every must be at least 1"),
+        ({"steps": 1, "accelerator": "abacus"}, "accelerator='abacus'"),
+        ({"steps": 1, "devices": 0}, "devices=0"),
     ],
 )
 def test_an_option_that_cannot_work_is_an_error_with_advice(options, message):

@@ -257,7 +257,7 @@ class _TrainingState:
             group, _, name = key.partition(".")
             groups[group][name] = tensor
         if bool(groups["average"]) != (self.average is not None):
-            kept = "keeps" if groups["average"] else "keeps no"
+            kept = "keeps a" if groups["average"] else "keeps no"
             raise CheckpointError(f"{path} {kept} moving average of the parameters: resume with the ema_decay of its run")
         try:
             self.loss.load_state_dict(groups["loss"])

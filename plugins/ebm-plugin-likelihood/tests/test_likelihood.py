@@ -178,6 +178,48 @@ def test_weights_are_float64_and_the_model_is_left_alone():
     assert torch.equal(rng, torch.get_rng_state())
 
 
+def test_the_interval_holds_the_uncertainty_of_the_chains():
+    data = gaussian_data()
+    data.test = data.train[:1].expand(100, 2)  # equal examples: what remains is the normaliser's error
+    metric = AISLogLikelihood(n_chains=100, n_temperatures=5)
+    result = metric(Quadratic((2,), 3.0), data, sampler=Walk(), generator=seeded())
+    width = result["interval_high"] - result["interval_low"]
+    assert result["log_partition_se"] > 0.01
+    assert width == pytest.approx(2 * 1.96 * result["log_partition_se"], rel=0.15)
+    assert result["direction"] == "forward"
+
+
+def test_a_sampler_that_raises_is_not_swallowed():
+    class Raising(Identity):
+        def step(self, energy, state, *, generator=None):
+            raise ZeroDivisionError("in the sampler")
+
+    with pytest.raises(ZeroDivisionError, match="in the sampler"):
+        AISLogLikelihood(n_chains=5, n_temperatures=3)(Quadratic((2,)), gaussian_data(), sampler=Raising())
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [
+        ("temperature", 5.0, "has temperature 5.0"),
+        ("state_space", "binary", "moves in a binary space, but the data are continuous"),
+    ],
+)
+def test_a_sampler_of_another_distribution_is_refused(attribute, value, message):
+    sampler = Walk()
+    setattr(sampler, attribute, value)
+    with pytest.raises(UsageError, match=message):
+        AISLogLikelihood()(Quadratic((2,)), gaussian_data(), sampler=sampler)
+
+
+@pytest.mark.parametrize("metric", [ExactLogLikelihood(), AISLogLikelihood()])
+def test_no_test_data_are_an_error(metric):
+    data = gaussian_data()
+    data.test = data.test[:0]
+    with pytest.raises(UsageError, match="at least one test example"):
+        metric(Quadratic((2,)), data, sampler=Walk())
+
+
 def test_a_generator_repeats_the_estimate():
     metric = AISLogLikelihood(n_chains=20, n_temperatures=10)
     results = [metric(Quadratic((2,)), gaussian_data(), sampler=Walk(), generator=seeded()) for _ in range(2)]

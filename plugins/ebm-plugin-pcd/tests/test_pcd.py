@@ -81,6 +81,14 @@ def test_chains_can_start_at_the_data():
     assert set(loss.chain[:, 0].tolist()) == {0.0, 1.0, 2.0, 3.0}
 
 
+def test_chains_that_start_at_the_data_take_nothing_from_the_global_generator():
+    before = torch.get_rng_state()
+    loss = PCD(Quadratic(), Identity(), n_chains=50, initial="data", restart_prob=0.5)
+    loss.generator = torch.Generator().manual_seed(0)
+    loss(torch.randn(8, 2, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_starting_at_the_data_needs_data():
     with pytest.raises(ValueError, match="call the loss on data first"):
         PCD(Quadratic(), Identity(), initial="data").initialize_persistent_chain((10, 2))

@@ -76,6 +76,20 @@ def test_it_samples_a_tempered_rbm():
     assert chi_square(x, probabilities(hot)) < CHI_SQUARE_15_DF
 
 
+def test_its_generator_is_its_only_randomness():
+    before = torch.get_rng_state()
+    samples = [
+        Gibbs().sample(random_rbm(), torch.zeros(50, 2, 2), 3, generator=torch.Generator().manual_seed(0)) for _ in "ab"
+    ]
+    torch.set_rng_state(before)
+    with torch.random.fork_rng():
+        rbm = random_rbm()
+        state = torch.get_rng_state()
+        Gibbs().sample(rbm, torch.zeros(50, 2, 2), 3, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(*samples)
+
+
 def test_an_energy_without_conditionals_is_an_error_that_says_what_would_fit():
     with pytest.raises(MissingCapabilityError, match=r"Gibbs needs .*SupportsBlockGibbs.*ebm-plugin-rbm:rbm"):
         check_sampler(Gibbs(), Quadratic())
