@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 	touch $@
 
 demo: install
-	rm -rf runs/demo runs/demo-cd
+	rm -rf runs/demo runs/demo-*
 	$(ONE_THREAD) $(BIN)/python examples/demo.py
 
 # The kernel's tests, then each plugin's in a process of its own.

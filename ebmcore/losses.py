@@ -229,7 +229,7 @@ class BaseContrastiveDivergence(BaseLoss):
                   + \lambda \Big(\frac1B\sum_i E(x_i)^2 + \frac1M\sum_j E(\hat x_j)^2\Big)
 
         Negatives of the last `draw_negatives` (that tensor or a detached view of it) are scored under their own conditions, any
-        others under those given here, row by row.
+        others under those given here, row by row. An energy that is not finite at finite negatives makes the loss not finite.
         """
         self._check_batch(x)
         if pred_x.shape[1:] != x.shape[1:]:
