@@ -263,6 +263,7 @@ def test_the_moving_average_takes_the_buffers_along():
     energy = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 1), torch.nn.Flatten(0))
     result = quiet(ebmcore.create_loss("cd", energy, Identity()), data() + 3, steps=5, ema_decay=0.5)
     assert result.energy[0].running_mean.min() > 0.3
+    assert not torch.equal(result.energy[0].running_mean, energy[0].running_mean)  # averaged, not the last
 
 
 def test_dropout_repeats_with_the_seed_and_leaves_the_global_generator_alone(tmp_path):
