@@ -223,6 +223,11 @@ def tempered(energy: nn.Module, beta: Tensor, base: BaseDistribution | None = No
         energy: The energy at ``beta = 1``.
         beta: Inverse temperatures ``(N,)`` in [0, 1], or 0-dim for all chains.
         base: The distribution at ``beta = 0``.
+
+    Example:
+        >>> from ebmcore.testing import Quadratic
+        >>> tempered(Quadratic((2,)), torch.tensor([0.0, 0.5, 1.0]))(torch.ones(3, 2)).tolist()
+        [0.0, 0.5, 1.0]
     """
     if supports(energy, SupportsTempering):
         own: nn.Module = energy.tempered(beta, base)  # type: ignore[operator]
@@ -240,6 +245,14 @@ def frozen(energy: nn.Module) -> Iterator[None]:
 
     Raises:
         RuntimeError: Under ``torch.inference_mode``, where no gradient of the energy can be taken.
+
+    Example:
+        >>> energy = nn.Linear(2, 1).train()
+        >>> with frozen(energy):
+        ...     energy.training, energy.weight.requires_grad
+        (False, False)
+        >>> energy.training, energy.weight.requires_grad
+        (True, True)
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError(

@@ -70,6 +70,21 @@ class BaseContrastiveDivergence(BaseLoss):
         chains: The store of persistent chains; empty in a variant that has none.
 
     Source: G. E. Hinton (2002), "Training products of experts by minimizing contrastive divergence".
+
+    Example:
+        >>> from ebmcore.testing import ExactGaussian, Quadratic
+        >>> class CD(BaseContrastiveDivergence):
+        ...     def forward(self, x, *args, **kwargs):
+        ...         pred_x = self.draw_negatives(x, *args, **kwargs)
+        ...         return self.compute_loss(x, pred_x, *args, **kwargs), pred_x
+        ...
+        ...     def compute_loss(self, x, pred_x, *args, **kwargs):
+        ...         return self.energy_gap(x, pred_x, *args, **kwargs)
+        >>> cd = CD(Quadratic((2,)), ExactGaussian(), k_steps=1)
+        >>> loss, pred_x = cd(torch.randn(8, 2))
+        >>> loss.backward()
+        >>> loss.shape, pred_x.shape, cd.energy.precision.grad is not None
+        (torch.Size([]), torch.Size([8, 2]), True)
     """
 
     def __init__(

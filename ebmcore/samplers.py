@@ -182,6 +182,13 @@ def run(
 
     Raises:
         RuntimeError: Under ``torch.inference_mode``.
+
+    Example:
+        >>> from ebmcore.testing import ExactGaussian, Quadratic
+        >>> start, generator = ChainState(torch.zeros(1000, 2)), torch.Generator().manual_seed(0)
+        >>> state, info = run(ExactGaussian(), Quadratic((2,), precision=4.0), start, 1, generator=generator)
+        >>> bool(abs(state.x.std() - 0.5) < 0.02)
+        True
     """
     if n_steps < 1:
         raise ValueError(f"n_steps must be at least 1, got {n_steps}")

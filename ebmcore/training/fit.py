@@ -101,7 +101,14 @@ def fit(
     Raises:
         DivergenceError: When a metric or the norm of the parameters is not finite, or beyond 1e12. The last good checkpoint
             stays.
-        UsageError: If the energy cannot take the data.
+        UsageError: If an option cannot work, or the energy cannot take the data.
+
+    Example:
+        >>> import ebmcore
+        >>> from ebmcore.testing import ExactGaussian, Quadratic
+        >>> cd = ebmcore.create_loss("cd", Quadratic((2,)), ExactGaussian())
+        >>> fit(cd, torch.randn(100, 2), epochs=2, batch_size=50, progress=False).step
+        4
     """
     require_train_extra()
     _check_options(batch_size, lr, clip_grad, ema_decay, log_every, checkpoint_every)

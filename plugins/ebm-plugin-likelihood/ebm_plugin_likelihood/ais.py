@@ -44,6 +44,14 @@ class AISLogLikelihood:
 
     Source: R. M. Neal (2001), "Annealed importance sampling"; R. Salakhutdinov and I. Murray (2008), "On the quantitative
     analysis of deep belief networks".
+
+    Example:
+        >>> from ebmcore.testing import Identity, Quadratic
+        >>> metric = AISLogLikelihood(n_chains=10, n_temperatures=1)
+        >>> base, energy = Normal(torch.zeros(2).double()), Quadratic((2,)).double()
+        >>> weights = metric.log_weights(energy, base, Identity())  # base and model are alike: exact
+        >>> bool((weights - math.log(2 * math.pi)).abs().max() < 1e-12)
+        True
     """
 
     def __init__(
