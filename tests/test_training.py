@@ -105,6 +105,20 @@ def test_it_trains():
     assert result.energy.precision.item() == pytest.approx(1.0, rel=0.1)
 
 
+def test_a_loss_without_an_energy_of_its_own_trains_too():
+    class Squares(ebmcore.BaseLoss):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(2))
+
+        def forward(self, x):
+            return (x * self.weight).square().mean()
+
+    loss = Squares()
+    quiet(loss, data(), steps=50, lr=0.05)
+    assert loss.weight.abs().max() < 0.2
+
+
 def test_a_seed_repeats_a_run_and_another_does_not():
     losses = [pcd(), pcd(), pcd()]
     for loss, seed in zip(losses, (0, 0, 1), strict=True):

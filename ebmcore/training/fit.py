@@ -119,8 +119,7 @@ def fit(
     n_steps = _number_of_steps(epochs, steps, order.steps_per_epoch)
     # The whole loss is wrapped, not the energy: inside, samplers see the bare module with all its capabilities.
     model, wrapped_optimizer = fabric.setup(loss, _optimizer(optimizer, loss, lr))
-    own_generator, loss.generator = loss.generator, torch.Generator(device=fabric.device)
-    energy = getattr(loss, "energy", loss)
+    energy: nn.Module = getattr(loss, "energy", loss)  # a loss may be its own model
     average = None
     if ema_decay is not None:
         average = AveragedModel(energy, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
@@ -135,7 +134,7 @@ def fit(
     order.start = state.load(checkpoint) if checkpoint else 0
     if order.start > n_steps:
         raise UsageError(f"{out} already has {order.start} steps, more than the {n_steps} asked for")
-    if order.start == 0:
+    if order.start == 0 and energy is not loss:
         _probe(energy, next(batches(data, order)), fabric)
 
     if out is not None and rank == 0:
@@ -145,6 +144,7 @@ def fit(
     base_rates = [group.get("initial_lr", group["lr"]) for group in wrapped_optimizer.param_groups]
     metrics: dict[str, float] = {}
     visited = batches(data, order)
+    own_generator, loss.generator = loss.generator, torch.Generator(device=fabric.device)
     notify(watching, "on_start", order.start, n_steps)
     with ExitStack() as leaving:
         leaving.callback(notify, watching, "on_end")
