@@ -67,7 +67,8 @@ def main() -> None:
     error = math.sqrt(sum(statistics.variance(v) / len(v) for v in best_of.values()))
     verdict = lead > 2 * error and min(best_of["pcd"]) > max(best_of["cd"])
     print(
-        f"\nEach at the better of the two rates: pcd leads by {lead:.3f} +- {error:.3f}; every seed of pcd above every seed of cd: {verdict}"
+        f"\nEach at the better of the two rates: pcd leads by {lead:.3f} +- {error:.3f}; "
+        f"every seed of pcd above every seed of cd: {verdict}"
     )
     if not verdict:
         raise SystemExit(1)

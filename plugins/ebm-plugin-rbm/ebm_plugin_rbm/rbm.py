@@ -52,8 +52,8 @@ class RBM(BernoulliPair):
 
     Attributes:
         training_defaults: How ``ebmcore train`` trains it unless told otherwise: plain gradient descent with a learning rate
-            that falls linearly to 0. The rate is larger than is best, which persistent chains bear and CD-1 does not: 0.5 gave both a
-            better likelihood on 8x8 digits.
+            that falls linearly to 0. Persistent chains bear that rate and CD-1 does not; 0.5 gave both a better likelihood on
+            8x8 digits.
 
     Args:
         shape: Shape of one example; its units are the visible ones.
