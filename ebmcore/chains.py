@@ -106,7 +106,7 @@ class PersistentChains(nn.Module):
                 f"the initial distribution gives examples of shape {tuple(x.shape[1:])}, but chains of shape "
                 f"{tuple(event)} were asked for: pass data of the energy's shape"
             )
-        x = x.to(device=device, dtype=dtype).contiguous()
+        x = x.to(device=device, dtype=dtype, copy=True).contiguous()  # the store writes in place
         self._n_chains = n_chains
         self._drawn = None
         ids = torch.arange(start, stop, device=x.device)

@@ -179,7 +179,7 @@ class BaseContrastiveDivergence(BaseLoss):
     def draw_negatives(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Start chains, make ``k_steps`` transitions, keep the chains; return their positions, detached.
 
-        A chain that has left the finite numbers is NaN in the result, counted in ``metrics["quarantined"]`` and without
+        A chain that has left the finite numbers is not finite in the result, counted in ``metrics["quarantined"]`` and without
         influence on the loss.
 
         Raises:

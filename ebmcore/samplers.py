@@ -166,7 +166,7 @@ def run(
 
     The energy's parameters are frozen and its modules in evaluation mode meanwhile; all is put back afterwards, also when
     the energy raises. The result is detached. A chain that has left the finite numbers, in any tensor of its state, is
-    quarantined: its positions are NaN in the result (never clamped), so that whoever uses them sees it; `ChainState.finite`
+    quarantined: its positions are not finite in the result (never clamped), so that whoever uses them sees it; `finite`
     finds it, `PersistentChains.write` restarts it and the loss gives it weight 0. Nothing here synchronises a device.
 
     Args:

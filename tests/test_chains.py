@@ -130,6 +130,20 @@ def test_chains_take_the_dtype_asked_for_whatever_the_initial_distribution_gives
     assert chains.allocate((10, 2), Normal(torch.zeros(2).double()), dtype=torch.float32).dtype == torch.float32
 
 
+def test_chains_never_write_into_the_tensor_that_they_started_from():
+    class Own:
+        x = torch.zeros(10, 2)
+
+        def sample(self, n, *, generator=None):
+            return self.x[:n]
+
+    chains, initial = PersistentChains(), Own()
+    chains.allocate((10, 2), initial)
+    state = chains.draw(fresh(10))
+    chains.write(ChainState(state.x + 1))
+    assert torch.equal(initial.x, torch.zeros(10, 2))
+
+
 def test_an_initial_distribution_that_raises_is_not_swallowed():
     class Broken:
         def sample(self, n, *, generator=None):

@@ -260,7 +260,10 @@ def test_provenance_names_the_plugin_of_an_object():
     assert host.provenance(object())["id"] is None
 
 
-def test_each_kind_has_its_create_function():
+def test_each_kind_has_its_create_function_and_its_method_to_register():
+    from ebmcore.host.registry import Register
+
+    assert set(Register.__annotations__) == set(host.KINDS)
     for kind in host.KINDS:
         assert callable(getattr(ebmcore, f"create_{kind}"))
 

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 from ebmcore.errors import PluginError, UnknownComponentError, UsageError
 from ebmcore.host import hookspecs
-from ebmcore.host.registry import KINDS, Component, Register, Registry
+from ebmcore.host.registry import Component, Register, Registry
 from ebmcore.host.report import PluginReport, State
 
 GROUP = "ebmcore"
@@ -247,6 +247,3 @@ def _advice(report: PluginReport) -> str:
         f"It comes from {report.distribution} {report.version}, with ebmcore {version('ebmcore')}: "
         f"pip install --upgrade {report.distribution}, or leave it out with EBMCORE_DISABLED_PLUGINS={report.distribution}"
     )
-
-
-assert set(KINDS) == set(Register.__annotations__)

@@ -141,7 +141,7 @@ def fit(
         out.mkdir(parents=True, exist_ok=True)
     watching = _watching(out, progress, observers) if rank == 0 else []
     schedule = _schedule(lr_schedule, n_steps)
-    base_rates = [group.get("initial_lr", group["lr"]) for group in wrapped_optimizer.param_groups]
+    base_rates = [group["lr"] for group in wrapped_optimizer.param_groups]
     metrics: dict[str, float] = {}
     visited = batches(data, order)
     own_generator, loss.generator = loss.generator, torch.Generator(device=fabric.device)
