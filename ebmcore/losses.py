@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +29,19 @@ from ebmcore.samplers import ChainState, Sampler, check_sampler, rows, run
 class BaseLoss(StrictKeywords, nn.Module, ABC):
     """A loss that trains an energy.
 
+    What a loss says of itself in class attributes is what the conformance kit (`ebmcore.testing`) holds it to.
+
     Attributes:
+        family: ``"contrastive-divergence"`` or ``"other"``.
+        needs_sampler: Whether its constructor takes a sampler after the energy.
+        example_options: Further options with which the conformance kit makes one.
         metrics: Detached 0-dim diagnostics of the last call. Reading one (``.item()``) is the only synchronisation.
         generator: Source of the loss's randomness, on its device; `None` uses torch's global generator.
     """
+
+    family: ClassVar[str] = "other"
+    needs_sampler: ClassVar[bool] = False
+    example_options: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,6 +76,8 @@ class BaseContrastiveDivergence(BaseLoss):
             depend on the other half, or whose memory does not allow it.
 
     Attributes:
+        persistent: Whether chains go on where they stopped in the last call. Its constructor then takes ``n_chains``.
+        starts_at_data: Whether new chains start at a copy of the data; a persistent variant's do not.
         chains: The store of persistent chains; empty in a variant that has none.
 
     Source: G. E. Hinton (2002), "Training products of experts by minimizing contrastive divergence".
@@ -86,6 +97,11 @@ class BaseContrastiveDivergence(BaseLoss):
         >>> loss.shape, pred_x.shape, cd.energy.precision.grad is not None
         (torch.Size([]), torch.Size([8, 2]), True)
     """
+
+    family = "contrastive-divergence"
+    needs_sampler = True
+    persistent: ClassVar[bool] = False
+    starts_at_data: ClassVar[bool] = True
 
     def __init__(
         self,

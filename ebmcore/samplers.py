@@ -102,15 +102,26 @@ class Sampler(Protocol):
 class BaseSampler(StrictKeywords, ABC):
     """Convenience base: a subclass needs only ``step``.
 
+    What a sampler says of itself in class attributes is what the conformance kit (`ebmcore.testing`) holds it to.
+
     Attributes:
         requires: Capabilities (protocols of `ebmcore.energies`) that the energy must have.
         state_space: ``"continuous"``, ``"binary"`` or ``"categorical"`` if it moves in that space only; `None` for any.
-        exact: Whether a step leaves the target distribution invariant.
+        exact: Whether a step leaves the target distribution invariant. If not, `predicted_bias` says how far off it is.
+        reversible: Whether a step is in detailed balance with the target distribution.
+        deterministic: Whether it draws no random numbers.
+        example_options: Options with which the conformance kit makes one, suited to targets of about unit scale.
     """
 
     requires: ClassVar[tuple[type, ...]] = ()
     state_space: ClassVar[str | None] = None
     exact: ClassVar[bool] = False
+    reversible: ClassVar[bool] = False
+    deterministic: ClassVar[bool] = False
+    example_options: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self) -> None:
+        """No options; here so that a sampler without a constructor of its own rejects keywords as the others do."""
 
     def init(self, energy: nn.Module, x: Tensor, *, generator: torch.Generator | None = None) -> ChainState:
         return ChainState(x)
@@ -123,6 +134,13 @@ class BaseSampler(StrictKeywords, ABC):
     def refresh(self, energy: nn.Module, state: Any) -> ChainState:
         kept: ChainState = state
         return kept
+
+    def predicted_bias(self, precision: float) -> float | None:
+        """Relative error of the variance that the chain reaches on a Gaussian of that precision ``a``: ``Var / (T / a) - 1``.
+
+        0 for an exact sampler. One that is not exact overrides it, or leaves it at `None`: nothing is known.
+        """
+        return 0.0 if self.exact else None
 
     def sample(self, energy: nn.Module, x: Tensor, n_steps: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Positions ``(N, *shape)`` after ``n_steps`` transitions from ``x``, which is left as it is.

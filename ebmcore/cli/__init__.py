@@ -19,11 +19,12 @@ COMMANDS = {
     "list": ("ebmcore.cli.listing", "list the components of installed plugins"),
     "plugins": ("ebmcore.cli.listing", "list the installed plugins and their state"),
     "show": ("ebmcore.cli.listing", "show a component: options, summary, citation"),
+    "check": ("ebmcore.cli.check", "check a component or plugin against the rules of its kind"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0, or 2 after wrong input, told in one line."""
+    """Run one command; the exit status is 0, 1 after a check that failed, or 2 after wrong input, told in one line."""
     command, *arguments = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     if command in ("-h", "--help"):
         print(_usage())
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
             module = importlib.import_module(COMMANDS[command][0])
-            getattr(module, command)(arguments)
+            status: int | None = getattr(module, command)(arguments)
+            return status or 0
     except EbmcoreError as error:
         return _fail(str(error))
     except KeyboardInterrupt:

@@ -99,10 +99,15 @@ def _text(annotation: object) -> str:
     return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
 
 
-def _print(rows: Sequence[dict[str, str]], fields: Sequence[str], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
+def print_rows(rows: Sequence[dict[str, str]], fields: Sequence[str]) -> None:
+    """Print rows as a table with aligned columns."""
     widths = [max(len(field), *(len(row[field]) for row in rows), 0) if rows else len(field) for field in fields]
     for row in ({field: field.upper() for field in fields}, *rows):
         print("  ".join(row[field].ljust(width) for field, width in zip(fields, widths, strict=True)).rstrip())
+
+
+def _print(rows: Sequence[dict[str, str]], fields: Sequence[str], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print_rows(rows, fields)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ebmcore.energies import value_and_grad
 from ebmcore.samplers import BaseSampler, ChainState, Info, normal_like
-from ebmcore.testing.targets import Quadratic
+from ebmcore.testing.targets import Enumerable, Quadratic
 
 
 class Identity(BaseSampler):
     """Stays where it is: shows what happens to chains apart from sampling."""
 
     exact = True
+    reversible = True
+    deterministic = True
 
     def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
         return state, {}
@@ -41,3 +44,122 @@ class ExactGaussian(BaseSampler):
         assert isinstance(energy, Quadratic)
         innovation = normal_like(state.x, generator) * math.sqrt(1 - self.correlation**2) / energy.precision.sqrt()
         return replace(state, x=energy.mean + self.correlation * (state.x - energy.mean) + innovation), {}
+
+
+class Affine(BaseSampler):
+    """Multiplies positions and adds to them: each chain's way can be told from where it is.
+
+    Args:
+        scale: Factor.
+        shift: What is added.
+    """
+
+    deterministic = True
+
+    def __init__(self, scale: float = 1.0, shift: float = 1.0) -> None:
+        self.scale = scale
+        self.shift = shift
+
+    def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
+        return replace(state, x=self.scale * state.x + self.shift), {}
+
+
+class Drift(BaseSampler):
+    """Follows the gradient of whatever energy, with noise: for tests in which the law does not matter."""
+
+    state_space = "continuous"
+
+    def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
+        _, grad = value_and_grad(energy, state.x)
+        x = state.x - 0.05 * grad + 0.3 * normal_like(state.x, generator)
+        return replace(state, x=x.to(state.x.dtype)), {"moved": (x - state.x).flatten(1).square().sum(1)}
+
+
+class Poison(BaseSampler):
+    """Sends the first ``n`` chains out of the finite numbers.
+
+    Args:
+        n: How many.
+    """
+
+    deterministic = True
+
+    def __init__(self, n: int = 1) -> None:
+        self.n = n
+
+    def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
+        lost = torch.arange(len(state), device=state.x.device) < self.n
+        x = state.x.masked_fill(lost.view(-1, *(1,) * (state.x.ndim - 1)), torch.nan)
+        return replace(state, x=x), {}
+
+
+@dataclass(eq=False)
+class CachedState(ChainState):
+    """Positions with their energy under the current parameters, and the number of steps that the chain has made."""
+
+    energy: Tensor
+    steps: Tensor
+
+
+class Cached(BaseSampler):
+    """Stays where it is and compares what it cached with what is right.
+
+    Attributes:
+        stale: For each step, the largest difference between the cached energy and the energy.
+        steps: For each step, how many steps each chain had made.
+    """
+
+    deterministic = True
+
+    def __init__(self) -> None:
+        self.stale: list[float] = []
+        self.steps: list[Tensor] = []
+
+    def init(self, energy: nn.Module, x: Tensor, *, generator: torch.Generator | None = None) -> CachedState:
+        return CachedState(x, energy(x).detach(), torch.zeros(len(x), device=x.device))
+
+    def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
+        self.stale.append(float((state.energy - energy(state.x)).abs().max()))
+        self.steps.append(state.steps.clone())
+        return replace(state, steps=state.steps + 1), {}
+
+    def refresh(self, energy: nn.Module, state: Any) -> CachedState:
+        refreshed: CachedState = replace(state, energy=energy(state.x).detach())
+        return refreshed
+
+
+class SiteGibbs(BaseSampler):
+    """Gibbs sampling of one binary unit after the other, on any energy: exact, not reversible as a whole."""
+
+    exact = True
+    state_space = "binary"
+
+    def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
+        x = state.x.flatten(1).clone()
+        for i in range(x.shape[1]):
+            both = []
+            for value in (0.0, 1.0):
+                x[:, i] = value
+                both.append(energy(x.view_as(state.x)))
+            uniform = torch.rand(len(x), generator=generator, dtype=both[0].dtype, device=x.device)
+            x[:, i] = uniform.lt((both[0] - both[1]).sigmoid()).to(x.dtype)
+        return replace(state, x=x.view_as(state.x)), {}
+
+
+class Table(BaseSampler):
+    """Moves on an enumerable target by a given matrix of transition probabilities.
+
+    Args:
+        target: Gives the states and their order.
+        matrix: ``P[i, j]``, float64 ``(S, S)``.
+    """
+
+    def __init__(self, target: Enumerable, matrix: Tensor) -> None:
+        self.target = target
+        self.matrix = matrix
+
+    def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
+        rows = self.matrix[self.target.codes(state.x)].cumsum(1)
+        uniform = torch.rand(len(state), 1, generator=generator, dtype=torch.float64)
+        moved = self.target.states()[(uniform > rows[:, :-1]).sum(1)]
+        return replace(state, x=moved.view_as(state.x).to(state.x.dtype)), {}

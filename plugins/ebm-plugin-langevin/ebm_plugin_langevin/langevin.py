@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -34,11 +34,12 @@ class Langevin(BaseSampler):
         >>> from ebmcore.testing import Quadratic
         >>> sampler = Langevin(step_size=0.1)
         >>> x = sampler.sample(Quadratic((2,)), torch.zeros(5000, 2), 100, generator=torch.Generator().manual_seed(0))
-        >>> bool(abs(x.var() / sampler.predicted_variance(1.0) - 1) < 0.05)
+        >>> bool(abs(x.var() / (1 + sampler.predicted_bias(1.0)) - 1) < 0.05)
         True
     """
 
     state_space = "continuous"
+    example_options: ClassVar[dict[str, Any]] = {"step_size": 0.1}
 
     def __init__(self, step_size: float, temperature: float = 1.0, *, clip_grad: float | None = None) -> None:
         if not step_size > 0:
@@ -56,9 +57,9 @@ class Langevin(BaseSampler):
         """Standard deviation of the noise of one step."""
         return math.sqrt(2 * self.step_size * self.temperature)
 
-    def predicted_variance(self, precision: float) -> float:
-        """Stationary variance on a Gaussian energy of that precision: ``T / (a (1 - a h / 2))``."""
-        return self.temperature / (precision * (1 - precision * self.step_size / 2))
+    def predicted_bias(self, precision: float) -> float:
+        """Relative error of the stationary variance on a Gaussian of that precision: ``1 / (1 - a h / 2) - 1``."""
+        return 1 / (1 - precision * self.step_size / 2) - 1
 
     def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
         _, grad = value_and_grad(energy, state.x)

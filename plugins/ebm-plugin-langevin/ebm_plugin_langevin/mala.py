@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,8 @@ class MALA(BaseSampler):
 
     state_space = "continuous"
     exact = True
+    reversible = True
+    example_options: ClassVar[dict[str, Any]] = {"step_size": 0.5}
 
     def __init__(self, step_size: float, temperature: float = 1.0) -> None:
         if not step_size > 0:

@@ -21,7 +21,7 @@ def test_its_stationary_variance_is_the_predicted_one_bias_included(shape, step_
     sampler = Langevin(step_size, temperature)
     x = torch.zeros(N, *shape)
     x = sampler.sample(Quadratic(shape, precision), x, 60, generator=torch.Generator().manual_seed(0))
-    predicted = sampler.predicted_variance(precision)
+    predicted = temperature / precision * (1 + sampler.predicted_bias(precision))
     assert predicted == pytest.approx(temperature / (precision * (1 - precision * step_size / 2)))
     assert x.var().item() == pytest.approx(predicted, rel=4 * 0.0045)
     assert abs(x.mean().item()) < 4 * math.sqrt(predicted / N)

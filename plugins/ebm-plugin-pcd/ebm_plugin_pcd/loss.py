@@ -45,6 +45,9 @@ class PersistentContrastiveDivergence(BaseContrastiveDivergence):
         (torch.Size([4, 2]), torch.Size([10, 2]))
     """
 
+    persistent = True
+    starts_at_data = False
+
     def __init__(
         self,
         energy: nn.Module,

@@ -34,6 +34,7 @@ class Gibbs(BaseSampler):
 
     requires = (SupportsBlockGibbs,)
     exact = True
+    reversible = True
 
     def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
         hidden = energy.sample_hidden(state.x, generator=generator)

@@ -32,13 +32,13 @@ class BernoulliPair(nn.Module):
 
     def sample_hidden(self, x: Tensor, *, beta: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Draw the hidden units ``(N, hidden)`` given ``x``, at one inverse temperature ``beta`` ``(N,)`` per chain."""
-        return _bernoulli(self.hidden_logits(x), beta, generator)
+        return _bernoulli(self.hidden_logits(x), beta, generator).to(x.dtype)
 
     def sample_visible(
         self, hidden: Tensor, *, beta: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draw the visible units ``(N, *shape)`` given ``hidden``, at one inverse temperature ``beta`` ``(N,)`` per chain."""
-        return _bernoulli(self.visible_logits(hidden), beta, generator).view(-1, *self.visible_shape)
+        return _bernoulli(self.visible_logits(hidden), beta, generator).to(hidden.dtype).view(-1, *self.visible_shape)
 
 
 class RBM(BernoulliPair):
@@ -72,6 +72,7 @@ class RBM(BernoulliPair):
     """
 
     state_space = "binary"
+    example_options: ClassVar[dict[str, Any]] = {"hidden": 3}
     training_defaults: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
         "lr": 1.2,

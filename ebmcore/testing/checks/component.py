@@ -1,0 +1,44 @@
+"""What every component must do, of whatever kind."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+from ebmcore._keywords import accepted_keywords
+from ebmcore.testing.cases import Case, check, expect
+
+UNKNOWN = "no_component_takes_this"
+
+
+@check(since="0.1")
+def check_unknown_keywords_are_rejected(case: Case) -> None:
+    """The constructor takes named options only, and an unknown one is a TypeError."""
+    accepted = accepted_keywords(case.component)
+    expect(accepted is not None, "the constructor takes **kwargs, so that a typo in an option goes unnoticed: name them all")
+    try:
+        case.make(**{UNKNOWN: 1})
+    except TypeError as error:
+        expect(UNKNOWN in str(error), f"the error for an unknown option does not name it: {error}")
+    else:
+        expect(False, f"{UNKNOWN}=1 was accepted")
+
+
+@check(since="0.1")
+def check_it_can_be_pickled(case: Case) -> None:
+    """It survives pickling."""
+    instance = case.make()
+    try:
+        again = pickle.loads(pickle.dumps(instance))  # noqa: S301 - what was just written
+    except Exception as error:
+        raise AssertionError(f"pickle fails with {type(error).__name__}: {error}") from error
+    expect(type(again) is type(instance), f"pickling turns it into a {type(again).__name__}")
+
+
+@check(since="0.1")
+def check_it_can_be_copied(case: Case) -> None:
+    """copy.deepcopy makes another object of the same type."""
+    instance = case.make()
+    other = copy.deepcopy(instance)
+    expect(other is not instance, "deepcopy returns the very same object")
+    expect(type(other) is type(instance), f"deepcopy turns it into a {type(other).__name__}")

@@ -1,0 +1,165 @@
+"""What an energy returns, and whether its capabilities agree with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ebmcore import tempered
+from ebmcore.energies import (
+    SupportsBlockGibbs,
+    SupportsEnumeration,
+    SupportsInitialDistribution,
+    SupportsTempering,
+    SupportsValueAndGrad,
+)
+from ebmcore.samplers import BaseSampler, ChainState, Info
+from ebmcore.testing.cases import Condition, EnergyCase, check, expect, generator
+from ebmcore.testing.enumeration import transition_matrix
+from ebmcore.testing.targets import Enumerable, binary_states
+
+BINARY = Condition("to energies of binary units", lambda case: case.binary)
+
+
+def has(capability: type) -> Condition:
+    """Applies to energies with a capability."""
+    return Condition(f"to energies with the capability {capability.__name__}", lambda case: case.can(capability))
+
+
+class _Listed(Enumerable):
+    """An energy of binary units of shape ``(1, 2, 2)``, with its states listed and its conditionals passed through."""
+
+    def __init__(self, energy: nn.Module, beta: float | None = None) -> None:
+        super().__init__()
+        self.energy = energy
+        self.beta = beta
+
+    def forward(self, x: Tensor) -> Tensor:
+        energies: Tensor = self.energy(x)
+        return energies
+
+    def states(self) -> Tensor:
+        return binary_states(4, torch.zeros((), dtype=torch.float64)).view(-1, 1, 2, 2)
+
+    def sample_hidden(self, x: Tensor, **kwargs: Any) -> Tensor:
+        hidden: Tensor = self.energy.sample_hidden(x, **self._at(x) | kwargs)  # type: ignore[operator]
+        return hidden
+
+    def sample_visible(self, hidden: Tensor, **kwargs: Any) -> Tensor:
+        visible: Tensor = self.energy.sample_visible(hidden, **self._at(hidden) | kwargs)  # type: ignore[operator]
+        return visible
+
+    def _at(self, like: Tensor) -> dict[str, Tensor]:
+        return {} if self.beta is None else {"beta": torch.full((len(like),), self.beta, dtype=like.dtype)}
+
+
+class _Sweep(BaseSampler):
+    """One sweep through both conditionals."""
+
+    def step(self, energy: Any, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
+        hidden = energy.sample_hidden(state.x, generator=generator)
+        return ChainState(energy.sample_visible(hidden, generator=generator)), {}
+
+
+@check(since="0.1")
+def check_it_returns_one_energy_for_each_example(case: EnergyCase) -> None:
+    """(B, *shape) gives (B,) finite energies; in evaluation mode an example's does not depend on the others of the batch."""
+    energy, x = case.make().eval(), case.batch()
+    values = energy(x)
+    expect(tuple(values.shape) == (5,), f"5 examples give a tensor {tuple(values.shape)}")
+    expect(bool(values.isfinite().all()), "an energy is not finite")
+    alone = torch.cat([energy(row[None]) for row in x])
+    off = float((values - alone).detach().abs().max())
+    expect(off < 1e-4, f"an example alone has another energy than in a batch: off by {off:.3g}")
+
+
+@check(since="0.1")
+def check_it_is_differentiable(case: EnergyCase) -> None:
+    """The energy has finite gradients with respect to the example and to each parameter that is trained."""
+    energy = case.make()
+    x = case.batch().requires_grad_()
+    energy(x).square().sum().backward()
+    missed = [n for n, p in energy.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())]
+    expect(not missed, f"no finite gradient reaches {', '.join(missed)}")
+    expect(x.grad is not None and bool(x.grad.isfinite().all()), "no finite gradient reaches the example")
+
+
+@check(since="0.1")
+def check_it_moves_to_float64(case: EnergyCase) -> None:
+    """energy.double() takes float64 and gives float64."""
+    values = case.make().double()(case.batch().double())
+    expect(values.dtype == torch.float64, f"after double() energies are {values.dtype}")
+
+
+@check(has(SupportsValueAndGrad), since="0.1")
+def check_value_and_grad_agree_with_forward(case: EnergyCase) -> None:
+    """value_and_grad() gives the energy and its gradient, to 1e-10 in float64."""
+    energy = case.make().double()
+    x = torch.randn(5, 1, 2, 2, generator=generator(2), dtype=torch.float64).requires_grad_()
+    value, grad = energy.value_and_grad(x.detach())
+    wanted = energy(x)
+    (slope,) = torch.autograd.grad(wanted.sum(), x)
+    off = max(float((value - wanted).detach().abs().max()), float((grad - slope).detach().abs().max()))
+    expect(off < 1e-10, f"value_and_grad() is off forward() and its gradient by {off:.3g}")
+
+
+@check(has(SupportsBlockGibbs), BINARY, since="0.1")
+def check_the_conditionals_agree_with_the_energy(case: EnergyCase) -> None:
+    """A sweep through both conditionals leaves exp(-E) invariant, as an exact transition matrix, to 1e-12."""
+    _expect_invariant(_Listed(case.make().double()), "one sweep")
+
+
+@check(has(SupportsBlockGibbs), has(SupportsTempering), BINARY, since="0.1")
+def check_the_conditionals_agree_with_the_energy_at_each_temperature(case: EnergyCase) -> None:
+    """Conditionals given beta, and those of tempered(beta), leave the distribution of tempered(beta) invariant, to 1e-12."""
+    energy = case.make().double()
+    for beta in (0.0, 0.4, 1.0):
+        hot = _Listed(tempered(energy, torch.tensor(beta, dtype=torch.float64)))
+        _expect_invariant(hot, f"a sweep of tempered({beta})")
+        matrix = transition_matrix(_Sweep(), _Listed(energy, beta))
+        off = float((matrix - transition_matrix(_Sweep(), hot)).abs().max())
+        expect(off < 1e-12, f"conditionals given beta={beta} are off those of tempered({beta}) by {off:.3g}")
+
+
+def _expect_invariant(target: Enumerable, what: str) -> None:
+    matrix, p = transition_matrix(_Sweep(), target), target.probabilities()
+    off = float((p @ matrix - p).abs().max())
+    expect(off < 1e-12, f"{what} moves a probability by {off:.3g} (bound 1e-12)")
+
+
+@check(has(SupportsTempering), since="0.1")
+def check_tempering_ends_at_the_energy(case: EnergyCase) -> None:
+    """tempered(1) is the energy, and tempered(0) is the same for all examples, each row at its own beta."""
+    energy, x = case.make().double(), case.batch(6).double()
+    beta = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    found, wanted = tempered(energy, beta)(x), energy(x)
+    off = float((found[:3] - wanted[:3]).detach().abs().max())
+    expect(off < 1e-10, f"tempered(1) is off the energy by {off:.3g}")
+    spread = float((found[3:].max() - found[3:].min()).detach())
+    expect(spread < 1e-10, f"at beta = 0 energies still differ by {spread:.3g}")
+
+
+@check(has(SupportsEnumeration), BINARY, since="0.1")
+def check_log_partition_is_the_sum_over_all_states(case: EnergyCase) -> None:
+    """log_partition() is the logarithm of the sum of exp(-E) over all states, to 1e-10, in float64 whatever the model is in."""
+    energy = case.make()
+    found = energy.log_partition()
+    expect(found.dtype == torch.float64, f"log_partition() is {found.dtype}: likelihoods need float64")
+    wanted = _Listed(energy.double()).log_partition()
+    off = float((energy.log_partition() - wanted).detach().abs())
+    expect(off < 1e-10, f"log_partition() is off the sum over all states by {off:.3g} nats")
+
+
+@check(has(SupportsInitialDistribution), since="0.1")
+def check_chains_can_start_at_its_initial_distribution(case: EnergyCase) -> None:
+    """initial_distribution(shape) samples examples of that shape, in the model's dtype, with the given generator alone."""
+    energy = case.make().double()
+    initial = energy.initial_distribution(torch.Size((1, 2, 2)))
+    a, b = (initial.sample(200, generator=generator(3)) for _ in range(2))
+    expect(tuple(a.shape) == (200, 1, 2, 2), f"200 examples of shape (1, 2, 2) come as {tuple(a.shape)}")
+    expect(a.dtype == torch.float64, f"the model is in float64, its chains start in {a.dtype}")
+    expect(torch.equal(a, b), "two draws from generators in the same state differ")
+    outside = sorted(set(a.unique().tolist()) - {0.0, 1.0}) if case.binary else []
+    expect(not outside, f"binary chains start at {outside[:3]}")

@@ -1,0 +1,286 @@
+"""What a loss returns, takes, saves and moves."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ebmcore.testing.awkward import Moody
+from ebmcore.testing.cases import IS_CD, STARTS_AT_DATA, LossCase, check, expect, generator, network
+from ebmcore.testing.checks.stepping import difference, equal
+from ebmcore.testing.processes import process_group
+from ebmcore.testing.samplers import Affine, Drift, Identity
+from ebmcore.testing.targets import Quadratic
+
+
+@check(since="0.1")
+def check_it_returns_a_finite_scalar_loss(case: LossCase) -> None:
+    """forward() returns a finite 0-dim loss, or a tuple whose first item is it; one of the CD family (loss, pred_x)."""
+    x = case.start(8)
+    result = case.make()(x)
+    loss = result[0] if isinstance(result, tuple) else result
+    expect(isinstance(loss, Tensor) and loss.shape == (), f"the loss is {_shown(loss)}: return a 0-dim tensor")
+    expect(bool(loss.isfinite()), f"the loss is {loss}")
+    expect(loss.requires_grad, "the loss has no gradient")
+    if not case.cd:
+        return
+    expect(isinstance(result, tuple) and len(result) == 2, f"a CD loss returns (loss, pred_x), not {_shown(result)}")
+    pred_x = result[1]
+    right = isinstance(pred_x, Tensor) and pred_x.shape[1:] == x.shape[1:] and pred_x.dtype == x.dtype and len(pred_x) > 0
+    expect(right, f"pred_x is {_shown(pred_x)}: return the negative samples (M, 4) in the dtype of the data")
+
+
+def _shown(value: object) -> str:
+    return f"a tensor {tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+@check(since="0.1")
+def check_gradients_reach_the_energy_and_nothing_else(case: LossCase) -> None:
+    """backward() gives every parameter of the energy a gradient, and no other tensor one."""
+    x = case.start(8).requires_grad_()
+    loss = case.make()
+    result = loss(x)
+    (result[0] if isinstance(result, tuple) else result).backward()
+    own = {id(p) for p in loss.energy.parameters()} if hasattr(loss, "energy") else set()
+    missed = [n for n, p in loss.energy.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # The last bias of the network shifts all energies alike and so has the gradient 0.
+    expect(set(missed) <= {"layers.3.bias"}, f"no gradient reaches {', '.join(missed)}")
+    strays = [n for n, t in (*loss.named_parameters(), *loss.named_buffers()) if t.grad is not None and id(t) not in own]
+    expect(not strays, f"gradients also reach {', '.join(strays)}")
+    if case.cd:
+        chain = loss.chain
+        expect(chain is None or (chain.grad is None and not chain.requires_grad), "gradients also reach the chains")
+
+
+@check(IS_CD, since="0.1")
+def check_negatives_are_detached(case: LossCase) -> None:
+    """pred_x carries no graph."""
+    _, pred_x = case.make()(case.start(8))
+    expect(pred_x.grad_fn is None and not pred_x.requires_grad, "pred_x requires grad: detach the negatives")
+
+
+@check(IS_CD, since="0.1")
+def check_data_and_negatives_are_scored_in_one_mode(case: LossCase) -> None:
+    """Data and negatives are scored in the mode in which the energy was, training or evaluation, under the same parameters."""
+    words = {True: "training", False: "evaluation"}
+    for training in (True, False):
+        energy = network(4).train(training)
+        loss = case.make(energy, Identity())
+        modes: list[bool] = []
+        parameters: list[Tensor] = []
+
+        def note(module: nn.Module, _: object, modes: list[bool] = modes, parameters: list[Tensor] = parameters) -> None:
+            modes.append(module.training)
+            parameters.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+
+        energy.register_forward_pre_hook(note)
+        loss(case.start(8))
+        expect(bool(modes), "the energy was not evaluated")
+        found = " and ".join(words[mode] for mode in dict.fromkeys(modes))
+        expect(set(modes) == {training}, f"an energy in {words[training]} mode is scored in {found} mode")
+        same = all(torch.equal(parameters[0], other) for other in parameters)
+        expect(same, "data and negatives are scored under different parameters")
+
+
+@check(IS_CD, since="0.1")
+def check_sampling_moves_no_batch_statistics(case: LossCase) -> None:
+    """In training mode, batch norm counts the scoring and not the sampling: the same count for 1 step as for 5."""
+    counts = []
+    for k in (1, 5):
+        loss = case.make(Moody((4,)).train(), k_steps=k)
+        loss(case.start(8))
+        before = int(loss.energy.batch_norm.num_batches_tracked)
+        loss(case.start(8))
+        counts.append(int(loss.energy.batch_norm.num_batches_tracked) - before)
+    expect(counts[0] == counts[1], f"{counts[0]} updates of the batch statistics with k_steps=1 and {counts[1]} with 5")
+
+
+@check(STARTS_AT_DATA, since="0.1")
+def check_chains_start_at_a_copy_of_the_data(case: LossCase) -> None:
+    """Chains start at the data, at a copy, in each call."""
+    x = case.start(8)
+    loss = case.make(sampler=Affine(shift=3.0))
+    for _ in range(2):
+        _, pred_x = loss(x)
+        expect(torch.equal(pred_x, x + 3), f"chains do not start at the data but {difference([pred_x - 3], [x])} from it")
+    _, pred_x = case.make(sampler=Identity())(x)
+    expect(pred_x.data_ptr() != x.data_ptr(), "chains start at the batch itself: start at a copy")
+
+
+@check(IS_CD, since="0.1")
+def check_it_makes_k_transitions(case: LossCase) -> None:
+    """The sampler makes k_steps transitions in each call."""
+    x = case.start(8)
+    start = case.use(case.make(sampler=Identity()), x=x)[1]
+    moved = case.use(case.make(sampler=Affine(shift=1.0), k_steps=5), x=x)[1]
+    steps = (moved - start).mean().item()
+    expect(torch.allclose(moved, start + 5, atol=1e-5), f"k_steps=5 made {steps:.3g} transitions")
+
+
+@check(since="0.1")
+def check_the_first_call_and_any_batch_size_work(case: LossCase) -> None:
+    """A fresh loss takes its first batch with no other call before, then smaller and larger ones."""
+    loss = case.make()
+    for n in (8, 3, 1, 40, 8):
+        result = loss(case.start(n))
+        value = result[0] if isinstance(result, tuple) else result
+        expect(bool(value.isfinite()), f"the loss of a batch of {n} is {value.item()}")
+
+
+@check(since="0.1")
+def check_metrics_are_detached_scalars(case: LossCase) -> None:
+    """metrics holds detached 0-dim tensors of the last call."""
+    loss = case.make()
+    loss(case.start(8))
+    first = dict(loss.metrics)
+    wrong = [n for n, t in first.items() if not isinstance(t, Tensor) or t.shape != () or t.requires_grad]
+    expect(not wrong, f"{', '.join(wrong)} in metrics is no detached 0-dim tensor")
+    loss(case.start(8, seed=9) + 1)
+    stale = first and all(loss.metrics.get(name) is t for name, t in first.items())
+    expect(not stale, "metrics still holds what the call before left")
+
+
+@check(since="0.1")
+def check_forward_hooks_fire(case: LossCase) -> None:
+    """Calling the loss is calling a torch module: its forward hooks fire, once."""
+    loss = case.make()
+    fired: list[int] = []
+    loss.register_forward_hook(lambda *_: fired.append(1))
+    loss(case.start(8))
+    expect(len(fired) == 1, f"a forward hook fired {len(fired)} times: leave __call__ to torch.nn.Module")
+
+
+@check(since="0.1")
+def check_to_moves_everything(case: LossCase) -> None:
+    """to() in all its forms, double(), and moving the energy itself move all state, and to() returns the loss."""
+    moves: dict[str, Callable[[Any], Any]] = {
+        "double()": lambda m: m.double(),
+        "to(dtype)": lambda m: m.to(torch.float64),
+        "to(device, dtype)": lambda m: m.to("cpu", torch.float64),
+        "to(tensor)": lambda m: m.to(torch.zeros(1, dtype=torch.float64)),
+        "to(device=, dtype=)": lambda m: m.to(device=torch.device("cpu"), dtype=torch.float64),
+        "energy.double()": lambda m: (m.energy.double(), m)[1],
+    }
+    x = case.start(8)
+    for name, move in moves.items():
+        loss = case.make()
+        loss(x)
+        expect(move(loss) is loss, f"{name} does not return the loss")
+        result = loss(x.double())
+        parts = result if isinstance(result, tuple) else (result,)
+        wrong = [str(t.dtype) for t in parts if t.dtype != torch.float64]
+        expect(not wrong, f"after {name} a float64 batch gives {', '.join(wrong)}")
+        if case.cd:
+            placed = (loss.dtype, loss.device) == (torch.float64, x.device)
+            expect(placed, f"after {name} loss.dtype is {loss.dtype} and loss.device {loss.device}")
+            chain = loss.chain
+            expect(chain is None or chain.dtype == torch.float64, f"after {name} the chains are still {_shown(chain)}")
+
+
+@check(since="0.1")
+def check_the_state_of_a_used_loss_loads_into_a_fresh_one(case: LossCase) -> None:
+    """state_dict() of a used loss loads strictly into a fresh one, which then holds the same."""
+    used, fresh = case.make(), case.make()
+    case.use(used)
+    with torch.no_grad():
+        for parameter in used.parameters():
+            parameter.add_(0.125)
+    state = {name: t.clone() for name, t in used.state_dict().items()}
+    fresh.load_state_dict(copy.deepcopy(state), strict=True)
+    found = fresh.state_dict()
+    expect(state.keys() == found.keys(), f"the keys {sorted(state.keys() ^ found.keys())} are in one of the two only")
+    lost = [name for name, t in state.items() if not torch.equal(t, found[name])]
+    expect(not lost, f"{', '.join(lost)} differ after loading")
+
+
+@check(since="0.1")
+def check_the_model_stands_once_in_the_state(case: LossCase) -> None:
+    """Each parameter of the energy stands once in state_dict(), under "energy."."""
+    loss = case.make(Quadratic((4,)), Identity()) if case.component.needs_sampler else case.make(Quadratic((4,)))
+    loss(case.start(8))
+    keys = list(loss.state_dict())
+    copies = [key for key in keys if key.rpartition(".")[2] in ("precision", "mean")]
+    expect(sorted(copies) == ["energy.mean", "energy.precision"], f"the parameters stand there as {', '.join(copies)}")
+
+
+@check(since="0.1")
+def check_resumed_is_not_stopped(case: LossCase) -> None:
+    """Training that goes on in a fresh loss from a state_dict() is bit for bit training that did not stop."""
+    on, fresh = case.make(), case.make()
+    _train(case, on, 0, 4)
+    fresh.load_state_dict(copy.deepcopy(on.state_dict()))
+    a, b = _train(case, on, 4, 8), _train(case, fresh, 4, 8)
+    expect(equal(a, b), f"after 4 more steps the resumed run has {difference(a, b)}: state_dict() misses some state")
+
+
+def _train(case: LossCase, loss: Any, first: int, last: int) -> list[Tensor]:
+    optimizer = torch.optim.SGD(loss.parameters(), lr=0.05)
+    for step in range(first, last):
+        loss.generator = generator(step)
+        result = loss(case.start(8, seed=step))
+        optimizer.zero_grad()
+        (result[0] if isinstance(result, tuple) else result).backward()
+        optimizer.step()
+    return [t.detach().clone() for t in loss.state_dict().values()]
+
+
+@check(since="0.1")
+def check_copies_are_independent(case: LossCase) -> None:
+    """A deep copy goes on as the original would, and leaves the original alone."""
+    loss = case.make()
+    case.use(loss)
+    before = {name: t.clone() for name, t in loss.state_dict().items()}
+    other = copy.deepcopy(loss)
+    theirs = case.use(other, seed=4)
+    changed = [name for name, t in before.items() if not torch.equal(t, loss.state_dict()[name])]
+    expect(not changed, f"using the copy changed {', '.join(changed)} of the original")
+    ours = case.use(loss, seed=4)
+    expect(equal(ours, theirs), f"the copy goes on otherwise than the original: {difference(ours, theirs)}")
+
+
+@check(since="0.1")
+def check_the_constructor_takes_the_energy_first(case: LossCase) -> None:
+    """The constructor takes the energy, then the sampler where one is needed, then k_steps for the CD family."""
+    names = list(inspect.signature(case.component).parameters)
+    wanted = ["energy", *(["sampler"] if case.component.needs_sampler else []), *(["k_steps"] if case.cd else [])]
+    expect(names[: len(wanted)] == wanted, f"it begins with {', '.join(names[: len(wanted)])}, not {', '.join(wanted)}")
+
+
+@check(IS_CD, since="0.1")
+def check_two_processes_give_the_gradient_of_the_whole_batch(case: LossCase) -> None:
+    """In a group of two processes, gradients are those of one process on the whole batch, and negatives differ by rank."""
+    x, chains = case.start(16), case.start(16, seed=7)
+    loss = case.make(sampler=Affine(0.5, 0.25), **case.chains(16))
+    if case.persistent:
+        case.fill(loss, chains)
+    whole = _gradients(loss, loss, x)
+    results = process_group(_one_rank, 2, case, x, chains)
+    for rank, (grads, _) in enumerate(results):
+        alike = all(torch.allclose(a, b, atol=1e-6) for a, b in zip(whole, grads, strict=True))
+        expect(alike, f"the gradients of rank {rank} differ from those of the whole batch by {difference(whole, grads)}")
+    same = torch.equal(results[0][1], results[1][1])
+    expect(not same, "both ranks draw the same negatives from generators with different seeds")
+
+
+def _one_rank(rank: int, case: LossCase, x: Tensor, chains: Tensor) -> tuple[list[Tensor], Tensor]:
+    half = slice(8 * rank, 8 * rank + 8)
+    loss = case.make(sampler=Affine(0.5, 0.25), **case.chains(16))
+    if case.persistent:
+        loss.initialize_persistent_chain((16, 4))  # 16 over both ranks
+        with torch.no_grad():
+            loss.chain.copy_(chains[half])
+    grads = _gradients(loss, DistributedDataParallel(loss), x[half])
+    other = case.make(sampler=Drift(), **case.chains(16))
+    other.generator = generator(100 + rank)
+    return grads, other(x[:8])[1].clone()
+
+
+def _gradients(loss: Any, called: Any, x: Tensor) -> list[Tensor]:
+    called(x)[0].backward()
+    return [p.grad for p in loss.energy.parameters()]

@@ -1,0 +1,279 @@
+"""Running the checks on a component, with pytest and without. Imports torch when a check runs and not before."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ebmcore import host
+from ebmcore.errors import UsageError
+from ebmcore.testing import checks
+
+PASSED, FAILED, EXPECTED, NOT_APPLICABLE = "passed", "failed", "failed as expected", "did not apply"
+OUTCOMES = (PASSED, FAILED, EXPECTED, NOT_APPLICABLE)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one check on one component.
+
+    Args:
+        component: Name of the component.
+        check: Name of the check.
+        outcome: ``"passed"``, ``"failed"``, ``"failed as expected"`` or ``"did not apply"``.
+        detail: Why it failed or did not apply.
+        seconds: How long it took.
+        error: What was raised.
+    """
+
+    component: str
+    check: str
+    outcome: str
+    detail: str = ""
+    seconds: float = 0.0
+    error: BaseException | None = None
+
+
+def find(target: str | type[Any]) -> list[host.Component]:
+    """The components that a target names: a distribution, a canonical id, a bare name, or a class.
+
+    Raises:
+        UsageError: If nothing of that name is installed.
+    """
+    if isinstance(target, type):
+        return [host.Component(_kind(target), target.__name__, target, "not installed", "")]
+    installed = host.list_components()
+    found = [c for c in installed if target in (c.distribution, c.id)] or [c for c in installed if target == c.name]
+    if found:
+        return found
+    broken = [r for r in host.plugins() if r.distribution == target]
+    if broken:
+        raise UsageError(f"the plugin {target} is {broken[0].state} and gives no component: {broken[0].reason}")
+    known = sorted({name for c in installed for name in (c.distribution, c.name)})
+    close = difflib.get_close_matches(target, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"installed: {', '.join(known) or 'none'}"
+    raise UsageError(f"no installed distribution or component is called {target!r}; {hint}")
+
+
+def _kind(cls: type[Any]) -> str:
+    from torch import nn
+
+    from ebmcore.losses import BaseLoss
+
+    if issubclass(cls, BaseLoss):
+        return "loss"
+    if hasattr(cls, "step"):
+        return "sampler"
+    if issubclass(cls, nn.Module):
+        return "energy"
+    raise UsageError(f"{cls.__name__} is neither a loss, a sampler nor an energy: give its name, once it is installed")
+
+
+def run_check(component: host.Component, name: str, expected_failures: Mapping[str, str] | None = None) -> Result:
+    """Run one check on one component, from fixed seeds; the global random state is as before afterwards.
+
+    Args:
+        component: The component.
+        name: Name of the check.
+        expected_failures: Checks that are known to fail, with the reason. One that passes is a failure.
+    """
+    import torch
+
+    case = _case(component)
+    check = _load(name)
+    reason = (expected_failures or {}).get(name)
+    obstacle = check.obstacle(case)
+    if obstacle is not None:
+        if reason is not None:
+            return Result(component.name, name, FAILED, f"expected to fail ({reason}), but it {obstacle}")
+        return Result(component.name, name, NOT_APPLICABLE, obstacle)
+    start = time.perf_counter()
+    error: Exception | None = None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            check.function(case)
+        except Exception as raised:
+            error = raised
+    seconds = time.perf_counter() - start
+    if error is None and reason is not None:
+        return Result(
+            component.name, name, FAILED, f"expected to fail ({reason}), but it passed: take it off the list", seconds
+        )
+    if error is None:
+        return Result(component.name, name, PASSED, "", seconds)
+    if reason is not None:
+        return Result(component.name, name, EXPECTED, reason, seconds, error)
+    said = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+    return Result(component.name, name, FAILED, f"{check.rule} But here: {said}", seconds, error)
+
+
+def run_checks(target: str | type[Any], *, expected_failures: Mapping[str, str] | None = None) -> list[Result]:
+    """Run every check on every component that ``target`` names.
+
+    Args:
+        target: A distribution, a canonical id, a bare name, or a class that is not installed yet.
+        expected_failures: Checks that are known to fail, with the reason; strict in both directions.
+
+    Returns:
+        A result for each component and check, those that did not apply included. A component to which no check applies
+        has a failure that says so.
+
+    Raises:
+        UsageError: If nothing of that name is installed, or an expected failure names no check.
+
+    Example:
+        >>> from ebmcore.testing import Identity
+        >>> results = run_checks(Identity)
+        >>> {result.outcome for result in results} <= {"passed", "did not apply"}
+        True
+    """
+    components = find(target)
+    check_expected(components, expected_failures)
+    results = []
+    for component in components:
+        own = [run_check(component, name, expected_failures) for name in checks.names(component.kind)]
+        results += own
+        if nothing := nothing_applies(own):
+            results.append(Result(component.name, "at least one check applies", FAILED, nothing))
+    return results
+
+
+def nothing_applies(results: Sequence[Result]) -> str | None:
+    """What is wrong with a component of which these are all results, if no check applied to it."""
+    if any(result.outcome != NOT_APPLICABLE for result in results):
+        return None
+    return "no check applies to it, so nothing about it is known: declare what it is in its class attributes"
+
+
+def check_expected(components: Sequence[host.Component], expected_failures: Mapping[str, str] | None) -> None:
+    """Raise `UsageError` if an expected failure names no check of these components, or gives no reason."""
+    known = sorted({name for c in components for name in checks.names(c.kind)})
+    for name, reason in (expected_failures or {}).items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            raise UsageError(
+                f"expected_failures names {name!r}, which is no check here; close is {', '.join(close) or 'none'}"
+            )
+        if not (isinstance(reason, str) and reason.strip()):
+            raise UsageError(f"expected_failures[{name!r}] must say why, got {reason!r}")
+
+
+def summary(results: Sequence[Result]) -> list[str]:
+    """Lines that say, for each component, how many checks ran, passed and failed, and which did not apply and why."""
+    lines = []
+    for component in dict.fromkeys(result.component for result in results):
+        own = [result for result in results if result.component == component]
+        count = Counter(result.outcome for result in own)
+        ran = len(own) - count[NOT_APPLICABLE]
+        parts = [
+            f"{count[outcome]} {outcome}" for outcome in OUTCOMES if count[outcome] or outcome in (PASSED, NOT_APPLICABLE)
+        ]
+        seconds = sum(result.seconds for result in own)
+        lines.append(f"{component}: {ran} checks ran in {seconds:.1f} s, {', '.join(parts)}")
+        lines += [f"  {r.check} {r.outcome}: {r.detail}" for r in own if r.outcome in (EXPECTED, NOT_APPLICABLE)]
+    return lines
+
+
+def conformance(target: str, *, expected_failures: Mapping[str, str] | None = None) -> Callable[..., None]:
+    """A test function for pytest that runs every check on every component of a distribution, one test for each.
+
+    Args:
+        target: Name of a distribution, e.g. ``"ebm-plugin-pcd"``, or canonical id of one component.
+        expected_failures: Checks that are known to fail, with the reason. Strict: an unknown name and a check that passes
+            after all are failures.
+
+    Raises:
+        UsageError: If nothing of that name is installed, or an expected failure names no check.
+
+    Example:
+        >>> test_conformance = conformance("ebm-plugin-pcd")
+    """
+    import pytest
+
+    items = collect(target, expected_failures)
+
+    @pytest.mark.parametrize("item", items, ids=[item.id for item in items])
+    def test_conformance(item: Item) -> None:
+        item.run()
+
+    return test_conformance
+
+
+@dataclass(frozen=True)
+class Item:
+    """One test of pytest: a check on a component."""
+
+    component: host.Component
+    check: str
+    expected_failures: Mapping[str, str] | None
+
+    @property
+    def id(self) -> str:
+        """How pytest shows it."""
+        return f"{self.component.name}-{self.check}"
+
+    def run(self) -> None:
+        """Run it and tell pytest: pass, skip, xfail, or fail with the rule in the message."""
+        import pytest
+
+        if self.check == APPLICABLE:
+            self._check_applicable()
+            return
+        result = run_check(self.component, self.check, self.expected_failures)
+        _RESULTS.append(result)
+        if result.outcome == NOT_APPLICABLE:
+            pytest.skip(result.detail)
+        if result.outcome == EXPECTED:
+            pytest.xfail(result.detail)
+        if result.outcome == FAILED:
+            from ebmcore.testing.cases import ConformanceError
+
+            raise ConformanceError(f"{self.component.name} breaks {self.check}: {result.detail}") from result.error
+
+    def _check_applicable(self) -> None:
+        case = _case(self.component)
+        applied = [name for name in checks.names(self.component.kind) if _load(name).obstacle(case) is None]
+        outcome = PASSED if applied else NOT_APPLICABLE
+        if nothing := nothing_applies([Result(self.component.name, "", outcome)]):
+            from ebmcore.testing.cases import ConformanceError
+
+            raise ConformanceError(f"{self.component.name}: {nothing}")
+
+
+APPLICABLE = "at_least_one_check_applies"
+_RESULTS: list[Result] = []  # of this process, for the summary at the end of a pytest run
+
+
+def collect(target: str, expected_failures: Mapping[str, str] | None = None) -> list[Item]:
+    """The tests of a distribution or component. Imports neither torch nor any component."""
+    components = find(target)
+    check_expected(components, expected_failures)
+    return [Item(c, name, expected_failures) for c in components for name in (APPLICABLE, *checks.names(c.kind))]
+
+
+def results_of_this_process() -> list[Result]:
+    """The results that tests of pytest have left, in order."""
+    return list(_RESULTS)
+
+
+def _case(component: host.Component) -> Any:
+    from ebmcore.testing.cases import CASES
+
+    cls = component.target if isinstance(component.target, type) else host.load(component.kind, component.id)
+    return CASES[component.kind](component.name, cls)
+
+
+def _load(name: str) -> Any:
+    import importlib
+
+    from ebmcore.testing.cases import CHECKS
+
+    if name not in CHECKS:
+        for module in sorted({module for modules in checks.MODULES.values() for module in modules}):
+            importlib.import_module(f"{checks.__name__}.{module}")
+    return CHECKS[name]

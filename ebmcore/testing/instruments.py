@@ -1,0 +1,159 @@
+"""What the checks measure with: traces on an energy, synchronisations, memory, randomness."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+@dataclass(frozen=True)
+class Trace:
+    """All of a module that sampling must leave as it was."""
+
+    tensors: dict[str, Tensor]
+    training: dict[str, bool]
+    requires_grad: dict[str, bool]
+    grads: dict[str, Tensor | None]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Trace:
+        """What it is now."""
+        return cls(
+            {name: t.detach().clone() for name, t in (*module.named_parameters(), *module.named_buffers())},
+            {name or "the energy": m.training for name, m in module.named_modules()},
+            {name: p.requires_grad for name, p in module.named_parameters()},
+            {name: None if p.grad is None else p.grad.clone() for name, p in module.named_parameters()},
+        )
+
+    def changes(self, module: nn.Module, ignore: Sequence[str] = ()) -> list[str]:
+        """What of ``module`` is no longer as it was, in words."""
+        now = Trace.of(module)
+        changed = [f"{n} changed" for n, t in self.tensors.items() if not _same(t, now.tensors.get(n))]
+        changed += [
+            f"training of {n} is {now.training[n]}, was {t}" for n, t in self.training.items() if now.training[n] != t
+        ]
+        flags = self.requires_grad.items()
+        changed += [
+            f"requires_grad of {n} is {now.requires_grad[n]}, was {t}" for n, t in flags if now.requires_grad[n] != t
+        ]
+        changed += [f"grad of {n} changed" for n, t in self.grads.items() if not _same(t, now.grads[n])]
+        return [change for change in changed if not change.startswith(tuple(ignore))] if ignore else changed
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return torch.equal(a.nan_to_num(), b.nan_to_num()) and torch.equal(a.isnan(), b.isnan())
+
+
+def global_random_state() -> dict[str, Any]:
+    """The state of every global generator that a component could have drawn from."""
+    state: dict[str, Any] = {"torch": torch.get_rng_state().tolist(), "random": random.getstate()}
+    if "numpy" in sys.modules:
+        algorithm, keys, *rest = sys.modules["numpy"].random.get_state()
+        state["numpy"] = (algorithm, keys.tolist(), *rest)
+    return state
+
+
+class Synchronisations(TorchDispatchMode):
+    """Notes what would make the host wait for a device: reading a value, or a result whose size depends on values.
+
+    Attributes:
+        found: The operations, in order.
+    """
+
+    _WAITING = ("_local_scalar_dense", "equal", "nonzero", "masked_select", "is_nonzero", "_unique", "unique_")
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[str] = []
+        self._reads = _Reads(self.found)
+
+    def __enter__(self) -> Synchronisations:
+        self._reads.__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._reads.__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name = func.__name__.partition(".")[0]
+        masked = name in ("index", "index_put", "index_put_") and any(
+            isinstance(i, Tensor) and i.dtype == torch.bool for i in args[1]
+        )
+        if name.startswith(self._WAITING) or masked:
+            self.found.append("indexing with a mask" if masked else _SPOKEN.get(name, f"{name}()"))
+        return func(*args, **(kwargs or {}))
+
+
+_SPOKEN = {"_local_scalar_dense": ".item() or bool(), int(), float() of a tensor"}
+
+
+class _Reads(TorchFunctionMode):
+    """``tolist()`` and ``numpy()`` never reach the dispatcher on the CPU."""
+
+    def __init__(self, found: list[str]) -> None:
+        super().__init__()
+        self._found = found
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in ("tolist", "numpy", "__array__"):
+            self._found.append(f".{func.__name__}()")
+        return func(*args, **(kwargs or {}))
+
+
+class Storages(TorchDispatchMode):
+    """Follows every storage that is allocated while it is active, also those that only an autograd graph holds."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._seen: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                reference = StorageWeakRef(leaf.untyped_storage())
+                self._seen[reference.cdata] = (reference, leaf.untyped_storage().nbytes())
+        return out
+
+    def living(self) -> int:
+        """Bytes of those that still exist."""
+        self._seen = {key: (ref, size) for key, (ref, size) in self._seen.items() if not ref.expired()}
+        return sum(size for _, size in self._seen.values())
+
+
+class PermutedRandomness(TorchDispatchMode):
+    """Permutes the rows of everything that is drawn with one row for each chain."""
+
+    def __init__(self, order: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._order = order
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            for drawn in tree_leaves(out):
+                if isinstance(drawn, Tensor) and drawn.shape[:1] == self._order.shape:
+                    drawn.copy_(drawn[self._order])
+        return out
