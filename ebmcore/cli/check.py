@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from ebmcore.cli.listing import Parser, print_rows
-from ebmcore.testing.conformance import FAILED, run_checks, summary
+from ebmcore.testing.runner import FAILED, run_checks, summary
 
 
 def check(arguments: Sequence[str]) -> int:

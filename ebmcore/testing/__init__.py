@@ -25,9 +25,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ebmcore.testing.awkward import Holed, Labelled, Moody, Raising, Watched
-    from ebmcore.testing.conformance import Result, conformance, run_checks, summary
-    from ebmcore.testing.enumeration import outcomes, transition_matrix
-    from ebmcore.testing.samplers import Affine, Cached, Drift, ExactGaussian, Identity, Poison, SiteGibbs, Table
+    from ebmcore.testing.enumeration import outcomes, stationary_law, transition_matrix
+    from ebmcore.testing.runner import Result, conformance, run_checks, summary
+    from ebmcore.testing.samplers import (
+        Affine,
+        Cached,
+        Drift,
+        ExactGaussian,
+        ExactSamples,
+        Identity,
+        Poison,
+        SiteGibbs,
+        Table,
+    )
     from ebmcore.testing.targets import (
         Boltzmann,
         DoubleWell,
@@ -41,9 +51,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "awkward": ("Holed", "Labelled", "Moody", "Raising", "Watched"),
-    "conformance": ("Result", "conformance", "run_checks", "summary"),
-    "enumeration": ("outcomes", "transition_matrix"),
-    "samplers": ("Affine", "Cached", "Drift", "ExactGaussian", "Identity", "Poison", "SiteGibbs", "Table"),
+    "runner": ("Result", "conformance", "run_checks", "summary"),
+    "enumeration": ("outcomes", "stationary_law", "transition_matrix"),
+    "samplers": ("Affine", "Cached", "Drift", "ExactGaussian", "ExactSamples", "Identity", "Poison", "SiteGibbs", "Table"),
     "targets": ("Boltzmann", "DoubleWell", "EnumerableRBM", "Gaussian", "Ising", "Mixture", "Potts", "Quadratic"),
 }
 _MODULES = {name: module for module, names in _HOME.items() for name in names}
@@ -56,6 +66,7 @@ __all__ = [
     "Drift",
     "EnumerableRBM",
     "ExactGaussian",
+    "ExactSamples",
     "Gaussian",
     "Holed",
     "Identity",
@@ -74,6 +85,7 @@ __all__ = [
     "conformance",
     "outcomes",
     "run_checks",
+    "stationary_law",
     "summary",
     "transition_matrix",
 ]

@@ -136,7 +136,19 @@ class Case:
 
     def make(self, **options: Any) -> Any:
         """An instance."""
-        return self.component(**self.options | options)
+        return self.construct(**self.options | options)
+
+    def construct(self, *args: Any, **options: Any) -> Any:
+        """Call the constructor; arguments that are missing are the author's to declare."""
+        try:
+            inspect.signature(self.component).bind(*args, **options)
+        except TypeError as error:
+            if "missing" in str(error):
+                raise ConformanceError(
+                    f"{self.component.__name__} cannot be made: {error}. Give the options that the kit shall use in the class "
+                    "attribute example_options"
+                ) from error
+        return self.component(*args, **options)
 
 
 class SteppingCase(Case):
@@ -169,8 +181,13 @@ class SteppingCase(Case):
         """An energy with batch norm, dropout and spectral norm that it can work with, on examples of shape ``(4,)``."""
         raise NotImplementedError
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of an example unless a check asks for another: four components."""
+        return (4,)
+
     def start(self, n: int = 23, *shape: int, seed: int = 1) -> Tensor:
-        """Examples ``(n, *shape)`` of four components; ``(n, 4)`` unless a shape is given."""
+        """Examples ``(n, *shape)`` of four components, of `shape` unless another is given."""
         raise NotImplementedError
 
     def draws(self) -> bool:
@@ -201,7 +218,7 @@ class LossCase(SteppingCase):
         """
         energy = network(4) if energy is None else energy
         args = (energy, sampler or Drift()) if self.component.needs_sampler else (energy,)
-        loss: BaseLoss = self.component(*args, **self.chains(N_CHAINS) | self.options | options)
+        loss: BaseLoss = self.construct(*args, **self.chains(N_CHAINS) | self.options | options)
         loss.generator = generator()
         return loss
 
@@ -275,6 +292,10 @@ class SamplerCase(SteppingCase):
         space: str | None = getattr(self.component, "state_space", None)
         return space
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (2, 2) if self.space == "categorical" else (4,)  # the last axis of a categorical example are its values
+
     def declares(self, name: str) -> bool:
         """Whether it declares a property, such as ``exact``."""
         return bool(getattr(self.component, name, False))
@@ -296,6 +317,26 @@ class SamplerCase(SteppingCase):
         """Targets that can be enumerated and that it can run on, in double precision."""
         targets: list[Enumerable] = [EnumerableRBM((2, 2), 3), Boltzmann(4), Ising((2, 2)), Potts(2, 3)]
         return [target.double() for target in targets if self.fits(target)]
+
+    @property
+    def tiny(self) -> list[Enumerable]:
+        """Targets of two units, for samplers whose chains carry more than positions."""
+        targets: list[Enumerable] = [EnumerableRBM((2,), 1), Boltzmann(2), Potts(1, 3)]
+        return [target.double() for target in targets if self.fits(target)]
+
+    @property
+    def carries_more(self) -> bool:
+        """Whether a chain's state is more than its position and what follows from it: replicas, momenta."""
+        sampler, energy, x = self.make(), self.energy(*self.shape), self.start()
+        with frozen(energy), torch.no_grad():
+            state = sampler.init(energy, x, generator=generator(2))
+            state, _ = run(sampler, energy, state, 3, generator=generator(3))
+            again = sampler.init(energy, state.x, generator=generator(2)).tensors()
+        return any(not torch.allclose(t.double(), again[name].double(), atol=1e-4) for name, t in state.tensors().items())
+
+    def settled(self, n_steps: int) -> int:
+        """Steps from exact samples: those of a sampler whose chains carry more need time until that too is of its law."""
+        return 100 if self.carries_more else n_steps
 
     @property
     def continuous(self) -> bool:
@@ -320,14 +361,14 @@ class SamplerCase(SteppingCase):
     def moody(self) -> nn.Module:
         if self.continuous and not self.requires:
             return Moody((4,))
-        return Watched(self.energy(4), Moody((4,)))
+        return Watched(self.energy(*self.shape), Moody(self.shape))
 
     def start(self, n: int = 23, *shape: int, seed: int = 1) -> Tensor:
         """Positions in the sampler's state space."""
-        shape = shape or (4,)
+        shape = shape or self.shape
         if self.continuous:
             return torch.randn(n, *shape, generator=generator(seed))
-        target = self.energy(4)
+        target = self.energy(*self.shape)
         assert isinstance(target, Enumerable)
         states = target.states().flatten(1)
         rows = torch.randint(len(states), (n,), generator=generator(seed))
@@ -350,7 +391,7 @@ class SamplerCase(SteppingCase):
         return list(run(sampler, energy, state, 3, generator=g)[0].tensors().values())
 
     def stepper(self, device: str = "cpu") -> Callable[[], None]:
-        sampler, energy, g = self.make(), self.energy(4).to(device), generator(device=device)
+        sampler, energy, g = self.make(), self.energy(*self.shape).to(device), generator(device=device)
         with frozen(energy), torch.no_grad():
             states = [sampler.init(energy, self.start(64).to(device), generator=g)]
 
@@ -379,7 +420,7 @@ class EnergyCase(Case):
         """An energy on examples of a shape, with the same random parameters each time."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            energy = self.component(shape, **self.options | options)
+            energy = self.construct(shape, **self.options | options)
             with torch.no_grad():
                 for parameter in energy.parameters():
                     parameter.add_(0.5 * torch.randn_like(parameter))
@@ -428,7 +469,6 @@ STARTS_AT_DATA = Condition("to losses that start chains at the data", lambda cas
 RANDOM = Condition("to components that draw random numbers", lambda case: case.draws())
 EXACT = Condition("to samplers declared exact", lambda case: case.declares("exact"))
 NOT_EXACT = Condition("to samplers not declared exact", lambda case: not case.declares("exact"))
-NOT_DETERMINISTIC = Condition("to samplers that draw random numbers", lambda case: case.draws())
 REVERSIBLE = Condition("to samplers declared reversible", lambda case: case.declares("reversible"))
 CONTINUOUS = Condition("to samplers on continuous spaces", lambda case: case.continuous)
 ANY_ENERGY = Condition("to samplers that ask the energy for its value alone", lambda case: not case.requires)

@@ -20,10 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ebmcore.energies import frozen
 from ebmcore.errors import EbmcoreError
-from ebmcore.samplers import Sampler
+from ebmcore.samplers import ChainState, Sampler
 from ebmcore.testing.targets import Enumerable
 
 _MAX_ROWS = 200_000
+_MAX_STATES = 2_000
 
 
 class NotEnumerableError(EbmcoreError):
@@ -69,6 +70,82 @@ def transition_matrix(sampler: Sampler, energy: Enumerable) -> Tensor:
         found = outcomes(step, len(states))
         matrix = torch.zeros(len(states), len(states), dtype=torch.float64)
         return matrix.index_put_((found.start, energy.codes(found.value)), found.probability, accumulate=True)
+
+
+def stationary_law(sampler: Sampler, energy: Enumerable) -> Tensor:
+    """The exact long-run probability of each state of the target, ``(S,)`` float64, whatever else a chain carries.
+
+    Follows the whole state of the chains (replicas, caches) from `Sampler.init` at every state of the target to all that can be
+    reached, and solves for the law that a step leaves invariant.
+
+    Args:
+        sampler: A sampler whose chains reach finitely many states.
+        energy: A target in double precision; the order is that of ``energy.states()``.
+
+    Raises:
+        NotEnumerableError: See `transition_matrix`; also if more than 2,000 states are reached.
+
+    Example:
+        >>> from ebmcore.testing import Boltzmann, SiteGibbs
+        >>> target = Boltzmann(2).double()
+        >>> bool((stationary_law(SiteGibbs(), target) - target.probabilities()).abs().max() < 1e-12)
+        True
+    """
+    with frozen(energy), torch.no_grad():
+        with _NoOtherRandomness():  # type: ignore[no-untyped-call]
+            first = sampler.init(energy, energy.states())
+        shapes = {name: (t.shape[1:], t.dtype) for name, t in first.tensors().items()}
+
+        def pack(state: ChainState) -> Tensor:
+            return torch.cat([t.double().flatten(1) for t in state.tensors().values()], 1)
+
+        def unpack(packed: Tensor) -> ChainState:
+            parts = packed.split([shape.numel() for shape, _ in shapes.values()], 1)
+            named = zip(shapes.items(), parts, strict=True)
+            return first.with_tensors({name: t.reshape(-1, *shape).to(dtype) for (name, (shape, dtype)), t in named})
+
+        reached, moves = _unique(pack(first)), []
+        done = 0
+        while done < len(reached):
+            new = reached[done:]
+            found = outcomes(lambda i, new=new: pack(sampler.step(energy, unpack(new[i]))[0]), len(new))  # type: ignore[misc]
+            moves.append((found.start + done, found.probability, found.value))
+            done = len(reached)
+            reached = torch.cat([reached, _missing(found.value, reached)])
+            if len(reached) > _MAX_STATES:
+                raise NotEnumerableError(f"chains reach more than {_MAX_STATES} states")
+        start, probability, value = (torch.cat(parts) for parts in zip(*moves, strict=True))
+        matrix = torch.zeros(len(reached), len(reached), dtype=torch.float64)
+        matrix.index_put_((start, _positions_in(value, reached)), probability, accumulate=True)
+        # The left eigenvector to the eigenvalue 1, as the solution of p (P - 1) = 0 with sum p = 1.
+        system = torch.cat([matrix.T - torch.eye(len(matrix)), torch.ones(1, len(matrix))])
+        right = torch.zeros(len(matrix) + 1, dtype=torch.float64)
+        right[-1] = 1
+        law = torch.linalg.lstsq(system.double(), right[:, None], driver="gelsd").solution[:, 0]
+        codes = energy.codes(unpack(reached).x)
+        return torch.zeros(len(energy.states()), dtype=torch.float64).index_add_(0, codes, law)
+
+
+def _keys(rows: Tensor) -> Tensor:
+    return torch.round(rows * 1e8)  # caches that differ in the last digits are the same state
+
+
+def _unique(rows: Tensor) -> Tensor:
+    keys, which = torch.unique(_keys(rows), dim=0, return_inverse=True)
+    first = torch.full((len(keys),), len(rows)).scatter_reduce_(0, which, torch.arange(len(rows)), "amin")
+    return rows[first.sort().values]
+
+
+def _positions_in(rows: Tensor, known: Tensor) -> Tensor:
+    """Which of ``known`` each row is; -1 if none."""
+    together, which = torch.unique(_keys(torch.cat([known, rows])), dim=0, return_inverse=True)
+    table = torch.full((len(together),), -1).scatter_(0, which[: len(known)], torch.arange(len(known)))
+    return table[which[len(known) :]]
+
+
+def _missing(rows: Tensor, known: Tensor) -> Tensor:
+    rows = _unique(rows)
+    return rows[_positions_in(rows, known) < 0]
 
 
 def outcomes(function: Callable[[Tensor], Tensor], n_inputs: int) -> Outcome:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ _SPOKEN = {"_local_scalar_dense": ".item() or bool(), int(), float() of a tensor
 
 
 class _Reads(TorchFunctionMode):
-    """``tolist()`` and ``numpy()`` never reach the dispatcher on the CPU."""
+    """``tolist()``, ``numpy()`` and ``cpu()`` never reach the dispatcher on the CPU."""
 
     def __init__(self, found: list[str]) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class _Reads(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if getattr(func, "__name__", "") in ("tolist", "numpy", "__array__"):
+        if getattr(func, "__name__", "") in ("tolist", "numpy", "__array__", "cpu"):
             self._found.append(f".{func.__name__}()")
         return func(*args, **(kwargs or {}))
 
@@ -142,7 +142,11 @@ class Storages(TorchDispatchMode):
 
 
 class PermutedRandomness(TorchDispatchMode):
-    """Permutes the rows of everything that is drawn with one row for each chain."""
+    """Permutes the rows of the random numbers that are drawn with one row for each chain.
+
+    Args:
+        order: The permutation: row ``i`` gets what row ``order[i]`` would have had.
+    """
 
     def __init__(self, order: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -151,9 +155,17 @@ class PermutedRandomness(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            for drawn in tree_leaves(out):
-                if isinstance(drawn, Tensor) and drawn.shape[:1] == self._order.shape:
-                    drawn.copy_(drawn[self._order])
-        return out
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **(kwargs or {}))
+        # What is drawn from given probabilities must meet them in the order in which they would have come.
+        back = self._order.argsort()
+        in_place = func.__name__.partition(".")[0].endswith("_")
+        given = [self._rows(a, back) if i or not in_place else a for i, a in enumerate(args)]
+        out = func(*given, **(kwargs or {}))
+        if in_place:
+            return out.copy_(self._rows(out, self._order).clone())
+        return tree_map(lambda drawn: self._rows(drawn, self._order), out)
+
+    def _rows(self, value: Any, order: Tensor) -> Any:
+        per_chain = isinstance(value, Tensor) and value.shape[:1] == order.shape
+        return value.index_select(0, order) if per_chain else value

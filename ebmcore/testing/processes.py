@@ -1,14 +1,18 @@
-"""Running a function in other processes: freshly spawned ones, and process groups of gloo."""
+"""Running a function in other processes: fresh interpreters, alone or as a process group of gloo.
+
+`multiprocessing` would run the caller's main script again in each of them, which is not the kit's to do.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import pickle
+import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,23 +24,42 @@ _SECONDS = 120
 
 
 def spawned(function: Callable[..., Result], *args: Any) -> Result:
-    """``function(*args)`` in a freshly spawned process; whatever it raises is raised here."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_quiet) as pool:
-        return pool.submit(function, *args).result(_SECONDS)
+    """``function(*args)`` in a fresh interpreter; function, arguments and result are pickled.
+
+    Raises:
+        RuntimeError: If it failed there, with what it said.
+    """
+    result: Result = _start([(function, args)])[0]
+    return result
 
 
 def process_group(function: Callable[..., Result], world: int, *args: Any) -> list[Result]:
-    """``function(rank, *args)`` in each of ``world`` processes that form a gloo process group."""
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(world, context, initializer=_quiet) as pool:
+    """``function(rank, *args)`` in each of ``world`` fresh interpreters that form a gloo process group."""
+    with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
-        futures = [pool.submit(_in_group, function, rank, world, store, args) for rank in range(world)]
-        return [future.result(_SECONDS) for future in futures]
+        return _start([(_in_group, (function, rank, world, store, args)) for rank in range(world)])
 
 
-def _quiet() -> None:
+def _start(calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(_run, calls, [Path(folder) / str(i) for i in range(len(calls))]))
+
+
+def _run(call: tuple[Callable[..., Any], tuple[Any, ...]], answer: Path) -> Any:
+    code = f"import sys; sys.path[:] = {sys.path!r}; from ebmcore.testing.processes import _serve; _serve({str(answer)!r})"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, input=pickle.dumps(call), capture_output=True, timeout=_SECONDS)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise RuntimeError(f"another process failed: {said[-1] if said else f'exit status {done.returncode}'}")
+    return pickle.loads(answer.read_bytes())  # noqa: S301 - what our own process wrote
+
+
+def _serve(answer: str) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    function, args = pickle.load(sys.stdin.buffer)  # noqa: S301 - what the process that started this one wrote
+    Path(answer).write_bytes(pickle.dumps(function(*args)))
 
 
 def _in_group(function: Callable[..., Result], rank: int, world: int, store: str, args: tuple[Any, ...]) -> Result:

@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
     if not targets:
         return
     from ebmcore.errors import EbmcoreError
-    from ebmcore.testing.conformance import collect
+    from ebmcore.testing.runner import collect
 
     try:
         tests = [item for target in targets for item in collect(target)]
@@ -51,7 +51,7 @@ class ConformanceItem(pytest.Item):
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     # Somebody else imported it, if there is anything to tell.
-    module = sys.modules.get("ebmcore.testing.conformance")
+    module = sys.modules.get("ebmcore.testing.runner")
     results = module.results_of_this_process() if module else []
     if results and module:
         terminalreporter.section("ebmcore conformance")

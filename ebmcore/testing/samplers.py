@@ -146,6 +146,22 @@ class SiteGibbs(BaseSampler):
         return replace(state, x=x.view_as(state.x)), {}
 
 
+class ExactSamples(BaseSampler):
+    """Goes to an independent exact sample of an enumerable target in each step, wherever it was.
+
+    Args:
+        target: The target.
+    """
+
+    exact = True
+
+    def __init__(self, target: Enumerable) -> None:
+        self.target = target
+
+    def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
+        return replace(state, x=self.target.sample(len(state), generator=generator).view_as(state.x)), {}
+
+
 class Table(BaseSampler):
     """Moves on an enumerable target by a given matrix of transition probabilities.
 

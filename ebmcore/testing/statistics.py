@@ -1,7 +1,7 @@
 """Tests of samples against known distributions, at sizes that see an error of a few percent.
 
-Seeds are fixed, so a correct component passes always or never: the thresholds are passed by all but about one in 10,000
-of correct ones.
+Seeds are fixed, so a component passes always or never. A comparison fails for one correct component in 100,000; a sampler
+meets about a hundred of them.
 """
 
 from __future__ import annotations

@@ -23,6 +23,13 @@ def numbered(n: int, size: int = 4) -> Tensor:
     return torch.arange(float(n))[:, None].repeat(1, size)
 
 
+def draw(loss: Any, x: Tensor) -> Tensor:
+    """The negatives of one call, by forward(): a variant need not use the base's draw_negatives()."""
+    with torch.no_grad():
+        pred_x: Tensor = loss(x)[1]
+    return pred_x
+
+
 def _numbers(x: Tensor) -> list[int]:
     return [int(v) for v in x[:, 0]]
 
@@ -49,7 +56,7 @@ def check_no_chain_is_lost_or_doubled(case: LossCase) -> None:
     loss = case.make(sampler=Identity(), n_chains=STORE)
     case.fill(loss, numbered(STORE))
     for call in range(200):
-        loss.draw_negatives(case.start(64))
+        draw(loss, case.start(64))
         left = len(set(_numbers(loss.chain)))
         expect(
             left == STORE, f"{left} of {STORE} chains are left after {call + 1} calls: write a chain back to its own slot"
@@ -62,7 +69,7 @@ def check_no_chain_is_drawn_twice(case: LossCase) -> None:
     loss = case.make(sampler=Identity(), n_chains=STORE)
     case.fill(loss, numbered(STORE))
     for n in (64, 64, STORE, 150):
-        drawn = _numbers(loss.draw_negatives(case.start(n)))
+        drawn = _numbers(draw(loss, case.start(n)))
         wanted = min(n, STORE)
         expect(len(drawn) == wanted, f"a batch of {n} drew {len(drawn)} of {STORE} chains, not {wanted}")
         expect(
@@ -78,7 +85,7 @@ def check_every_chain_is_drawn_equally_often(case: LossCase) -> None:
     calls = 400
     counts = torch.zeros(STORE)
     for _ in range(calls):
-        counts[loss.draw_negatives(case.start(64))[:, 0].long()] += 1
+        counts[draw(loss, case.start(64))[:, 0].long()] += 1
     share = 0.64
     sigmas = (counts - calls * share).abs() / (calls * share * (1 - share)) ** 0.5
     worst = int(sigmas.argmax())
@@ -96,7 +103,7 @@ def check_a_smaller_last_batch_keeps_the_chains(case: LossCase) -> None:
     live = loss.chain
     for _ in range(2):
         for batch in case.start(100).split(64):
-            loss.draw_negatives(batch)
+            draw(loss, batch)
     expect(loss.chain.shape == live.shape, f"{tuple(loss.chain.shape)} chains are left of {tuple(live.shape)}")
     left = len(set(_numbers(loss.chain)) & set(range(STORE)))
     expect(left == STORE, f"{STORE - left} of {STORE} chains were restarted when the batch size changed")
@@ -123,7 +130,7 @@ def check_a_restart_is_a_fresh_sample_of_the_initial_distribution(case: LossCase
     loss = case.make(sampler=Identity(), n_chains=N, restart_prob=1.0)
     fresh = loss.initial_distribution((4,)).sample(N, generator=generator(3))
     case.fill(loss, torch.full((N, 4), 7.0))
-    pred_x = loss.draw_negatives(case.start(N))
+    pred_x = draw(loss, case.start(N))
     for what, a, b in (("mean", pred_x, fresh), ("mean square", pred_x.square(), fresh.square())):
         error = ((a.double().var(0) + b.double().var(0)) / N).sqrt()
         off = float(((a.double().mean(0) - b.double().mean(0)).abs() / error.clamp(min=1e-9)).max())
@@ -136,7 +143,7 @@ def check_chains_restart_as_often_as_asked(case: LossCase) -> None:
     for probability in (0.3, 0.0):
         loss = case.make(sampler=Identity(), n_chains=N, restart_prob=probability)
         case.fill(loss, 100 + numbered(N))
-        pred_x = loss.draw_negatives(case.start(N))
+        pred_x = draw(loss, case.start(N))
         restarted = pred_x[:, 0] < 100 - 10
         found = float(restarted.double().mean())
         error = (probability * (1 - probability) / N) ** 0.5
@@ -154,7 +161,7 @@ def check_ids_and_ages_follow_the_chains(case: LossCase) -> None:
     expect(len(before) == STORE, f"{STORE} chains have {len(before)} ids")
     calls = 5
     for _ in range(calls):
-        loss.draw_negatives(case.start(64))
+        draw(loss, case.start(64))
     after = dict(zip(loss.chains.ids.tolist(), _numbers(loss.chain), strict=True))
     mixed = sum(before[i] != number for i, number in after.items() if i in before)
     expect(before.keys() == after.keys() and not mixed, f"{mixed} of {STORE} ids changed their chain")
@@ -199,7 +206,7 @@ def check_the_whole_state_of_the_sampler_persists(case: LossCase) -> None:
     sampler = Cached()
     loss = case.make(sampler=sampler, k_steps=2)
     for call in range(3):
-        loss.draw_negatives(case.start(N_CHAINS))
+        draw(loss, case.start(N_CHAINS))
         steps = sampler.steps[-2].unique().tolist()
         expect(steps == [2.0 * call], f"in call {call + 1} the chains' counters stand at {steps}, not [{2.0 * call}]")
         with torch.no_grad():
@@ -216,7 +223,7 @@ def check_chains_keep_their_digits(case: LossCase) -> None:
     rows = torch.linspace(0.05, 0.95, N_CHAINS)[:, None].repeat(1, 4)
     case.fill(loss, rows)
     for _ in range(50):
-        loss.draw_negatives(case.start(N_CHAINS))
+        draw(loss, case.start(N_CHAINS))
     found = loss.chain[loss.chain[:, 0].argsort()]
     off = float((found.double() - rows.double()).abs().max()) if found.shape == rows.shape else float("nan")
     expect(off == 0, f"after 50 visits chains are off by {off:.3g}")

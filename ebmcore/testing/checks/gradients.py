@@ -18,7 +18,7 @@ from ebmcore.testing.cases import (
     network,
     takes,
 )
-from ebmcore.testing.samplers import ExactGaussian, Identity, Table
+from ebmcore.testing.samplers import ExactGaussian, ExactSamples, Identity, Table
 from ebmcore.testing.statistics import SIGMAS, N, mean_in_sigmas
 from ebmcore.testing.targets import Boltzmann, Enumerable, EnumerableRBM, Quadratic
 
@@ -139,11 +139,8 @@ def _per_example(energy: nn.Module, i: int, x: Tensor) -> Tensor:
 def check_exact_negatives_give_the_likelihood_gradient(case: LossCase) -> None:
     """With 100,000 exact negatives from its sampler, the gradient is the enumerated likelihood's within its standard error."""
     energy = Boltzmann(4).double()
-    exact = Table(energy, energy.probabilities().expand(16, 16))  # wherever a chain is, an independent exact sample
     data = energy.states()[[3, 5, 5, 12]].repeat(N // 4, 1)
-    loss = case.make(energy, exact, **case.chains(N))
-    if case.persistent:
-        case.fill(loss, data)
+    loss = case.make(energy, ExactSamples(energy), **case.chains(N))
     value, pred_x = loss(data)
     off = _in_sigmas(energy, gradients_of(value, energy), _likelihood_gradient(energy, data[:4]), pred_x)
     expect(off < SIGMAS, f"the gradient is {off:.1f} standard errors off the likelihood's (bound {SIGMAS})")

@@ -25,13 +25,13 @@ def _init(case: SamplerCase, sampler: Any, energy: Any, x: Tensor, seed: int = 2
 
 
 def _state_is_more_than_positions(case: SamplerCase) -> bool:
-    return set(_init(case, case.make(), case.energy(4), case.start()).tensors()) != {"x"}
+    return set(_init(case, case.make(), case.energy(*case.shape), case.start()).tensors()) != {"x"}
 
 
 @check(since="0.1")
 def check_a_step_returns_a_state_and_information_per_chain(case: SamplerCase) -> None:
     """step() returns a ChainState like the one it got, detached, and a mapping from names to tensors (N,)."""
-    sampler, energy, x = case.make(), case.energy(4), case.start()
+    sampler, energy, x = case.make(), case.energy(*case.shape), case.start()
     state = _init(case, sampler, energy, x)
     expect(isinstance(state, ChainState), f"init() returns a {type(state).__name__}, not a ChainState")
     expect(torch.equal(state.x, x), "init() does not start at the positions that it was given")
@@ -54,7 +54,7 @@ def check_a_step_returns_a_state_and_information_per_chain(case: SamplerCase) ->
 @check(since="0.1")
 def check_a_step_is_pure(case: SamplerCase) -> None:
     """step() changes no tensor of the state that it got, and the sampler remembers nothing from one call to the next."""
-    sampler, energy = case.make(), case.energy(4)
+    sampler, energy = case.make(), case.energy(*case.shape)
     state, other = _init(case, sampler, energy, case.start()), _init(case, sampler, energy, case.start(seed=8))
     before = {name: t.clone() for name, t in state.tensors().items()}
 
@@ -71,9 +71,24 @@ def check_a_step_is_pure(case: SamplerCase) -> None:
 
 
 @check(since="0.1")
+def check_chains_resume_from_their_state(case: SamplerCase) -> None:
+    """Chains that go on in a fresh sampler from the tensors of their state are bit for bit those that did not stop."""
+    energy = case.energy(*case.shape)
+    on, g = case.make(), generator(5)
+    state = run(on, energy, _init(case, on, energy, case.start()), 3, generator=g)[0]
+    saved = {name: t.clone() for name, t in state.tensors().items()}
+    position = g.get_state()
+    there = list(run(on, energy, state, 3, generator=g)[0].tensors().values())
+    g.set_state(position)
+    resumed = run(case.make(), energy, state.with_tensors(saved), 3, generator=g)[0]
+    here = list(resumed.tensors().values())
+    expect(equal(here, there), f"the resumed chains give {difference(here, there)}: something of them is not in their state")
+
+
+@check(since="0.1")
 def check_chains_do_not_know_each_other(case: SamplerCase) -> None:
     """Permuting the chains, and the random numbers with them, permutes the result."""
-    sampler, energy, x = case.make(), case.energy(4), case.start()
+    sampler, energy, x = case.make(), case.energy(*case.shape), case.start()
     order = torch.randperm(len(x), generator=generator(6))
     plain = case.use(sampler, x=x, energy=energy)
     with PermutedRandomness(order):
@@ -86,7 +101,7 @@ def check_chains_do_not_know_each_other(case: SamplerCase) -> None:
 @check(since="0.1")
 def check_refresh_keeps_positions_and_renews_what_was_cached(case: SamplerCase) -> None:
     """refresh() gives what init() gives under the new parameters wherever the two depend on them, and keeps the rest."""
-    sampler, energy, x = case.make(), case.energy(4), case.start()
+    sampler, energy, x = case.make(), case.energy(*case.shape), case.start()
     used = run(sampler, energy, _init(case, sampler, energy, x), 2, generator=generator())[0]
     old = _init(case, sampler, energy, used.x, seed=2).tensors()
     with torch.no_grad():
@@ -107,7 +122,7 @@ def check_refresh_keeps_positions_and_renews_what_was_cached(case: SamplerCase) 
 @check(CACHES, since="0.1")
 def check_what_is_cached_follows_the_chain(case: SamplerCase) -> None:
     """After each step, refresh() under the same parameters changes nothing: the cache is that of where the chain is."""
-    sampler, energy = case.make(), case.energy(4)
+    sampler, energy = case.make(), case.energy(*case.shape)
     state = run(sampler, energy, _init(case, sampler, energy, case.start()), 5, generator=generator())[0]
     with frozen(energy), torch.no_grad():
         refreshed = sampler.refresh(energy, state)
@@ -120,7 +135,7 @@ def check_what_is_cached_follows_the_chain(case: SamplerCase) -> None:
 def check_a_chain_without_energy_is_given_up_and_the_others_go_on(case: SamplerCase) -> None:
     """A chain whose energy is not a number is not finite afterwards, never replaced; the others move as if it were not there."""
     sampler, x = case.make(), 0.1 * case.start()
-    energy = Holed(case.energy(4), edge=50.0)
+    energy = Holed(case.energy(*case.shape), edge=50.0)
     lost = x.clone()
     lost[:5, 0] = 60.0
     state = run(sampler, energy, _init(case, sampler, energy, lost), 2, generator=generator())[0]
@@ -133,7 +148,7 @@ def check_a_chain_without_energy_is_given_up_and_the_others_go_on(case: SamplerC
 @check(CONTINUOUS, ANY_ENERGY, EXACT, RANDOM, since="0.1")
 def check_a_proposal_without_energy_is_rejected(case: SamplerCase) -> None:
     """An exact sampler never moves to where the energy is not a number."""
-    sampler, energy = case.make(), Holed(case.energy(4), edge=0.5)
+    sampler, energy = case.make(), Holed(case.energy(*case.shape), edge=0.5)
     x = case.start(500)
     x[:, 0] = -x[:, 0].abs()
     state = run(sampler, energy, _init(case, sampler, energy, x), 20, generator=generator())[0]
@@ -147,7 +162,7 @@ def check_a_step_compiles_without_a_graph_break(case: SamplerCase) -> None:
     """torch.compile(step, backend="eager", fullgraph=True) takes a step and gives what it gives without."""
     import torch._dynamo.config as dynamo
 
-    sampler, energy = case.make(), case.energy(4)
+    sampler, energy = case.make(), case.energy(*case.shape)
     state = _init(case, sampler, energy, case.start())
 
     def step(start: ChainState) -> dict[str, Tensor]:

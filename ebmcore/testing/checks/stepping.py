@@ -81,7 +81,7 @@ def check_it_works_under_no_grad(case: SteppingCase) -> None:
 @check(RANDOM, since="0.1")
 def check_inference_mode_is_refused(case: SteppingCase) -> None:
     """Under torch.inference_mode() sampling is a RuntimeError that says to use no_grad."""
-    instance, energy, x = case.make(), case.energy(4), case.start(8)
+    instance, energy, x = case.make(), case.energy(*case.shape), case.start(8)
     with torch.inference_mode():
         try:
             # A sampler through its own front door, which is not run() if it overrides it.
@@ -123,7 +123,7 @@ def _mix_modes(energy: nn.Module) -> None:
 def check_an_energy_that_raises_is_not_swallowed(case: SteppingCase) -> None:
     """What the energy raises comes out, and flags, buffers and .grad are as before."""
     fuse = Raising(after=1)
-    energy = Watched(case.energy(4), fuse)
+    energy = Watched(case.energy(*case.shape), fuse)
     energy.train()
     next(energy.parameters()).requires_grad_(False)
     instance = case.instance(energy)
@@ -151,9 +151,9 @@ def check_inputs_are_unchanged(case: SteppingCase) -> None:
 
 @check(since="0.1")
 def check_images_equal_flattened(case: SteppingCase) -> None:
-    """Examples of shape (1, 2, 2) give what the same examples of shape (4,) give."""
+    """Examples of shape (1, 2, 2) give what the same examples of shape (4,) give; categorical ones, of shape (2, 2)."""
     x = case.start(8)
-    image = [t.flatten(1) if t.ndim == 4 else t for t in case.use(x=x.view(8, 1, 2, 2))]
+    image = [t.view(-1, *case.shape) if t.ndim == 4 else t for t in case.use(x=x.view(8, 1, 2, 2))]
     flat = case.use(x=x)
     alike = [t.shape for t in image] == [t.shape for t in flat] and all(
         torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-5) for a, b in zip(image, flat, strict=True)
@@ -221,5 +221,5 @@ def check_memory_stays_flat(case: SteppingCase) -> None:
                 early = storages.living()
         gc.collect()
         late = storages.living()
-    batch = 64 * 4 * 4
-    expect(late - early <= batch, f"{(late - early) / (STEPS - 20):.0f} bytes more are held after each step")
+    slack = 256  # bytes; one number kept in each step is more
+    expect(late - early <= slack, f"{(late - early) / (STEPS - 20):.0f} bytes more are held after each step")

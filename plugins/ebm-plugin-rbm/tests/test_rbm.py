@@ -65,15 +65,6 @@ def test_too_many_units_to_enumerate_is_an_error_with_advice():
         RBM((30,), 26).log_partition()
 
 
-def test_the_closed_form_gradient_is_that_of_autograd():
-    rbm = random_rbm()
-    x = torch.randn(5, 2, 2, dtype=torch.float64, requires_grad=True)
-    energy, grad = rbm.value_and_grad(x)
-    expected = rbm(x)
-    torch.testing.assert_close(energy, expected, atol=1e-12, rtol=0)
-    torch.testing.assert_close(grad, torch.autograd.grad(expected.sum(), x)[0], atol=1e-10, rtol=0)
-
-
 def test_the_parameter_gradient_holds_hidden_probabilities_given_the_same_visible_units():
     rbm = random_rbm((4,), 3)
     v = states(4)[[3, 9]]

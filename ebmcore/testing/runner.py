@@ -84,9 +84,12 @@ def run_check(component: host.Component, name: str, expected_failures: Mapping[s
     import torch
 
     case = _case(component)
-    check = _load(name)
+    check = load_check(name)
     reason = (expected_failures or {}).get(name)
-    obstacle = check.obstacle(case)
+    try:
+        obstacle = check.obstacle(case)
+    except Exception as unmade:
+        return Result(component.name, name, FAILED, f"whether it applies cannot be told: {_said(unmade)}", error=unmade)
     if obstacle is not None:
         if reason is not None:
             return Result(component.name, name, FAILED, f"expected to fail ({reason}), but it {obstacle}")
@@ -108,8 +111,11 @@ def run_check(component: host.Component, name: str, expected_failures: Mapping[s
         return Result(component.name, name, PASSED, "", seconds)
     if reason is not None:
         return Result(component.name, name, EXPECTED, reason, seconds, error)
-    said = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
-    return Result(component.name, name, FAILED, f"{check.rule} But here: {said}", seconds, error)
+    return Result(component.name, name, FAILED, f"{check.rule} But here: {_said(error)}", seconds, error)
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
 
 
 def run_checks(target: str | type[Any], *, expected_failures: Mapping[str, str] | None = None) -> list[Result]:
@@ -237,7 +243,7 @@ class Item:
 
     def _check_applicable(self) -> None:
         case = _case(self.component)
-        applied = [name for name in checks.names(self.component.kind) if _load(name).obstacle(case) is None]
+        applied = [name for name in checks.names(self.component.kind) if load_check(name).obstacle(case) is None]
         outcome = PASSED if applied else NOT_APPLICABLE
         if nothing := nothing_applies([Result(self.component.name, "", outcome)]):
             from ebmcore.testing.cases import ConformanceError
@@ -268,7 +274,8 @@ def _case(component: host.Component) -> Any:
     return CASES[component.kind](component.name, cls)
 
 
-def _load(name: str) -> Any:
+def load_check(name: str) -> Any:
+    """The `ebmcore.testing.cases.Check` of that name; imports the checks."""
     import importlib
 
     from ebmcore.testing.cases import CHECKS

@@ -1,0 +1,412 @@
+"""The conformance kit: it passes what is right, and each check catches the error that it is there for."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import right_components as right
+import torch
+import wrong_losses as losses
+import wrong_others as others
+import wrong_samplers as samplers
+
+from ebm_plugin_cd.loss import ContrastiveDivergence
+from ebmcore import BaseContrastiveDivergence, BaseLoss, BaseSampler, host
+from ebmcore.cli import main
+from ebmcore.errors import UsageError
+from ebmcore.testing import Identity, Result, checks, conformance, run_checks, summary
+from ebmcore.testing.runner import find, load_check, nothing_applies, run_check
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Which error each check is there to catch. Every check has at least one.
+WRONG = {
+    "loss": [
+        (losses.Keywords, "check_unknown_keywords_are_rejected"),
+        (losses.Lambda, "check_it_can_be_pickled"),
+        (losses.SameOnAllRanks, "check_another_generator_gives_another_result"),
+        (losses.BatchStatistics, "check_sampling_moves_no_batch_statistics"),
+        (losses.LeftFrozen, "check_no_trace_is_left_on_the_energy"),
+        (losses.Unfrozen, "check_no_trace_is_left_on_the_energy"),
+        (losses.Swallowing, "check_an_energy_that_raises_is_not_swallowed"),
+        (losses.MovesTheBatch, "check_inputs_are_unchanged"),
+        (losses.SumOverLastAxis, "check_images_equal_flattened"),
+        (losses.Waiting, "check_nothing_waits_for_the_device"),
+        (losses.MaskIndex, "check_nothing_waits_for_the_device"),
+        (losses.Hoarding, "check_memory_stays_flat"),
+        (losses.TupleLess, "check_it_returns_a_finite_scalar_loss"),
+        (losses.PerExample, "check_it_returns_a_finite_scalar_loss"),
+        (losses.LeftFrozen, "check_gradients_reach_the_energy_and_nothing_else"),
+        (losses.Attached, "check_negatives_are_detached"),
+        (losses.EvalNegatives, "check_data_and_negatives_are_scored_in_one_mode"),
+        (losses.Noise, "check_chains_start_at_a_copy_of_the_data"),
+        (losses.Alias, "check_chains_start_at_a_copy_of_the_data"),
+        (losses.OneTransition, "check_it_makes_k_transitions"),
+        (losses.FixedBatch, "check_the_first_call_and_any_batch_size_work"),
+        (losses.PlainMetrics, "check_metrics_are_detached_scalars"),
+        (losses.OwnCall, "check_forward_hooks_fire"),
+        (losses.CachedDtype, "check_to_moves_everything"),
+        (losses.WithinReturn, "check_to_moves_everything"),
+        (losses.LateBuffer, "check_the_state_of_a_used_loss_loads_into_a_fresh_one"),
+        (losses.Twice, "check_the_model_stands_once_in_the_state"),
+        (losses.Unsaved, "check_resumed_is_not_stopped"),
+        (losses.Shared, "check_copies_are_independent"),
+        (losses.SamplerFirst, "check_the_constructor_takes_the_energy_first"),
+        (losses.Summed, "check_two_processes_give_the_gradient_of_the_whole_batch"),
+        (losses.SameOnAllRanks, "check_two_processes_give_the_gradient_of_the_whole_batch"),
+        (losses.SignFlip, "check_the_gradient_is_that_of_the_energy_gap"),
+        (losses.Scaled, "check_the_gradient_is_that_of_the_energy_gap"),
+        (losses.Graph, "check_forward_gives_the_loss_of_its_negatives"),
+        (losses.Regularised, "check_a_constant_added_to_the_energy_changes_nothing"),
+        (losses.Doubled, "check_the_regulariser_is_exact_and_reported_apart"),
+        (losses.Scaled, "check_averaged_over_the_model_it_is_the_likelihood_gradient"),
+        (losses.HalfStays, "check_exact_negatives_give_the_likelihood_gradient"),
+        (losses.OneTransition, "check_the_bias_falls_as_the_second_eigenvalue_says"),
+        (losses.SignFlip, "check_it_fits_a_quadratic"),
+        (losses.WrongScoreMatching, "check_it_fits_a_quadratic"),
+        (losses.Stands, "check_a_chain_goes_on_where_it_stopped"),
+        (losses.FirstInFirstOut, "check_no_chain_is_lost_or_doubled"),
+        (losses.WithReplacement, "check_no_chain_is_drawn_twice"),
+        (losses.DeadSlots, "check_every_chain_is_drawn_equally_often"),
+        (losses.Resets, "check_a_smaller_last_batch_keeps_the_chains"),
+        (losses.NotLive, "check_chains_are_allocated_as_the_contract_says"),
+        (losses.NudgedRestarts, "check_a_restart_is_a_fresh_sample_of_the_initial_distribution"),
+        (losses.RareRestarts, "check_chains_restart_as_often_as_asked"),
+        (losses.Renumbered, "check_ids_and_ages_follow_the_chains"),
+        (losses.LabelsLost, "check_labels_travel_with_their_chain"),
+        (losses.PositionsOnly, "check_the_whole_state_of_the_sampler_persists"),
+        (losses.NotRefreshed, "check_the_whole_state_of_the_sampler_persists"),
+        (losses.Quantised, "check_chains_keep_their_digits"),
+        (losses.LosesChains, "check_no_chain_is_lost_when_the_energy_raises"),
+        (losses.Constant, "check_a_lost_chain_has_no_weight"),
+        (losses.ZeroFilled, "check_a_lost_chain_has_no_weight"),
+        (losses.KeepsNaN, "check_a_lost_chain_has_no_weight"),
+        (losses.AlwaysANumber, "check_losing_every_chain_is_an_error"),
+    ],
+    "sampler": [
+        (samplers.Keywords, "check_unknown_keywords_are_rejected"),
+        (samplers.Lambda, "check_it_can_be_pickled"),
+        (samplers.Singleton, "check_it_can_be_copied"),
+        (samplers.Elsewhere, "check_it_works_in_a_spawned_process"),
+        (samplers.GlobalNoise, "check_the_global_random_state_is_untouched"),
+        (samplers.GlobalPython, "check_the_global_random_state_is_untouched"),
+        (samplers.Unseeded, "check_the_same_generator_gives_the_same_result"),
+        (samplers.Reseeded, "check_another_generator_gives_another_result"),
+        (samplers.NeedsGrad, "check_it_works_under_no_grad"),
+        (samplers.NoDriver, "check_inference_mode_is_refused"),
+        (samplers.Training, "check_no_trace_is_left_on_the_energy"),
+        (samplers.Swallowing, "check_an_energy_that_raises_is_not_swallowed"),
+        (samplers.InPlace, "check_inputs_are_unchanged"),
+        (samplers.LastAxis, "check_images_equal_flattened"),
+        (samplers.Single, "check_float64_stays_float64"),
+        (samplers.HalfUnderAutocast, "check_bfloat16_autocast"),
+        (samplers.Waiting, "check_nothing_waits_for_the_device"),
+        (samplers.Listing, "check_nothing_waits_for_the_device"),
+        (samplers.Hoarding, "check_memory_stays_flat"),
+        (samplers.OneNumber, "check_a_step_returns_a_state_and_information_per_chain"),
+        (samplers.Hiding, "check_a_step_is_pure"),
+        (samplers.Hiding, "check_chains_resume_from_their_state"),
+        (samplers.InPlace, "check_a_step_is_pure"),
+        (samplers.Coupled, "check_chains_do_not_know_each_other"),
+        (samplers.StaleCache, "check_refresh_keeps_positions_and_renews_what_was_cached"),
+        (samplers.StaleAfterRejection, "check_what_is_cached_follows_the_chain"),
+        (samplers.Constant, "check_a_chain_without_energy_is_given_up_and_the_others_go_on"),
+        (samplers.Accepting, "check_a_proposal_without_energy_is_rejected"),
+        (samplers.Breaking, "check_a_step_compiles_without_a_graph_break"),
+        (samplers.Undeclared, "check_a_sampler_says_what_it_samples"),
+        (samplers.StuckBelow, "check_the_transition_matrix_leaves_the_target_invariant"),
+        (samplers.MeanField, "check_the_transition_matrix_leaves_the_target_invariant"),
+        (samplers.WrongSwap, "check_the_law_of_the_whole_state_has_the_target_in_it"),
+        (samplers.Sequential, "check_the_transition_matrix_is_in_detailed_balance"),
+        (samplers.MeanField, "check_exact_samples_of_a_discrete_target_stay_exact"),
+        (samplers.WithoutReverse, "check_exact_samples_of_a_density_stay_exact"),
+        (samplers.ClippedProposal, "check_exact_samples_of_a_density_stay_exact"),
+        (samplers.ColdAcceptance, "check_exact_samples_of_a_density_stay_exact"),
+        (samplers.LastAxis, "check_moments_on_gaussians"),
+        (samplers.OneAfterTheOther, "check_steps_are_in_detailed_balance"),
+        (samplers.Undamped, "check_the_bias_on_gaussians_is_the_predicted_one"),
+        (samplers.TooHot, "check_the_bias_on_gaussians_is_the_predicted_one"),
+        (samplers.HiddenTemperature, "check_the_noise_follows_from_step_size_and_temperature"),
+        (samplers.Clipped, "check_nothing_is_clipped_unless_asked"),
+        (samplers.SlowStart, "check_it_finds_the_target_from_a_bad_start"),
+        (samplers.StuckBelow, "check_it_finds_the_target_from_a_bad_start"),
+    ],
+    "energy": [
+        (others.Column, "check_it_returns_one_energy_for_each_example"),
+        (others.BatchDependent, "check_it_returns_one_energy_for_each_example"),
+        (others.Detached, "check_it_is_differentiable"),
+        (others.InfiniteSlope, "check_it_is_differentiable"),
+        (others.SinglePrecision, "check_it_moves_to_float64"),
+        (others.WrongGradient, "check_value_and_grad_agree_with_forward"),
+        (others.WrongConditional, "check_the_conditionals_agree_with_the_energy"),
+        (others.ColdConditional, "check_the_conditionals_agree_with_the_energy_at_each_temperature"),
+        (others.WrongTempering, "check_tempering_ends_at_the_energy"),
+        (others.WrongNormaliser, "check_log_partition_is_the_sum_over_all_states"),
+        (others.SingleNormaliser, "check_log_partition_is_the_sum_over_all_states"),
+        (others.GreyStart, "check_chains_can_start_at_its_initial_distribution"),
+    ],
+    "dataset": [
+        (others.Flat, "check_it_holds_examples_of_its_shape"),
+        (others.Integers, "check_it_holds_examples_of_its_shape"),
+        (others.Signs, "check_it_lies_in_its_state_space"),
+        (others.Unseeded, "check_it_is_the_same_each_time"),
+    ],
+    "metric": [
+        (others.Tensors, "check_it_returns_named_numbers"),
+        (others.Optimistic, "check_the_log_likelihood_is_the_enumerated_one"),
+        (others.Converting, "check_measuring_leaves_no_trace"),
+    ],
+    "observer": [
+        (others.TwoArguments, "check_it_takes_every_event"),
+        (others.Misspelt, "check_it_names_no_event_that_does_not_exist"),
+    ],
+}
+CASES = [(kind, wrong, name) for kind, pairs in WRONG.items() for wrong, name in pairs]
+
+
+def component(kind, cls):
+    return host.Component(kind, cls.__name__, cls, "not installed", "")
+
+
+@pytest.mark.parametrize(("kind", "wrong", "name"), CASES, ids=[f"{w.__name__}-{name}" for _, w, name in CASES])
+def test_each_error_is_caught_by_its_check_with_a_message_that_names_the_rule(kind, wrong, name):
+    result = run_check(component(kind, wrong), name)
+    assert result.outcome == "failed", result
+    rule, _, found = result.detail.partition(" But here: ")
+    assert rule.endswith(".")
+    assert found
+
+
+def test_every_check_has_an_error_that_it_catches():
+    known = {name for kind in host.KINDS for name in checks.names(kind)}
+    assert known == {name for _, _, name in CASES}
+
+
+def test_there_are_at_least_twenty_five_wrong_plugins():
+    assert len({wrong for _, wrong, _ in CASES}) >= 25
+
+
+RIGHT = [cls for cls in vars(right).values() if inspect.isclass(cls) and cls.__module__ == right.__name__]
+RIGHT = [cls for cls in RIGHT if issubclass(cls, BaseSampler | BaseLoss)]
+
+
+@pytest.mark.parametrize("cls", RIGHT, ids=lambda cls: cls.__name__)
+def test_components_of_any_kind_that_are_right_pass(cls):
+    results = run_checks(cls)
+    assert [r for r in results if r.outcome == "failed"] == []
+    assert len([r for r in results if r.outcome == "passed"]) >= 20
+
+
+def test_every_plugin_of_ours_is_checked_with_no_expected_failure():
+    for plugin in (ROOT / "plugins").iterdir():
+        (tests,) = plugin.glob("tests/test_*_conformance.py")
+        assert tests.read_text().endswith(f'\ntest_conformance = ebmcore.testing.conformance("{plugin.name}")\n')
+
+
+def run_pytest(folder, *arguments, test=""):
+    if test:
+        (folder / "test_it.py").write_text(test)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", str(folder)]
+    return subprocess.run([*command, *arguments], cwd=folder, capture_output=True, text=True)
+
+
+ONE_LINE = 'import ebmcore.testing\ntest_conformance = ebmcore.testing.conformance("ebm-plugin-datasets")\n'
+
+
+def test_one_line_in_a_plugins_tests_runs_each_check_as_a_test(tmp_path):
+    done = run_pytest(tmp_path, "-v", test=ONE_LINE)
+    assert done.returncode == 0, done.stdout
+    assert "test_conformance[digits-check_it_is_the_same_each_time] PASSED" in done.stdout
+    assert re.search(r"digits: 6 checks ran in [\d.]+ s, 6 passed, 0 did not apply", done.stdout)
+
+
+def test_an_option_of_pytest_runs_them_without_a_line(tmp_path):
+    done = run_pytest(tmp_path, "-v", "--ebm-conformance", "ebm-plugin-datasets:digits", "--ebm-conformance", "rbm")
+    assert done.returncode == 0, done.stdout
+    assert "conformance[digits-check_it_is_the_same_each_time] PASSED" in done.stdout
+    assert "conformance[rbm-check_it_is_differentiable] PASSED" in done.stdout
+    assert "two-moons" not in done.stdout
+    assert re.search(r"rbm: 12 checks ran in [\d.]+ s, 12 passed, 0 did not apply", done.stdout)
+
+
+def test_the_summary_says_which_checks_did_not_apply_and_why(tmp_path):
+    done = run_pytest(tmp_path, "--ebm-conformance", "mlp")
+    assert "mlp: 6 checks ran" in done.stdout
+    reason = (
+        "check_value_and_grad_agree_with_forward did not apply: applies to energies with the capability SupportsValueAndGrad"
+    )
+    assert reason in done.stdout
+
+
+def test_an_unknown_name_is_a_usage_error_with_a_close_match(tmp_path):
+    done = run_pytest(tmp_path, "--ebm-conformance", "ebm-plugin-dataset")
+    assert done.returncode == 4
+    assert "did you mean 'ebm-plugin-datasets'?" in done.stderr
+
+
+def test_collecting_imports_no_torch_and_the_plugin_adds_no_fixture(tmp_path):
+    probe = "import sys\ndef pytest_collection_finish(session):\n    print('torch is', 'torch' in sys.modules)\n"
+    (tmp_path / "conftest.py").write_text(probe)
+    done = run_pytest(tmp_path, "--collect-only", "--ebm-conformance", "ebm-plugin-pcd", test=ONE_LINE)
+    assert "conformance[pcd-check_no_chain_is_lost_or_doubled]" in done.stdout
+    assert "test_conformance[digits-check_it_is_the_same_each_time]" in done.stdout
+    assert "torch is False" in done.stdout
+    assert not re.search(
+        r"ebm\w*( --|\[)|ebmcore.testing", run_pytest(tmp_path, "--fixtures").stdout.partition("plugins:")[2]
+    )
+
+
+def test_a_failure_names_component_check_rule_and_distance(tmp_path):
+    test = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "tests" / "wrong")!r})
+from wrong_losses import Scaled
+from ebmcore.host import Component
+from ebmcore.testing.runner import Item
+def test_it():
+    Item(Component("loss", "scaled", Scaled, "x", "1"), "check_the_gradient_is_that_of_the_energy_gap", None).run()
+"""
+    done = run_pytest(tmp_path, test=test)
+    assert done.returncode == 1
+    assert "scaled breaks check_the_gradient_is_that_of_the_energy_gap: For given negatives, the gradient of" in done.stdout
+    assert "along the right one it is 1.05 times as long" in done.stdout
+
+
+WITH_EXPECTED = """
+import ebmcore.testing
+test_conformance = ebmcore.testing.conformance("ebm-plugin-datasets:digits", expected_failures={expected})
+"""
+
+
+@pytest.mark.parametrize(
+    ("expected", "message"),
+    [
+        ({"check_it_is_the_same_each_time": "it is random"}, "(it is random), but it passed: take it off the list"),
+        (
+            {"check_it_is_the_same": "typo"},
+            "'check_it_is_the_same', which is no check here; close is check_it_is_the_same_each",
+        ),
+        ({"check_it_is_the_same_each_time": ""}, "must say why"),
+    ],
+)
+def test_expected_failures_are_strict(tmp_path, expected, message):
+    done = run_pytest(tmp_path, test=WITH_EXPECTED.format(expected=expected))
+    assert done.returncode in (1, 2)
+    assert message in done.stdout
+
+
+def test_an_expected_failure_that_fails_is_counted_apart():
+    reason = {"check_the_gradient_is_that_of_the_energy_gap": "scaled on purpose"}
+    result = run_check(component("loss", losses.Scaled), *reason, expected_failures=reason)
+    assert (result.outcome, result.detail) == ("failed as expected", "scaled on purpose")
+    assert "1 failed as expected" in summary([result])[0]
+
+
+def test_an_expected_failure_that_does_not_apply_is_a_failure():
+    reason = {"check_no_chain_is_lost_or_doubled": "no chains"}
+    result = run_check(component("loss", ContrastiveDivergence), *reason, expected_failures=reason)
+    assert result.outcome == "failed"
+    assert "but it applies to persistent losses" in result.detail
+
+
+def test_a_component_to_which_nothing_applies_fails():
+    assert "no check applies" in nothing_applies([Result("x", "check_a", "did not apply")])
+    assert nothing_applies([Result("x", "check_a", "did not apply"), Result("x", "check_b", "passed")]) is None
+
+
+def test_a_check_leaves_the_global_random_state_as_it_was():
+    before = torch.get_rng_state()
+    run_check(component("sampler", samplers.GlobalNoise), "check_the_same_generator_gives_the_same_result")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_class_that_is_not_installed_can_be_checked():
+    assert {r.outcome for r in run_checks(Identity)} == {"passed", "did not apply"}
+
+
+def test_what_cannot_be_checked_is_an_error_with_advice():
+    with pytest.raises(UsageError, match="neither a loss, a sampler nor an energy"):
+        find(dict)
+    with pytest.raises(UsageError, match="did you mean 'pcd'"):
+        find("pdc")
+    with pytest.raises(UsageError, match="'ebm-plugin-nothing'"):
+        conformance("ebm-plugin-nothing")
+
+
+def test_the_command_prints_a_table_and_the_summary(capsys):
+    assert main(["check", "digits"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["COMPONENT", "CHECK", "OUTCOME", "SECONDS"]
+    assert lines[1].split()[:3] == ["digits", "check_unknown_keywords_are_rejected", "passed"]
+    assert lines[-1].startswith("digits: 6 checks ran")
+
+
+def test_the_command_prints_json(capsys):
+    assert main(["check", "digits", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {"component", "check", "outcome", "seconds", "detail"} == set(rows[0])
+
+
+def test_the_command_ends_with_status_1_where_a_check_fails(capsys, monkeypatch):
+    wrong = component("dataset", others.Signs)
+    monkeypatch.setattr("ebmcore.testing.runner.find", lambda target: [wrong])
+    assert main(["check", "signs"]) == 1
+    assert "Signs breaks check_it_lies_in_its_state_space" in capsys.readouterr().out
+
+
+def test_the_command_names_what_it_does_not_know(capsys):
+    assert main(["check", "pdc"]) == 2
+    assert "did you mean 'pcd'?" in capsys.readouterr().err
+
+
+def test_a_component_that_cannot_be_made_fails_with_advice():
+    class NeedsOption(BaseSampler):
+        def __init__(self, step_size: float):
+            self.step_size = step_size
+
+        def step(self, energy, state, *, generator=None):
+            return state, {}
+
+    failed = [r for r in run_checks(NeedsOption) if r.outcome == "failed"]
+    assert failed
+    assert all("step_size" in r.detail and "example_options" in r.detail for r in failed), failed
+
+
+def documented_checks():
+    """The part of the page that lists every check, as it must be."""
+    lines = ["## Every check", ""]
+    for kind in host.KINDS:
+        lines += [f"### Of a {kind}" if kind not in ("energy", "observer") else f"### Of an {kind}", ""]
+        lines += ["| check | since | applies | rule |", "|---|---|---|---|"]
+        for check in (load_check(name) for name in checks.names(kind)):
+            where = " and ".join(condition.where for condition in check.when) or "to all"
+            lines.append(f"| `{check.name}` | {check.since} | {where} | {check.rule} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def test_the_page_lists_every_check_with_its_rule_and_what_it_applies_to():
+    page = (ROOT / "docs/conformance.md").read_text()
+    assert page.endswith(documented_checks()), f"the end of docs/conformance.md must be:\n\n{documented_checks()}"
+
+
+def test_the_page_names_every_attribute_that_a_component_can_declare():
+    page = (ROOT / "docs/conformance.md").read_text()
+    for base in (BaseLoss, BaseContrastiveDivergence, BaseSampler):
+        declared = [name for name in vars(base)["__annotations__"] if not name.startswith("_")]
+        assert declared
+        assert [name for name in declared if f"`{name}`" not in page] == []
+
+
+def test_each_check_says_its_rule_in_one_sentence():
+    for name in {name for kind in host.KINDS for name in checks.names(kind)}:
+        rule = load_check(name).rule
+        assert rule.endswith(".")
+        assert len(rule) > 20
+        assert re.fullmatch(r"\d+\.\d+", load_check(name).since)

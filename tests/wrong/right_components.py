@@ -1,0 +1,227 @@
+"""Components of many kinds that are right: the kit must pass them all, as different from each other as they are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ebm_plugin_cd.loss import ContrastiveDivergence as CD
+from ebm_plugin_pcd.loss import PersistentContrastiveDivergence as PCD
+from ebmcore import BaseLoss, BaseSampler, ChainState, tempered, value_and_grad
+from ebmcore.energies import SupportsBlockGibbs, name_conditions
+from ebmcore.samplers import normal_like, rows, where
+
+
+class RandomWalk(BaseSampler):
+    """Metropolis sampling with a normal proposal."""
+
+    exact = True
+    reversible = True
+    state_space = "continuous"
+
+    def __init__(self, width: float = 1.0, temperature: float = 1.0):
+        self.width = width
+        self.temperature = temperature
+
+    def init(self, energy, x, *, generator=None):
+        return Scored(x, energy(x).detach())
+
+    def refresh(self, energy, state):
+        return self.init(energy, state.x)
+
+    def step(self, energy, state, *, generator=None):
+        y = state.x + self.width * normal_like(state.x, generator)
+        proposal = replace(state, x=y, energy=energy(y))
+        log_accept = (state.energy - proposal.energy).double() / self.temperature
+        uniform = torch.rand(len(y), generator=generator, dtype=torch.float64)
+        return where(uniform.log() < log_accept, proposal, state), {}
+
+
+@dataclass(eq=False)
+class Scored(ChainState):
+    """Positions and their energy."""
+
+    energy: Tensor
+
+
+class HMC(BaseSampler):
+    """Hamiltonian Monte Carlo with five leapfrog steps."""
+
+    exact = True
+    reversible = True
+    state_space = "continuous"
+
+    def step(self, energy, state, *, generator=None):
+        p = normal_like(state.x, generator)
+        before, grad = value_and_grad(energy, state.x)
+        x, q = state.x, p - 0.1 * grad
+        for i in range(5):
+            x = x + 0.2 * q
+            after, grad = value_and_grad(energy, x)
+            q = q - (0.1 if i == 4 else 0.2) * grad
+        log_accept = (before - after + self.kinetic(p) - self.kinetic(q)).double()
+        uniform = torch.rand(len(x), generator=generator, dtype=torch.float64)
+        moved = where(uniform.log() < log_accept, replace(state, x=x), state)
+        return replace(moved, x=torch.where(rows(before.isnan(), x), torch.nan, moved.x)), {}
+
+    def kinetic(self, p):
+        return 0.5 * p.square().flatten(1).sum(1)
+
+
+@dataclass(eq=False)
+class Moving(ChainState):
+    """Positions and momenta."""
+
+    momentum: Tensor
+
+
+class Underdamped(BaseSampler):
+    """Underdamped Langevin dynamics (BAOAB), unadjusted: on a Gaussian its variance is right."""
+
+    state_space = "continuous"
+
+    def __init__(self, step_size: float = 0.3, temperature: float = 1.0):
+        self.step_size = step_size
+        self.temperature = temperature
+
+    def predicted_bias(self, precision):
+        return 0.0
+
+    def init(self, energy, x, *, generator=None):
+        return Moving(x, math.sqrt(self.temperature) * normal_like(x, generator))
+
+    def step(self, energy, state, *, generator=None):
+        h, decay = self.step_size, math.exp(-self.step_size)
+        p = state.momentum - 0.5 * h * value_and_grad(energy, state.x)[1]
+        x = state.x + 0.5 * h * p
+        p = decay * p + math.sqrt(self.temperature * (1 - decay**2)) * normal_like(p, generator)
+        x = x + 0.5 * h * p
+        return Moving(x, p - 0.5 * h * value_and_grad(energy, x)[1]), {}
+
+
+class RandomSite(BaseSampler):
+    """Metropolis flips of one random binary unit, as reversible as can be."""
+
+    exact = True
+    reversible = True
+    state_space = "binary"
+
+    def __init__(self, temperature: float = 1.0):
+        self.temperature = temperature
+
+    def step(self, energy, state, *, generator=None):
+        x = state.x.flatten(1)
+        site = torch.randint(x.shape[1], (len(x), 1), generator=generator)
+        y = torch.where(torch.arange(x.shape[1]) == site, 1 - x, x).view_as(state.x)
+        uniform = torch.rand(len(x), generator=generator, dtype=torch.float64)
+        log_accept = (energy(state.x) - energy(y)).double() / self.temperature
+        return where(uniform.log() < log_accept, replace(state, x=y), state), {}
+
+
+class Categorical(BaseSampler):
+    """Gibbs sampling of one categorical unit after the other, by torch.multinomial."""
+
+    exact = True
+    state_space = "categorical"
+
+    def step(self, energy, state, *, generator=None):
+        shape = state.x.shape[-2:]
+        x = state.x.reshape(len(state), *shape)
+        for unit in range(shape[0]):
+            choices = []
+            for value in range(shape[1]):
+                y = x.clone()
+                y[:, unit] = torch.eye(shape[1], dtype=x.dtype)[value]
+                choices.append(y)
+            logits = -torch.stack([energy(y.view_as(state.x)) for y in choices], 1)
+            drawn = torch.multinomial(logits.softmax(1), 1, generator=generator)
+            x = x.clone()
+            x[:, unit] = torch.eye(shape[1], dtype=x.dtype).index_select(0, drawn[:, 0])
+        return replace(state, x=x.view_as(state.x)), {}
+
+
+@dataclass(eq=False)
+class Ladder(ChainState):
+    """A cold chain and a hot one."""
+
+    hot: Tensor
+
+
+class Exchange(BaseSampler):
+    """Replica exchange between two temperatures over block Gibbs; right."""
+
+    requires = (SupportsBlockGibbs,)
+    exact = True
+    beta = 0.3
+
+    def init(self, energy, x, *, generator=None):
+        return Ladder(x, x.clone())
+
+    def step(self, energy, state, *, generator=None):
+        beta = torch.full((len(state),), self.beta, dtype=state.x.dtype)
+        x = energy.sample_visible(energy.sample_hidden(state.x, generator=generator), generator=generator)
+        hidden = energy.sample_hidden(state.hot, beta=beta, generator=generator)
+        y = energy.sample_visible(hidden, beta=beta, generator=generator)
+        uniform = torch.rand(len(x), generator=generator, dtype=x.dtype)
+        swapped = uniform.log() < self.log_accept(energy, x, y)
+        return where(swapped, Ladder(y, x), Ladder(x, y)), {"swap_rate": swapped.to(x.dtype)}
+
+    def log_accept(self, energy, x, y):
+        hot = tempered(energy, torch.tensor(self.beta, dtype=x.dtype))
+        return energy(x) + hot(y) - energy(y) - hot(x)
+
+
+class ScoreMatching(BaseLoss):
+    """Implicit score matching, of another family; right, needs no sampler."""
+
+    def __init__(self, energy):
+        super().__init__()
+        self.energy = energy
+
+    def objective(self, grad, divergence):
+        return (0.5 * grad.square().sum(1) - divergence).mean()
+
+    def forward(self, x, *args, **kwargs):
+        shape = x.shape
+        with torch.enable_grad():
+            x = x.detach().flatten(1).requires_grad_()
+            energies = self.energy(x.view(shape), *args, **kwargs)
+            (grad,) = torch.autograd.grad(energies.sum(), x, create_graph=True)
+            columns = [torch.autograd.grad(g.sum(), x, create_graph=True)[0][:, i] for i, g in enumerate(grad.unbind(1))]
+        return self.objective(grad, torch.stack(columns).sum(0))
+
+
+class NoisyCD(CD):
+    """CD whose chains start at the data with noise added."""
+
+    starts_at_data = False
+
+    def start_chains(self, x, *args, **kwargs):
+        return self.new_chains(x + 0.1 * normal_like(x, self.generator), name_conditions(args, kwargs, x))
+
+
+class FastPCD(PCD):
+    """PCD whose chains run under parameters moved along the last gradient: zero at first."""
+
+    def __init__(self, energy, sampler, k_steps: int = 1, *, n_chains: int = 256, fast_lr: float = 0.01):
+        super().__init__(energy, sampler, k_steps, n_chains=n_chains)
+        self.fast_lr = fast_lr
+        for i, parameter in enumerate(energy.parameters()):
+            self.register_buffer(f"fast_{i}", torch.zeros_like(parameter))
+
+    def draw_negatives(self, x, *args, **kwargs):
+        parameters = list(self.energy.parameters())
+        fast = [getattr(self, f"fast_{i}") for i in range(len(parameters))]
+        with torch.no_grad():
+            slow = [p.clone() for p in parameters]
+            for p, f in zip(parameters, fast, strict=True):
+                p.add_(f)
+        try:
+            return super().draw_negatives(x, *args, **kwargs)
+        finally:
+            with torch.no_grad():
+                for p, s in zip(parameters, slow, strict=True):
+                    p.copy_(s)

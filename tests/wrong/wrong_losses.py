@@ -1,0 +1,510 @@
+"""Losses that are deliberately wrong, each in one way. The right ones from which they derive pass every check."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from right_components import ScoreMatching
+from torch import nn
+
+from ebm_plugin_cd.loss import ContrastiveDivergence as CD
+from ebm_plugin_pcd.loss import PersistentContrastiveDivergence as PCD
+from ebmcore.energies import name_conditions
+from ebmcore.samplers import normal_like, run
+
+
+class SignFlip(CD):
+    """Raises the energy of data and lowers that of negatives."""
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        return -super().compute_loss(x, pred_x, *args, **kwargs)
+
+
+class Scaled(CD):
+    """A scale 5 % off."""
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        return 1.05 * super().compute_loss(x, pred_x, *args, **kwargs)
+
+
+class Regularised(CD):
+    """A hidden regulariser."""
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        return super().compute_loss(x, pred_x, *args, **kwargs) + 1e-3 * self.energy(x, *args, **kwargs).square().mean()
+
+
+class Doubled(CD):
+    """A regulariser twice as strong as asked."""
+
+    def __init__(self, energy, sampler, k_steps: int = 1, *, energy_l2: float = 0.0, joint_forward: bool = True):
+        super().__init__(energy, sampler, k_steps, energy_l2=2 * energy_l2, joint_forward=joint_forward)
+
+
+class Attached(CD):
+    """Negatives that carry a graph."""
+
+    def forward(self, x, *args, **kwargs):
+        pred_x = self.draw_negatives(x, *args, **kwargs).requires_grad_()
+        return self.compute_loss(x, pred_x, *args, **kwargs), pred_x
+
+
+class Graph(CD):
+    """Missing detach: the gradient runs through the last step of the sampler."""
+
+    def forward(self, x, *args, **kwargs):
+        pred_x = self.draw_negatives(x, *args, **kwargs)
+        moved = pred_x - 0.05 * sum(p.square().sum() for p in self.energy.parameters())
+        return self.energy(x, *args, **kwargs).mean() - self.energy(moved, *args, **kwargs).mean(), pred_x
+
+
+class TupleLess(CD):
+    """Returns the loss alone."""
+
+    def forward(self, x, *args, **kwargs):
+        return super().forward(x, *args, **kwargs)[0]
+
+
+class PerExample(CD):
+    """Returns a loss for each example."""
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        return self.energy(x, *args, **kwargs) - self.energy(pred_x, *args, **kwargs).mean()
+
+
+class Constant(CD):
+    """NaN replaced by a constant."""
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        value = self.energy(x, *args, **kwargs).mean() - self.energy(pred_x, *args, **kwargs).mean()
+        return torch.where(value.isfinite(), value, 0.1)
+
+
+class ZeroFilled(CD):
+    """Chains that are not finite replaced by zeros."""
+
+    def draw_negatives(self, x, *args, **kwargs):
+        return super().draw_negatives(x, *args, **kwargs).nan_to_num()
+
+
+class EvalNegatives(CD):
+    """Scores negatives in evaluation mode."""
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        positive = self.energy(x, *args, **kwargs).mean()
+        was = self.energy.training
+        self.energy.eval()
+        negative = self.energy(pred_x, *args, **kwargs).mean()
+        self.energy.train(was)
+        return positive - negative
+
+
+class BatchStatistics(CD):
+    """Samples in training mode."""
+
+    def draw_negatives(self, x, *args, **kwargs):
+        for _ in range(self.k_steps):
+            self.energy(x, *args, **kwargs)
+        return super().draw_negatives(x, *args, **kwargs)
+
+
+class Unfrozen(CD):
+    """Sets all flags afterwards, whatever they were."""
+
+    def forward(self, x, *args, **kwargs):
+        result = super().forward(x, *args, **kwargs)
+        self.energy.train()
+        self.energy.requires_grad_(True)
+        return result
+
+
+class LeftFrozen(CD):
+    """Frozen flags not restored."""
+
+    def forward(self, x, *args, **kwargs):
+        result = super().forward(x, *args, **kwargs)
+        self.energy.requires_grad_(False)
+        return result
+
+
+class Noise(CD):
+    """Starts at noise."""
+
+    def start_chains(self, x, *args, **kwargs):
+        return self.new_chains(normal_like(x, self.generator), name_conditions(args, kwargs, x))
+
+
+class Alias(CD):
+    """Starts at the batch itself."""
+
+    def start_chains(self, x, *args, **kwargs):
+        return self.new_chains(x, name_conditions(args, kwargs, x))
+
+
+class MovesTheBatch(CD):
+    """Adds noise to the batch in place."""
+
+    def forward(self, x, *args, **kwargs):
+        with torch.no_grad():
+            x.add_(0.01)
+        return super().forward(x, *args, **kwargs)
+
+
+class OneTransition(CD):
+    """One transition, whatever k_steps says."""
+
+    def draw_negatives(self, x, *args, **kwargs):
+        k, self.k_steps = self.k_steps, 1
+        try:
+            return super().draw_negatives(x, *args, **kwargs)
+        finally:
+            self.k_steps = k
+
+
+class HalfStays(CD):
+    """Half of the negatives are where they started."""
+
+    def draw_negatives(self, x, *args, **kwargs):
+        pred_x = super().draw_negatives(x, *args, **kwargs).clone()
+        half = len(x) // 2
+        pred_x[:half] = x[:half]
+        return pred_x
+
+
+class SumOverLastAxis(CD):
+    """Weights by the last axis, as if an example were flat."""
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        return super().compute_loss(x, pred_x, *args, **kwargs) * x.shape[-1] / 4
+
+
+class FixedBatch(CD):
+    """Takes the batch size of its first call for all others."""
+
+    rows = None
+
+    def forward(self, x, *args, **kwargs):
+        self.rows = self.rows or len(x)
+        weights = torch.ones(self.rows, dtype=x.dtype) / self.rows
+        pred_x = self.draw_negatives(x, *args, **kwargs)
+        return (weights * (self.energy(x) - self.energy(pred_x))).sum(), pred_x
+
+
+class PlainMetrics(CD):
+    """Metrics that carry a graph."""
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        value = super().compute_loss(x, pred_x, *args, **kwargs)
+        self.metrics["loss"] = value
+        return value
+
+
+class OwnCall(CD):
+    """Its own __call__."""
+
+    def __call__(self, x, *args, **kwargs):
+        return self.forward(x, *args, **kwargs)
+
+
+class CachedDtype(CD):
+    """Remembers the dtype of the beginning."""
+
+    def __init__(self, energy, sampler, k_steps: int = 1):
+        super().__init__(energy, sampler, k_steps)
+        self.first = super().dtype
+
+    def forward(self, x, *args, **kwargs):
+        return super().forward(x.to(self.first).to(x.dtype), *args, **kwargs)
+
+    dtype = property(lambda self: self.first)
+
+
+class WithinReturn(CD):
+    """to() returns nothing."""
+
+    def to(self, *args, **kwargs):
+        super().to(*args, **kwargs)
+
+
+class Twice(CD):
+    """The model stands twice in the state."""
+
+    def __init__(self, energy, sampler, k_steps: int = 1):
+        super().__init__(energy, sampler, k_steps)
+        self.model = nn.ModuleDict({"inner": energy})
+
+
+class Unsaved(CD):
+    """State that state_dict() does not hold."""
+
+    calls = 0
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        self.calls += 1
+        return super().compute_loss(x, pred_x, *args, **kwargs) + 1e-3 * self.calls * self.energy(x).mean()
+
+
+class LateBuffer(CD):
+    """A buffer that is there only once it was used."""
+
+    def forward(self, x, *args, **kwargs):
+        if not hasattr(self, "mean"):
+            self.register_buffer("mean", x.mean(0))
+        return super().forward(x, *args, **kwargs)
+
+
+class Shared(PCD):
+    """All copies share one store of chains."""
+
+    def __deepcopy__(self, memo):
+        other = PCD(self.energy, self.sampler, self.k_steps, n_chains=self.n_chains)
+        other.chains = self.chains
+        other.__class__ = type(self)
+        return other
+
+
+class SamplerFirst(CD):
+    """Takes the sampler first."""
+
+    def __init__(self, sampler, energy, k_steps: int = 1):
+        super().__init__(*((sampler, energy) if isinstance(sampler, nn.Module) else (energy, sampler)), k_steps)
+
+
+class SameOnAllRanks(CD):
+    """Seeds its own generator, on all ranks alike."""
+
+    def draw_negatives(self, x, *args, **kwargs):
+        self.generator = torch.Generator().manual_seed(0)
+        return super().draw_negatives(x, *args, **kwargs)
+
+
+class Summed(CD):
+    """Sums over the batch in place of the mean."""
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        return super().compute_loss(x, pred_x, *args, **kwargs) * len(x)
+
+
+class Swallowing(CD):
+    """Turns every exception of the energy into noise."""
+
+    def draw_negatives(self, x, *args, **kwargs):
+        with contextlib.suppress(Exception):
+            return super().draw_negatives(x, *args, **kwargs)
+        return normal_like(x, self.generator)
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        with contextlib.suppress(Exception):
+            return super().compute_loss(x, pred_x, *args, **kwargs)
+        return sum(p.sum() for p in self.energy.parameters() if p.requires_grad) * 0.0
+
+
+class Waiting(CD):
+    """Reads the loss in the step."""
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        value = super().compute_loss(x, pred_x, *args, **kwargs)
+        return value if value.item() < 1e9 else value * 0
+
+
+class MaskIndex(PCD):
+    """Picks the finite negatives with a mask."""
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        return super().compute_loss(x, pred_x[pred_x.isfinite().flatten(1).all(1)], *args, **kwargs)
+
+
+class Hoarding(CD):
+    """Keeps the graph of every call."""
+
+    def forward(self, x, *args, **kwargs):
+        value, pred_x = super().forward(x, *args, **kwargs)
+        self.__dict__.setdefault("losses", []).append(value)
+        return value, pred_x
+
+
+class FirstInFirstOut(PCD):
+    """Writes chains back at a running pointer (FIFO)."""
+
+    pointer = 0
+
+    def keep_chains(self, state):
+        n = len(self.chain)
+        slots = (self.pointer + torch.arange(len(state))) % n
+        self.pointer = (self.pointer + len(state)) % n
+        self.chain[slots] = state.x
+
+
+class WithReplacement(PCD):
+    """Draws chains with replacement."""
+
+    def start_chains(self, x, *args, **kwargs):
+        state = super().start_chains(x, *args, **kwargs)
+        again = torch.randint(len(state), (len(state),), generator=self.generator)
+        return state.with_tensors({name: t[again] for name, t in state.tensors().items()})
+
+    def keep_chains(self, state):
+        pass
+
+
+class DeadSlots(PCD):
+    """Draws from the first chains only."""
+
+    def start_chains(self, x, *args, **kwargs):
+        state = super().start_chains(x, *args, **kwargs)
+        n = min(len(state), len(self.chain))
+        return state.with_tensors({**state.tensors(), "x": self.chain[:n].clone()})
+
+    def keep_chains(self, state):
+        pass
+
+
+class Resets(PCD):
+    """The last batch resets the chains."""
+
+    rows = None
+
+    def start_chains(self, x, *args, **kwargs):
+        if self.rows not in (None, len(x)):
+            n = self.n_chains
+            self.chain.copy_(self.initial_distribution(x.shape[1:]).sample(n, generator=self.generator))
+        self.rows = len(x)
+        return super().start_chains(x, *args, **kwargs)
+
+
+class NotLive(PCD):
+    """Returns copies of the chains."""
+
+    chain = property(lambda self: None if self.chains.x is None else self.chains.x.clone())
+
+
+class NudgedRestarts(PCD):
+    """Restarts that add noise to where the chain was."""
+
+    def start_chains(self, x, *args, **kwargs):
+        restart_prob, self.restart_prob = self.restart_prob, 0.0
+        state = super().start_chains(x, *args, **kwargs)
+        self.restart_prob = restart_prob
+        uniform = torch.rand(len(state), 1, generator=self.generator)
+        noise = 0.01 * normal_like(state.x, self.generator)
+        return state.with_tensors({**state.tensors(), "x": torch.where(uniform < restart_prob, state.x + noise, state.x)})
+
+
+class RareRestarts(PCD):
+    """Restarts half as often as asked."""
+
+    def start_chains(self, x, *args, **kwargs):
+        asked = self.restart_prob
+        self.restart_prob = asked / 2
+        try:
+            return super().start_chains(x, *args, **kwargs)
+        finally:
+            self.restart_prob = asked
+
+
+class Renumbered(PCD):
+    """Ages chains by two in each call."""
+
+    def keep_chains(self, state):
+        super().keep_chains(state)
+        self.chains.ages.mul_(2)
+
+
+class LabelsLost(PCD):
+    """Chains take over the labels of the batch."""
+
+    def start_chains(self, x, *args, **kwargs):
+        state = super().start_chains(x, *args, **kwargs)
+        labels = {f"conditions.{name}": t[: len(state)] for name, t in name_conditions(args, kwargs, x).items()}
+        return state.with_tensors(state.tensors() | labels)
+
+
+class PositionsOnly(PCD):
+    """Keeps positions, and loses what else the sampler's state holds."""
+
+    def start_chains(self, x, *args, **kwargs):
+        state = super().start_chains(x, *args, **kwargs)
+        return self.new_chains(state.x, state.conditions)
+
+
+class NotRefreshed(PCD):
+    """Goes on with what the sampler cached under old parameters."""
+
+    def start_chains(self, x, *args, **kwargs):
+        refresh = type(self.sampler).refresh
+        try:
+            type(self.sampler).refresh = lambda sampler, energy, state: state
+            return super().start_chains(x, *args, **kwargs)
+        finally:
+            type(self.sampler).refresh = refresh
+
+
+class Quantised(PCD):
+    """Stores chains in eight bits."""
+
+    def keep_chains(self, state):
+        x = (state.x.clamp(0, 1) * 255).to(torch.uint8).to(state.x.dtype) / 255
+        super().keep_chains(state.with_tensors({**state.tensors(), "x": x}))
+
+
+class LosesChains(PCD):
+    """Clears its chains before it samples."""
+
+    def draw_negatives(self, x, *args, **kwargs):
+        if self.chain is None:
+            return super().draw_negatives(x, *args, **kwargs)
+        before = self.chain.clone()
+        self.chain.zero_()
+        state = self.new_chains(before[: len(x)], {})
+        state, _ = run(self.sampler, self.energy, state, self.k_steps, generator=self.generator)
+        self.chain.copy_(torch.cat([state.x, before[len(x) :]]))
+        return state.x
+
+
+class KeepsNaN(PCD):
+    """Keeps chains that have left the finite numbers."""
+
+    def keep_chains(self, state):
+        slots = self.chains._drawn.slots
+        super().keep_chains(state)
+        self.chain[slots] = state.x
+
+
+class Stands(PCD):
+    """Moves its chains, and stores them where they were."""
+
+    def keep_chains(self, state):
+        pass
+
+
+class AlwaysANumber(CD):
+    """Returns a loss when every chain is lost."""
+
+    def forward(self, x, *args, **kwargs):
+        with contextlib.suppress(RuntimeError):
+            return super().forward(x, *args, **kwargs)
+        return sum(p.sum() for p in self.energy.parameters()) * 0.0, x.clone()
+
+
+class Keywords(CD):
+    """Swallows typos."""
+
+    def __init__(self, energy, sampler, k_steps: int = 1, **kwargs: Any):
+        super().__init__(energy, sampler, k_steps)
+
+
+class Lambda(CD):
+    """Cannot be pickled."""
+
+    def __init__(self, energy, sampler, k_steps: int = 1):
+        super().__init__(energy, sampler, k_steps)
+        self.schedule = lambda step: k_steps
+
+
+class WrongScoreMatching(ScoreMatching):
+    """Learns -E."""
+
+    def objective(self, grad, divergence):
+        return (0.5 * grad.square().sum(1) + divergence).mean()

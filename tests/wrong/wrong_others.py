@@ -1,0 +1,170 @@
+"""Energies, data sets, metrics and observers that are deliberately wrong, each in one way."""
+
+from __future__ import annotations
+
+import torch
+
+from ebm_plugin_datasets.bars_and_stripes import BarsAndStripes
+from ebm_plugin_datasets.ring_of_gaussians import RingOfGaussians
+from ebm_plugin_likelihood.exact import ExactLogLikelihood
+from ebm_plugin_nets.mlp import MLP
+from ebm_plugin_rbm.rbm import RBM
+from ebmcore.training import BaseObserver
+
+
+class Column(MLP):
+    """Returns a column."""
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class BatchDependent(MLP):
+    """Subtracts the mean of the batch."""
+
+    def forward(self, x):
+        energies = super().forward(x)
+        return energies - energies.mean()
+
+
+class Detached(MLP):
+    """Cuts the graph."""
+
+    def forward(self, x):
+        return super().forward(x.detach()) + 0 * x.flatten(1).sum(1).detach()
+
+
+class InfiniteSlope(MLP):
+    """Has no gradient where two components are equal."""
+
+    def forward(self, x):
+        return super().forward(x) + (x - x).flatten(1).sum(1).sqrt()
+
+
+class SinglePrecision(MLP):
+    """Always answers in float32."""
+
+    def forward(self, x):
+        return super().forward(x).float()
+
+
+class WrongGradient(RBM):
+    """Forgets the visible bias in the closed form of the gradient."""
+
+    def value_and_grad(self, x):
+        energy, grad = super().value_and_grad(x)
+        return energy, grad + self.visible_bias.view_as(x[0])
+
+
+class WrongConditional(RBM):
+    """Forgets the visible bias in the conditional."""
+
+    def visible_logits(self, hidden):
+        return hidden @ self.weight.T
+
+
+class ColdConditional(RBM):
+    """Does not temper the visible conditional."""
+
+    def sample_visible(self, hidden, *, beta=None, generator=None):
+        return super().sample_visible(hidden, generator=generator)
+
+
+class WrongTempering(RBM):
+    """Squares beta."""
+
+    def tempered(self, beta, base=None):
+        return super().tempered(0.5 * (1 + beta), base)
+
+
+class WrongNormaliser(RBM):
+    """Counts the empty state twice."""
+
+    def log_partition(self):
+        log_z = super().log_partition()
+        return torch.logaddexp(log_z, torch.zeros((), dtype=torch.float64))
+
+
+class SingleNormaliser(RBM):
+    """log Z in float32."""
+
+    def log_partition(self):
+        return super().log_partition().float()
+
+
+class GreyStart(RBM):
+    """Chains of binary units start at probabilities."""
+
+    def initial_distribution(self, shape):
+        outer = super().initial_distribution(shape)
+
+        class Grey:
+            def sample(self, n, *, generator=None):
+                return 0.5 * outer.sample(n, generator=generator)
+
+        return Grey()
+
+
+class Flat(RingOfGaussians):
+    """Says another shape than it has."""
+
+    shape = (1, 2)
+
+
+class Integers(BarsAndStripes):
+    """Holds integers."""
+
+    def __init__(self):
+        super().__init__()
+        self.train = self.train.long()
+
+
+class Signs(BarsAndStripes):
+    """Binary data in -1 and 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.train = 2 * self.train - 1
+
+
+class Unseeded(RingOfGaussians):
+    """Draws its points from the global generator."""
+
+    def __init__(self):
+        super().__init__(seed=int(torch.randint(1000, ())))
+
+
+class Tensors(ExactLogLikelihood):
+    """Returns tensors."""
+
+    def __call__(self, *args, **kwargs):
+        return {name: torch.tensor(value) for name, value in super().__call__(*args, **kwargs).items()}
+
+
+class Optimistic(ExactLogLikelihood):
+    """Forgets a tenth of a nat."""
+
+    def __call__(self, *args, **kwargs):
+        result = super().__call__(*args, **kwargs)
+        return result | {"log_likelihood": result["log_likelihood"] + 0.1}
+
+
+class Converting(ExactLogLikelihood):
+    """Leaves the model in evaluation mode."""
+
+    def __call__(self, energy, data, **kwargs):
+        return super().__call__(energy.eval(), data, **kwargs)
+
+
+class TwoArguments(BaseObserver):
+    """Takes too few arguments."""
+
+    def on_log(self, metrics):
+        pass
+
+
+class Misspelt(BaseObserver):
+    """Waits for an event that does not exist."""
+
+    def on_logged(self, step, metrics):
+        pass
