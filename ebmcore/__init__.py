@@ -58,11 +58,11 @@ __all__ = [
 ]
 
 
-def create_loss(name: str, /, energy: Any, sampler: Any, *args: Any, **kwargs: Any) -> Any:
-    """The loss ``name`` for an energy and a sampler, e.g. ``create_loss("pcd", energy, sampler, n_chains=256)``."""
+def create_loss(name: str, /, energy: Any, *args: Any, **kwargs: Any) -> Any:
+    """The loss ``name`` for an energy and, where it needs one, a sampler: ``create_loss("pcd", energy, sampler)``."""
     from ebmcore import host
 
-    return host.create("loss", name, energy, sampler, *args, **kwargs)
+    return host.create("loss", name, energy, *args, **kwargs)
 
 
 def create_sampler(name: str, /, *args: Any, **kwargs: Any) -> Any:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from ebmcore import host
 from ebmcore.cli import main
 from ebmcore.training import latest_checkpoint, read_checkpoint
 
@@ -351,3 +352,14 @@ def test_the_learning_rate_recommended_by_the_energy_gives_way_to_the_users(tmp_
     assert train(f"{RBM} --loss cd --steps 1 --lr 0.125 --optimizer adam", tmp_path / "run") == 0
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert (config["lr"], config["optimizer"], config["batch_size"]) == (0.125, "adam", 50)
+
+
+def test_a_loss_that_needs_no_sampler_trains(tmp_path, monkeypatch):
+    from right_components import ScoreMatching
+
+    from ebmcore.host.manager import get_manager
+
+    added = host.Component("loss", "score", ScoreMatching, "ebm-plugin-cd", "0.1.0")
+    monkeypatch.setitem(get_manager().registry._components, ("loss", "score"), [added])
+    train = "train --energy mlp --sampler langevin --sampler.step_size 0.1 --loss score --data two-moons --steps 2 --out"
+    assert main([*train.split(), str(tmp_path / "run")]) == 0

@@ -12,6 +12,7 @@ import torch
 import yaml
 from torch import nn
 
+from ebmcore import host
 from ebmcore.cli.options import REQUIRED, Config, create, read_config
 from ebmcore.errors import CheckpointError, UsageError
 from ebmcore.training import (
@@ -53,7 +54,10 @@ def build(config: Config) -> Parts:
         energy = create(config, "energy", shape=data.shape)
     sampler = create(config, "sampler")
     check_compatible(energy, sampler, data)
-    return Parts(data, energy, sampler, create(config, "loss", energy=energy, sampler=sampler))
+    given = {"energy": energy}
+    if host.load("loss", config["loss"]["name"]).needs_sampler:
+        given["sampler"] = sampler
+    return Parts(data, energy, sampler, create(config, "loss", **given))
 
 
 def load_run(run: Path) -> tuple[Config, Parts, int]:
