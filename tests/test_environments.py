@@ -105,7 +105,7 @@ def test_wheels_hold_no_tests_and_carry_types_licence_and_readme(wheels):
     for path in wheels.values():
         names = zipfile.ZipFile(path).namelist()
         metadata = zipfile.ZipFile(path).read(next(n for n in names if n.endswith("METADATA"))).decode()
-        assert not [n for n in names if "test_" in n or "/tests/" in n]
+        assert not [n for n in names if Path(n).name.startswith("test_") or "/tests/" in n]
         assert any(n.endswith("py.typed") for n in names)
         assert any(n.endswith("LICENSE") for n in names)
         assert "Description-Content-Type: text/markdown" in metadata
