@@ -154,7 +154,7 @@ def check_chains_restart_as_often_as_asked(case: LossCase) -> None:
 
 @check(PERSISTENT, since="0.1")
 def check_ids_and_ages_follow_the_chains(case: LossCase) -> None:
-    """Each chain has an id that never changes and an age that counts how often it was written back."""
+    """Each chain has an id that never changes, and an age: how often it was written back since it was started."""
     loss = case.make(sampler=Identity(), n_chains=STORE)
     case.fill(loss, numbered(STORE))
     before = dict(zip(loss.chains.ids.tolist(), _numbers(loss.chain), strict=True))
@@ -167,6 +167,12 @@ def check_ids_and_ages_follow_the_chains(case: LossCase) -> None:
     expect(before.keys() == after.keys() and not mixed, f"{mixed} of {STORE} ids changed their chain")
     ages = int(loss.chains.ages.sum())
     expect(ages == 64 * calls, f"after {calls} calls with 64 chains the ages sum to {ages}, not {64 * calls}")
+    if case.accepts("restart_prob"):
+        loss = case.make(sampler=Identity(), restart_prob=1.0)
+        for _ in range(3):
+            draw(loss, case.start(N_CHAINS))
+        oldest = int(loss.chains.ages.max())
+        expect(oldest == 1, f"chains that restart in each call are up to {oldest} calls old, not 1")
 
 
 @check(PERSISTENT, since="0.1")
@@ -264,6 +270,11 @@ def check_a_lost_chain_has_no_weight(case: LossCase) -> None:
     expect(counted is not None and int(counted) == lost, f'metrics["quarantined"] is {counted}, not {lost}')
     if case.persistent:
         expect(bool(loss.chain.isfinite().all()), "a chain that is not finite stays in the store")
+        young = int((loss.chains.ages == 0).sum())
+        expect(
+            young == lost,
+            f"{young} chains have the age of a new one, not the {lost} that were started in place of lost ones",
+        )
 
 
 @check(IS_CD, since="0.1")
