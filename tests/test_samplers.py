@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from ebmcore import BaseSampler, ChainState, run, value_and_grad
 from ebmcore.samplers import check_sampler, normal_like, where
-from ebmcore.testing import Identity, Quadratic
+from ebmcore.testing import Identity, Moody, Quadratic, Raising, Watched
+from ebmcore.testing.awkward import EnergyError
+from ebmcore.testing.instruments import Trace
 
 
 class Drift(BaseSampler):
@@ -21,33 +23,6 @@ class Drift(BaseSampler):
         return replace(state, x=state.x - 0.1 * grad + 0.1 * normal_like(state.x, generator)), {}
 
 
-class Moody(nn.Module):
-    """Everything that sampling could leave a trace on: dropout, batch norm, spectral norm, mixed modes and flags."""
-
-    def __init__(self):
-        super().__init__()
-        self.normed = nn.utils.parametrizations.spectral_norm(nn.Linear(2, 8))
-        self.batch_norm = nn.BatchNorm1d(8)
-        self.dropout = nn.Dropout(0.5)
-        self.out = nn.Linear(8, 1)
-        self.out.bias.requires_grad_(False)
-        self.batch_norm.eval()
-        self.register_buffer("calls", torch.zeros(()))
-
-    def forward(self, x):
-        self.calls += 1
-        return self.out(self.dropout(self.batch_norm(self.normed(x)))).squeeze(-1)
-
-
-class Raising(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(2))
-
-    def forward(self, x):
-        raise ZeroDivisionError("in the energy")
-
-
 class Pole(nn.Module):
     """Not a number left of zero."""
 
@@ -55,38 +30,21 @@ class Pole(nn.Module):
         return x.sqrt().flatten(1).sum(1)
 
 
-def trace(module):
-    return (
-        {name: t.clone() for name, t in module.state_dict().items()},
-        [m.training for m in module.modules()],
-        [p.requires_grad for p in module.parameters()],
-        [None if p.grad is None else p.grad.clone() for p in module.parameters()],
-    )
-
-
-def same(a, b):
-    tensors = a[0].keys() == b[0].keys() and all(torch.equal(a[0][k], b[0][k]) for k in a[0])
-    grads = all((x is None and y is None) or torch.equal(x, y) for x, y in zip(a[3], b[3], strict=True))
-    return tensors and a[1:3] == b[1:3] and grads
-
-
 def test_sampling_leaves_no_trace_on_the_energy():
     torch.manual_seed(0)
-    energy = Moody().train()
-    energy.batch_norm.eval()
+    energy = Moody()
     energy(torch.randn(8, 2)).sum().backward()
-    before = trace(energy)
+    before = Trace.of(energy)
     run(Drift(), energy, ChainState(torch.randn(4, 2)), 20, generator=torch.Generator().manual_seed(0))
-    assert same(before, trace(energy))
+    assert before.changes(energy) == []
 
 
 def test_an_energy_that_raises_raises_and_is_left_as_it_was():
-    energy = Raising()
-    before = trace(energy)
-    with pytest.raises(ZeroDivisionError, match="in the energy"):
+    energy = Watched(Quadratic(), Raising())
+    before = Trace.of(energy)
+    with pytest.raises(EnergyError):
         run(Drift(), energy, ChainState(torch.zeros(4, 2)), 1)
-    assert same(before, trace(energy))
-    assert energy.weight.requires_grad
+    assert before.changes(energy) == []
 
 
 def test_the_energy_is_frozen_and_in_evaluation_mode_meanwhile():
