@@ -227,6 +227,7 @@ class Item:
         """Run it and tell pytest: pass, skip, xfail, or fail with the rule in the message."""
         import pytest
 
+        __tracebackhide__ = True  # the message says it; the lines of the kit do not
         if self.check == APPLICABLE:
             self._check_applicable()
             return
@@ -239,7 +240,8 @@ class Item:
         if result.outcome == FAILED:
             from ebmcore.testing.cases import ConformanceError
 
-            raise ConformanceError(f"{self.component.name} breaks {self.check}: {result.detail}") from result.error
+            cause = None if isinstance(result.error, ConformanceError) else result.error
+            raise ConformanceError(f"{self.component.name} breaks {self.check}: {result.detail}") from cause
 
     def _check_applicable(self) -> None:
         case = _case(self.component)
