@@ -48,6 +48,13 @@ class BaseLoss(StrictKeywords, nn.Module, ABC):
         self.metrics: dict[str, Tensor] = {}
         self.generator: torch.Generator | None = None
 
+    def fitted_precision(self, variance: float) -> float:
+        """The precision of a quadratic energy that minimises the loss on normal data of that variance: 1 over it.
+
+        A loss that smooths the data, such as denoising score matching with ``1 / (variance + sigma**2)``, overrides it.
+        """
+        return 1 / variance
+
     @abstractmethod
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The scalar loss (0-dim) of a batch ``x`` ``(B, *shape)``, or a tuple whose first item is it."""

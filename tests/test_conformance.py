@@ -20,8 +20,9 @@ from ebm_plugin_cd.loss import ContrastiveDivergence
 from ebmcore import BaseContrastiveDivergence, BaseLoss, BaseSampler, host
 from ebmcore.cli import main
 from ebmcore.errors import UsageError
-from ebmcore.testing import Identity, Result, checks, conformance, run_checks, summary
-from ebmcore.testing.runner import find, load_check, nothing_applies, run_check
+from ebmcore.host.manager import get_manager
+from ebmcore.testing import Identity, SiteGibbs, checks, conformance, run_checks, summary
+from ebmcore.testing.runner import find, load_check, run_check
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -68,6 +69,28 @@ WRONG = {
         (losses.Scaled, "check_averaged_over_the_model_it_is_the_likelihood_gradient"),
         (losses.HalfStays, "check_exact_negatives_give_the_likelihood_gradient"),
         (losses.OneTransition, "check_the_bias_falls_as_the_second_eigenvalue_says"),
+        (losses.NaNGradient, "check_the_gradient_is_that_of_the_energy_gap"),
+        (losses.NaNGradient, "check_exact_negatives_give_the_likelihood_gradient"),
+        (losses.ClampedLoss, "check_no_energy_and_no_gradient_is_too_large"),
+        (losses.ClampedNegatives, "check_no_energy_and_no_gradient_is_too_large"),
+        (losses.InitUnfrozen, "check_sampling_moves_no_batch_statistics"),
+        (losses.Peeking, "check_sampling_moves_no_batch_statistics"),
+        (losses.PartlyEval, "check_data_and_negatives_are_scored_in_one_mode"),
+        (losses.RolledLabels, "check_negatives_keep_the_label_of_their_example"),
+        (losses.KeywordLabelsLost, "check_labels_travel_with_their_chain"),
+        (losses.RestartsKeepLabels, "check_labels_travel_with_their_chain"),
+        (losses.GlobalRestarts, "check_the_global_random_state_is_untouched"),
+        (losses.SameStart, "check_two_processes_give_the_gradient_of_the_whole_batch"),
+        (losses.SummedScoreMatching, "check_two_processes_give_the_gradient_of_the_whole_batch"),
+        (losses.Origin, "check_chains_are_allocated_as_the_contract_says"),
+        (losses.NormalStart, "check_chains_start_in_the_state_space_of_the_energy"),
+        (losses.Reused, "check_negatives_stay_as_they_were_returned"),
+        (losses.LiveNegatives, "check_negatives_stay_as_they_were_returned"),
+        (losses.Undeclared, "check_chains_persist_only_where_declared"),
+        (losses.OtherFamily, "check_the_family_is_that_of_its_base"),
+        (losses.EveryTenth, "check_nothing_waits_for_the_device"),
+        (losses.ToTheHost, "check_nothing_waits_for_the_device"),
+        (losses.WeakScoreMatching, "check_it_fits_a_quadratic"),
         (losses.SignFlip, "check_it_fits_a_quadratic"),
         (losses.WrongScoreMatching, "check_it_fits_a_quadratic"),
         (losses.Stands, "check_a_chain_goes_on_where_it_stopped"),
@@ -130,6 +153,15 @@ WRONG = {
         (samplers.ColdAcceptance, "check_exact_samples_of_a_density_stay_exact"),
         (samplers.LastAxis, "check_moments_on_gaussians"),
         (samplers.OneAfterTheOther, "check_steps_are_in_detailed_balance"),
+        (samplers.SharedNoise, "check_the_bias_on_gaussians_is_the_predicted_one"),
+        (samplers.UniformNoise, "check_the_bias_on_gaussians_is_the_predicted_one"),
+        (samplers.LargerSteps, "check_the_bias_on_gaussians_is_the_predicted_one"),
+        (samplers.HalfAcceptance, "check_acceptance_is_not_in_half_precision"),
+        (samplers.TaylorAcceptance, "check_exact_samples_of_a_density_stay_exact"),
+        (samplers.Coin, "check_a_sampler_says_what_it_samples"),
+        (samplers.NoRate, "check_a_step_returns_a_state_and_information_per_chain"),
+        (samplers.OwnSample, "check_no_trace_is_left_on_the_energy"),
+        (samplers.OwnSample, "check_the_global_random_state_is_untouched"),
         (samplers.Undamped, "check_the_bias_on_gaussians_is_the_predicted_one"),
         (samplers.TooHot, "check_the_bias_on_gaussians_is_the_predicted_one"),
         (samplers.HiddenTemperature, "check_the_noise_follows_from_step_size_and_temperature"),
@@ -167,6 +199,7 @@ WRONG = {
         (others.Misspelt, "check_it_names_no_event_that_does_not_exist"),
     ],
 }
+RAISING = {samplers.NeedsGrad, losses.FixedBatch, losses.CachedDtype}
 CASES = [(kind, wrong, name) for kind, pairs in WRONG.items() for wrong, name in pairs]
 
 
@@ -178,6 +211,8 @@ def component(kind, cls):
 def test_each_error_is_caught_by_its_check_with_a_message_that_names_the_rule(kind, wrong, name):
     result = run_check(component(kind, wrong), name)
     assert result.outcome == "failed", result
+    # Seen by the check and measured, not an accident on the way; a component that only raises is one that says so.
+    assert isinstance(result.error, AssertionError) or wrong in RAISING, result
     rule, _, found = result.detail.partition(" But here: ")
     assert rule.endswith(".")
     assert found
@@ -270,7 +305,7 @@ from wrong_losses import Scaled
 from ebmcore.host import Component
 from ebmcore.testing.runner import Item
 def test_it():
-    Item(Component("loss", "scaled", Scaled, "x", "1"), "check_the_gradient_is_that_of_the_energy_gap", None).run()
+    Item(Component("loss", "scaled", Scaled, "x", "1"), "check_the_gradient_is_that_of_the_energy_gap", None).run(print)
 """
     done = run_pytest(tmp_path, test=test)
     assert done.returncode == 1
@@ -308,6 +343,31 @@ def test_an_expected_failure_that_fails_is_counted_apart():
     assert "1 failed as expected" in summary([result])[0]
 
 
+def test_an_expected_failure_can_name_one_component_of_several():
+    both = [component("loss", losses.Scaled), component("loss", ContrastiveDivergence)]
+    name = "check_the_gradient_is_that_of_the_energy_gap"
+    outcomes = [run_check(c, name, {f"Scaled:{name}": "on purpose"}).outcome for c in both]
+    assert outcomes == ["failed as expected", "passed"]
+
+
+def test_a_component_that_ends_the_interpreter_fails_and_the_kit_goes_on():
+    class Exiting(SiteGibbs):
+        def step(self, energy, state, *, generator=None):
+            sys.exit("gone")
+
+    failed = [r for r in run_checks(Exiting) if r.outcome == "failed"]
+    assert any("SystemExit: gone" in r.detail for r in failed)
+
+
+def test_a_component_that_cannot_be_loaded_is_one_failure(monkeypatch):
+    broken = host.Component("loss", "broken", "no_such_module:Loss", "ebm-plugin-cd", "1")
+    monkeypatch.setattr("ebmcore.testing.runner.find", lambda target: [broken])
+    monkeypatch.setattr("ebmcore.host.load", lambda kind, name: get_manager().load(broken))
+    (result,) = run_checks("broken")
+    assert (result.check, result.outcome) == ("it can be loaded", "failed")
+    assert "no_such_module" in result.detail
+
+
 def test_an_expected_failure_that_does_not_apply_is_a_failure():
     reason = {"check_no_chain_is_lost_or_doubled": "no chains"}
     result = run_check(component("loss", ContrastiveDivergence), *reason, expected_failures=reason)
@@ -315,9 +375,12 @@ def test_an_expected_failure_that_does_not_apply_is_a_failure():
     assert "but it applies to persistent losses" in result.detail
 
 
-def test_a_component_to_which_nothing_applies_fails():
-    assert "no check applies" in nothing_applies([Result("x", "check_a", "did not apply")])
-    assert nothing_applies([Result("x", "check_a", "did not apply"), Result("x", "check_b", "passed")]) is None
+def test_a_component_to_which_nothing_applies_fails(monkeypatch):
+    monkeypatch.setattr("ebmcore.testing.checks.MODULES", {"sampler": ("gradients",)})
+    monkeypatch.setattr("ebmcore.testing.cases.Check.obstacle", lambda check, case: "applies to nothing")
+    last = run_checks(Identity)[-1]
+    assert last.outcome == "failed"
+    assert "no check applies to it" in last.detail
 
 
 def test_a_check_leaves_the_global_random_state_as_it_was():

@@ -19,6 +19,7 @@ from ebmcore.testing.samplers import Drift
 from ebmcore.testing.targets import Boltzmann, Enumerable, EnumerableRBM, Gaussian, Ising, Potts
 
 N_CHAINS = 16
+SPACES = ("continuous", "binary", "categorical")
 
 
 class ConformanceError(AssertionError, EbmcoreError):
@@ -218,7 +219,10 @@ class LossCase(SteppingCase):
         """
         energy = network(4) if energy is None else energy
         args = (energy, sampler or Drift()) if self.component.needs_sampler else (energy,)
-        loss: BaseLoss = self.construct(*args, **self.chains(N_CHAINS) | self.options | options)
+        still = (
+            {"restart_prob": 0.0} if self.persistent and self.accepts("restart_prob") else {}
+        )  # a check asks for restarts
+        loss: BaseLoss = self.construct(*args, **self.chains(N_CHAINS) | self.options | still | options)
         loss.generator = generator()
         return loss
 
@@ -232,7 +236,7 @@ class LossCase(SteppingCase):
     ) -> list[Tensor]:
         """What one call gives: loss, negatives and the parameters' gradients."""
         x = self.start(8) if x is None else x
-        loss = self.make(energy or self.energy(*x.shape[1:]).to(x.dtype)) if instance is None else instance
+        loss = self.make(energy or self.energy(*x.shape[1:])).to(x.dtype) if instance is None else instance
         loss.generator = generator(seed)
         loss.zero_grad()
         result = loss(x)
@@ -272,7 +276,16 @@ class LossCase(SteppingCase):
         return torch.randn(n, *(shape or (4,)), generator=generator(seed))
 
     def draws(self) -> bool:
-        return self.cd
+        if self.cd:
+            return True
+        a, b = self.use(seed=5), self.use(seed=6)
+        return any(not torch.equal(s, t) for s, t in zip(a, b, strict=True))
+
+    @property
+    def has_parameters(self) -> bool:
+        """Whether it has parameters beside the energy's."""
+        loss = self.make()
+        return len(list(loss.parameters())) > len(list(loss.energy.parameters()))
 
     def fill(self, loss: Any, rows: Tensor) -> None:
         """Put given chains into a persistent loss."""
@@ -290,6 +303,8 @@ class SamplerCase(SteppingCase):
     def space(self) -> str | None:
         """The state space that it declares."""
         space: str | None = getattr(self.component, "state_space", None)
+        if space not in (None, *SPACES):
+            raise ConformanceError(f"state_space is {space!r}: declare {', '.join(map(repr, SPACES))}, or None for any")
         return space
 
     @property
@@ -464,9 +479,20 @@ CASES: dict[str, type[Case]] = {
 }
 
 IS_CD = Condition("to losses of the contrastive-divergence family", lambda case: case.cd)
+ON_CD_BASE = Condition(
+    "to losses on BaseContrastiveDivergence", lambda case: issubclass(case.component, BaseContrastiveDivergence)
+)
+COMPARABLE = Condition(
+    "to losses of the contrastive-divergence family or without randomness", lambda c: c.cd or not c.draws()
+)
+ENERGY_ALONE = Condition("to losses without parameters of their own", lambda case: not case.has_parameters)
 PERSISTENT = Condition("to persistent losses", lambda case: case.persistent)
 STARTS_AT_DATA = Condition("to losses that start chains at the data", lambda case: case.cd and case.component.starts_at_data)
 RANDOM = Condition("to components that draw random numbers", lambda case: case.draws())
+SAMPLES = Condition(
+    "to losses of the contrastive-divergence family and samplers that draw random numbers",
+    lambda case: case.draws() and (case.kind == "sampler" or case.cd),
+)
 EXACT = Condition("to samplers declared exact", lambda case: case.declares("exact"))
 NOT_EXACT = Condition("to samplers not declared exact", lambda case: not case.declares("exact"))
 REVERSIBLE = Condition("to samplers declared reversible", lambda case: case.declares("reversible"))

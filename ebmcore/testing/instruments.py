@@ -56,6 +56,11 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
     return torch.equal(a.nan_to_num(), b.nan_to_num()) and torch.equal(a.isnan(), b.isnan())
 
 
+def largest(*differences: Tensor) -> float:
+    """The largest absolute value in some tensors; not a number if any is none."""
+    return float(torch.cat([d.detach().double().abs().flatten() for d in differences] or [torch.zeros(1)]).max())
+
+
 def global_random_state() -> dict[str, Any]:
     """The state of every global generator that a component could have drawn from."""
     state: dict[str, Any] = {"torch": torch.get_rng_state().tolist(), "random": random.getstate()}
@@ -63,6 +68,27 @@ def global_random_state() -> dict[str, Any]:
         algorithm, keys, *rest = sys.modules["numpy"].random.get_state()
         state["numpy"] = (algorithm, keys.tolist(), *rest)
     return state
+
+
+class HalfPrecisionComparisons(TorchDispatchMode):
+    """Notes comparisons of numbers in bfloat16 or float16.
+
+    Attributes:
+        found: The operations, in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name = func.__name__.partition(".")[0]
+        half = any(isinstance(a, Tensor) and a.dtype in (torch.bfloat16, torch.float16) for a in args)
+        if half and name in ("lt", "le", "gt", "ge"):
+            self.found.append(f"{name}()")
+        return func(*args, **(kwargs or {}))
 
 
 class Synchronisations(TorchDispatchMode):
@@ -95,7 +121,7 @@ class Synchronisations(TorchDispatchMode):
         masked = name in ("index", "index_put", "index_put_") and any(
             isinstance(i, Tensor) and i.dtype == torch.bool for i in args[1]
         )
-        if name.startswith(self._WAITING) or masked:
+        if (name.startswith(self._WAITING) or masked) and not self._reads.harmless:
             self.found.append("indexing with a mask" if masked else _SPOKEN.get(name, f"{name}()"))
         return func(*args, **(kwargs or {}))
 
@@ -104,18 +130,29 @@ _SPOKEN = {"_local_scalar_dense": ".item() or bool(), int(), float() of a tensor
 
 
 class _Reads(TorchFunctionMode):
-    """``tolist()``, ``numpy()`` and ``cpu()`` never reach the dispatcher on the CPU."""
+    """What never reaches the dispatcher on the CPU, and would wait elsewhere."""
 
     def __init__(self, found: list[str]) -> None:
         super().__init__()
         self._found = found
+        self.harmless = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if getattr(func, "__name__", "") in ("tolist", "numpy", "__array__", "cpu"):
-            self._found.append(f".{func.__name__}()")
-        return func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name in ("tolist", "numpy", "__array__", "cpu", "allclose", "bincount"):
+            self._found.append(f".{name}()")
+        if name == "to" and "cpu" in (*args[1:], *(kwargs or {}).values()):
+            self._found.append('.to("cpu")')
+        if name == "repeat_interleave" and isinstance(args[1], Tensor) and "output_size" not in (kwargs or {}):
+            self._found.append(".repeat_interleave() without output_size")
+        # With the number of classes given it looks at the values on the CPU alone.
+        self.harmless = name == "one_hot" and (len(args) > 1 or "num_classes" in (kwargs or {}))
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.harmless = False
 
 
 class Storages(TorchDispatchMode):
@@ -142,10 +179,10 @@ class Storages(TorchDispatchMode):
 
 
 class PermutedRandomness(TorchDispatchMode):
-    """Permutes the rows of the random numbers that are drawn with one row for each chain.
+    """Permutes the random numbers along the axis that has as many entries as there are chains.
 
     Args:
-        order: The permutation: row ``i`` gets what row ``order[i]`` would have had.
+        order: The permutation: chain ``i`` gets what chain ``order[i]`` would have had.
     """
 
     def __init__(self, order: Tensor) -> None:
@@ -167,5 +204,5 @@ class PermutedRandomness(TorchDispatchMode):
         return tree_map(lambda drawn: self._rows(drawn, self._order), out)
 
     def _rows(self, value: Any, order: Tensor) -> Any:
-        per_chain = isinstance(value, Tensor) and value.shape[:1] == order.shape
-        return value.index_select(0, order) if per_chain else value
+        axes = [i for i, n in enumerate(value.shape) if n == len(order)] if isinstance(value, Tensor) else []
+        return value.index_select(axes[0], order) if len(axes) == 1 else value

@@ -49,7 +49,7 @@ def _run(call: tuple[Callable[..., Any], tuple[Any, ...]], answer: Path) -> Any:
     code = f"import sys; sys.path[:] = {sys.path!r}; from ebmcore.testing.processes import _serve; _serve({str(answer)!r})"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, input=pickle.dumps(call), capture_output=True, timeout=_SECONDS)
-    if done.returncode:
+    if not answer.exists():  # the exit status would also tell of trouble after the work was done
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise RuntimeError(f"another process failed: {said[-1] if said else f'exit status {done.returncode}'}")
     return pickle.loads(answer.read_bytes())  # noqa: S301 - what our own process wrote
@@ -59,7 +59,10 @@ def _serve(answer: str) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     function, args = pickle.load(sys.stdin.buffer)  # noqa: S301 - what the process that started this one wrote
-    Path(answer).write_bytes(pickle.dumps(function(*args)))
+    result = pickle.dumps(function(*args))
+    whole = Path(answer + ".writing")
+    whole.write_bytes(result)
+    whole.replace(answer)
 
 
 def _in_group(function: Callable[..., Result], rank: int, world: int, store: str, args: tuple[Any, ...]) -> Result:
@@ -67,6 +70,8 @@ def _in_group(function: Callable[..., Result], rank: int, world: int, store: str
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     try:
-        return function(rank, *args)
+        result = function(rank, *args)
+        dist.barrier()  # a rank that leaves early takes the others' connection with it
+        return result
     finally:
         dist.destroy_process_group()

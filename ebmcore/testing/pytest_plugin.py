@@ -5,7 +5,6 @@ Loaded in every pytest run of an environment that has ebmcore, so it imports not
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pytest
@@ -29,7 +28,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
     from ebmcore.testing.runner import collect
 
     try:
-        tests = [item for target in targets for item in collect(target)]
+        tests = [item for target in dict.fromkeys(targets) for item in collect(target)]
     except EbmcoreError as error:
         raise pytest.UsageError(f"--ebm-conformance: {error}") from error
     items += [ConformanceItem.from_parent(session, name=f"conformance[{test.id}]", test=test) for test in tests]
@@ -43,17 +42,21 @@ class ConformanceItem(pytest.Item):
         self.test = test
 
     def runtest(self) -> None:
-        self.test.run()
+        self.test.run(lambda name, value: self.user_properties.append((name, value)))
 
     def reportinfo(self) -> tuple[Any, int | None, str]:
         return self.path, None, self.name
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    # Somebody else imported it, if there is anything to tell.
-    module = sys.modules.get("ebmcore.testing.runner")
-    results = module.results_of_this_process() if module else []
-    if results and module:
-        terminalreporter.section("ebmcore conformance")
-        for line in module.summary(results):
-            terminalreporter.line(line)
+    reports = [
+        report for reports in terminalreporter.stats.values() for report in reports if getattr(report, "when", "") == "call"
+    ]
+    found = [value for report in reports for name, value in report.user_properties if name == "ebmcore conformance"]
+    if not found:
+        return
+    from ebmcore.testing.runner import Result, summary
+
+    terminalreporter.section("ebmcore conformance")
+    for line in summary([Result(*value) for value in found]):
+        terminalreporter.line(line)

@@ -6,15 +6,18 @@ import difflib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 from ebmcore import host
-from ebmcore.errors import UsageError
+from ebmcore.errors import PluginError, UsageError
 from ebmcore.testing import checks
 
 PASSED, FAILED, EXPECTED, NOT_APPLICABLE = "passed", "failed", "failed as expected", "did not apply"
 OUTCOMES = (PASSED, FAILED, EXPECTED, NOT_APPLICABLE)
+APPLICABLE = "at_least_one_check_applies"
+NOTHING_APPLIES = "no check applies to it, so nothing about it is known: declare what it is in its class attributes"
+PROPERTY = "ebmcore conformance"  # under which a test of pytest records its result
 
 
 @dataclass(frozen=True)
@@ -74,47 +77,52 @@ def _kind(cls: type[Any]) -> str:
 
 
 def run_check(component: host.Component, name: str, expected_failures: Mapping[str, str] | None = None) -> Result:
-    """Run one check on one component, from fixed seeds; the global random state is as before afterwards.
+    """Run one check on one component, from fixed seeds; torch's global random state is as before afterwards.
 
     Args:
         component: The component.
         name: Name of the check.
         expected_failures: Checks that are known to fail, with the reason. One that passes is a failure.
+
+    Raises:
+        PluginError: If the component cannot be loaded.
     """
     import torch
 
-    case = _case(component)
-    check = load_check(name)
-    reason = (expected_failures or {}).get(name)
-    try:
-        obstacle = check.obstacle(case)
-    except Exception as unmade:
-        return Result(component.name, name, FAILED, f"whether it applies cannot be told: {_said(unmade)}", error=unmade)
-    if obstacle is not None:
-        if reason is not None:
-            return Result(component.name, name, FAILED, f"expected to fail ({reason}), but it {obstacle}")
-        return Result(component.name, name, NOT_APPLICABLE, obstacle)
+    case, check = _case(component), load_check(name)
+    reason = _reason(component, name, expected_failures)
     start = time.perf_counter()
-    error: Exception | None = None
+
+    def result(outcome: str, detail: str, error: BaseException | None = None) -> Result:
+        return Result(component.name, name, outcome, detail, time.perf_counter() - start, error)
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
+            obstacle = check.obstacle(case)
+        except (Exception, SystemExit) as error:
+            return result(FAILED, f"whether it applies cannot be told: {_said(error)}", error)
+        if obstacle is not None and reason is not None:
+            return result(FAILED, f"expected to fail ({reason}), but it {obstacle}")
+        if obstacle is not None:
+            return result(NOT_APPLICABLE, obstacle)
+        try:
             check.function(case)
-        except Exception as raised:
-            error = raised
-    seconds = time.perf_counter() - start
-    if error is None and reason is not None:
-        return Result(
-            component.name, name, FAILED, f"expected to fail ({reason}), but it passed: take it off the list", seconds
-        )
-    if error is None:
-        return Result(component.name, name, PASSED, "", seconds)
+        except (Exception, SystemExit) as error:
+            if reason is not None:
+                return result(EXPECTED, reason, error)
+            return result(FAILED, f"{check.rule} But here: {_said(error)}", error)
     if reason is not None:
-        return Result(component.name, name, EXPECTED, reason, seconds, error)
-    return Result(component.name, name, FAILED, f"{check.rule} But here: {_said(error)}", seconds, error)
+        return result(FAILED, f"expected to fail ({reason}), but it passed: take it off the list")
+    return result(PASSED, "")
 
 
-def _said(error: Exception) -> str:
+def _reason(component: host.Component, name: str, expected_failures: Mapping[str, str] | None) -> str | None:
+    expected = expected_failures or {}
+    return expected.get(f"{component.name}:{name}", expected.get(name))
+
+
+def _said(error: BaseException) -> str:
     return str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
 
 
@@ -123,7 +131,8 @@ def run_checks(target: str | type[Any], *, expected_failures: Mapping[str, str] 
 
     Args:
         target: A distribution, a canonical id, a bare name, or a class that is not installed yet.
-        expected_failures: Checks that are known to fail, with the reason; strict in both directions.
+        expected_failures: Checks that are known to fail, with the reason; strict in both directions. A key is the name of a
+            check, or ``"component:check"`` where a distribution has several components.
 
     Returns:
         A result for each component and check, those that did not apply included. A component to which no check applies
@@ -142,23 +151,21 @@ def run_checks(target: str | type[Any], *, expected_failures: Mapping[str, str] 
     check_expected(components, expected_failures)
     results = []
     for component in components:
+        try:
+            _case(component)
+        except PluginError as error:
+            results.append(Result(component.name, "it can be loaded", FAILED, str(error), error=error))
+            continue
         own = [run_check(component, name, expected_failures) for name in checks.names(component.kind)]
         results += own
-        if nothing := nothing_applies(own):
-            results.append(Result(component.name, "at least one check applies", FAILED, nothing))
+        if all(result.outcome == NOT_APPLICABLE for result in own):
+            results.append(Result(component.name, APPLICABLE, FAILED, NOTHING_APPLIES))
     return results
-
-
-def nothing_applies(results: Sequence[Result]) -> str | None:
-    """What is wrong with a component of which these are all results, if no check applied to it."""
-    if any(result.outcome != NOT_APPLICABLE for result in results):
-        return None
-    return "no check applies to it, so nothing about it is known: declare what it is in its class attributes"
 
 
 def check_expected(components: Sequence[host.Component], expected_failures: Mapping[str, str] | None) -> None:
     """Raise `UsageError` if an expected failure names no check of these components, or gives no reason."""
-    known = sorted({name for c in components for name in checks.names(c.kind)})
+    known = sorted({key for c in components for name in checks.names(c.kind) for key in (name, f"{c.name}:{name}")})
     for name, reason in (expected_failures or {}).items():
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
@@ -190,8 +197,9 @@ def conformance(target: str, *, expected_failures: Mapping[str, str] | None = No
 
     Args:
         target: Name of a distribution, e.g. ``"ebm-plugin-pcd"``, or canonical id of one component.
-        expected_failures: Checks that are known to fail, with the reason. Strict: an unknown name and a check that passes
-            after all are failures.
+        expected_failures: Checks that are known to fail, with the reason. A key is the name of a check, or
+            ``"component:check"`` where a distribution has several components. Strict: an unknown name and a check that
+            passes after all are failures.
 
     Raises:
         UsageError: If nothing of that name is installed, or an expected failure names no check.
@@ -204,8 +212,8 @@ def conformance(target: str, *, expected_failures: Mapping[str, str] | None = No
     items = collect(target, expected_failures)
 
     @pytest.mark.parametrize("item", items, ids=[item.id for item in items])
-    def test_conformance(item: Item) -> None:
-        item.run()
+    def test_conformance(item: Item, record_property: Callable[[str, object], None]) -> None:
+        item.run(record_property)
 
     return test_conformance
 
@@ -223,38 +231,39 @@ class Item:
         """How pytest shows it."""
         return f"{self.component.name}-{self.check}"
 
-    def run(self) -> None:
-        """Run it and tell pytest: pass, skip, xfail, or fail with the rule in the message."""
+    def run(self, record_property: Callable[[str, object], None]) -> None:
+        """Run it and tell pytest: pass, skip, xfail, or fail with the rule in the message.
+
+        Args:
+            record_property: Takes the result, for the summary at the end.
+        """
         import pytest
+
+        from ebmcore.testing.cases import ConformanceError
 
         __tracebackhide__ = True  # the message says it; the lines of the kit do not
         if self.check == APPLICABLE:
             self._check_applicable()
             return
-        result = run_check(self.component, self.check, self.expected_failures)
-        _RESULTS.append(result)
+        try:
+            result = run_check(self.component, self.check, self.expected_failures)
+        except PluginError as error:
+            pytest.skip(f"{self.component.name} cannot be loaded: {error}")
+        record_property(PROPERTY, (*astuple(replace(result, error=None)),))
         if result.outcome == NOT_APPLICABLE:
             pytest.skip(result.detail)
         if result.outcome == EXPECTED:
             pytest.xfail(result.detail)
         if result.outcome == FAILED:
-            from ebmcore.testing.cases import ConformanceError
-
             cause = None if isinstance(result.error, ConformanceError) else result.error
             raise ConformanceError(f"{self.component.name} breaks {self.check}: {result.detail}") from cause
 
     def _check_applicable(self) -> None:
+        from ebmcore.testing.cases import ConformanceError
+
         case = _case(self.component)
-        applied = [name for name in checks.names(self.component.kind) if load_check(name).obstacle(case) is None]
-        outcome = PASSED if applied else NOT_APPLICABLE
-        if nothing := nothing_applies([Result(self.component.name, "", outcome)]):
-            from ebmcore.testing.cases import ConformanceError
-
-            raise ConformanceError(f"{self.component.name}: {nothing}")
-
-
-APPLICABLE = "at_least_one_check_applies"
-_RESULTS: list[Result] = []  # of this process, for the summary at the end of a pytest run
+        if not any(load_check(name).obstacle(case) is None for name in checks.names(self.component.kind)):
+            raise ConformanceError(f"{self.component.name}: {NOTHING_APPLIES}")
 
 
 def collect(target: str, expected_failures: Mapping[str, str] | None = None) -> list[Item]:
@@ -262,11 +271,6 @@ def collect(target: str, expected_failures: Mapping[str, str] | None = None) -> 
     components = find(target)
     check_expected(components, expected_failures)
     return [Item(c, name, expected_failures) for c in components for name in (APPLICABLE, *checks.names(c.kind))]
-
-
-def results_of_this_process() -> list[Result]:
-    """The results that tests of pytest have left, in order."""
-    return list(_RESULTS)
 
 
 def _case(component: host.Component) -> Any:

@@ -97,6 +97,14 @@ class OnALine(nn.Module):
         x = x.flatten(1)
         return self.potential(x[:, 0]) + 0.5 * x[:, 1:].square().sum(1)
 
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies ``(N,)`` and their gradient."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            value = self(x)
+            (grad,) = torch.autograd.grad(value.sum(), x)
+        return value.detach(), grad
+
     @torch.no_grad()
     def _cdf(self, temperature: float) -> tuple[Tensor, Tensor]:
         grid = torch.linspace(*self._GRID, dtype=torch.float64)

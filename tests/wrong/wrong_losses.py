@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -501,6 +502,199 @@ class Lambda(CD):
     def __init__(self, energy, sampler, k_steps: int = 1):
         super().__init__(energy, sampler, k_steps)
         self.schedule = lambda step: k_steps
+
+
+class ClampedLoss(CD):
+    """A hidden bound on the loss."""
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        return super().compute_loss(x, pred_x, *args, **kwargs).clamp(-100, 100)
+
+
+class ClampedNegatives(CD):
+    """Scores negatives as if they were in a box."""
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        return super().compute_loss(x, pred_x.clamp(-100, 100), *args, **kwargs)
+
+
+class NaNGradient(CD):
+    """A gradient that is not a number in all parameters but the first."""
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        value = super().compute_loss(x, pred_x, *args, **kwargs)
+        for parameter in list(self.energy.parameters())[1:]:
+            value = value + 0 * (0 * parameter.sum()).square().sqrt()
+        return value
+
+
+class InitUnfrozen(CD):
+    """Lets the sampler evaluate the energy in training mode when chains begin."""
+
+    def draw_negatives(self, x, *args, **kwargs):
+        state = self.sampler.init(self.energy, x.detach().clone(), generator=self.generator)
+        state, _ = run(self.sampler, self.energy, state, self.k_steps, generator=self.generator)
+        return state.x
+
+
+class Peeking(CD):
+    """One more forward in training mode, to log the energy."""
+
+    def draw_negatives(self, x, *args, **kwargs):
+        with torch.no_grad():
+            self.energy(x, *args, **kwargs)
+        return super().draw_negatives(x, *args, **kwargs)
+
+
+class PartlyEval(CD):
+    """Scores negatives with dropout switched off, and the energy itself in training mode."""
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        positive = self.energy(x, *args, **kwargs).mean()
+        dropouts = [(m, m.training) for m in self.energy.modules() if isinstance(m, nn.Dropout)]
+        for module, _ in dropouts:
+            module.training = False
+        negative = self.energy(pred_x, *args, **kwargs).mean()
+        for module, training in dropouts:
+            module.training = training
+        return positive - negative
+
+
+class RolledLabels(CD):
+    """Scores negatives under the labels of their neighbours."""
+
+    def draw_negatives(self, x, *args, **kwargs):
+        pred_x = super().draw_negatives(x, *args, **kwargs)
+        labels = {name: t.roll(1, 0) for name, t in self._negatives.conditions.items()}
+        self._negatives = replace(self._negatives, conditions=labels)
+        return pred_x
+
+
+class KeywordLabelsLost(PCD):
+    """Labels given by keyword do not travel."""
+
+    def start_chains(self, x, *args, **kwargs):
+        state = super().start_chains(x, *args, **kwargs)
+        return state.with_tensors(state.tensors() | {f"conditions.{n}": t[: len(state)] for n, t in kwargs.items()})
+
+
+class RestartsKeepLabels(PCD):
+    """A chain that restarts keeps the label that it had."""
+
+    def start_chains(self, x, *args, **kwargs):
+        state = super().start_chains(x, *args, **kwargs)
+        slots = self.chains._drawn.slots
+        had = {f"conditions.{name}": t[slots] for name, t in self.chains.conditions.items()}
+        return state.with_tensors(state.tensors() | had)
+
+
+class GlobalRestarts(PCD):
+    """Chains that restart are drawn from the global generator."""
+
+    def initial_distribution(self, shape, x=None):
+        inner = super().initial_distribution(shape, x)
+        return Draws(lambda n, generator: inner.sample(n)) if self.restart_prob else inner
+
+
+class SameStart(PCD):
+    """Chains start alike on all ranks."""
+
+    def initial_distribution(self, shape, x=None):
+        inner = super().initial_distribution(shape, x)
+        return Draws(lambda n, generator: inner.sample(n, generator=torch.Generator().manual_seed(0)))
+
+
+class Origin(PCD):
+    """All chains start at the origin."""
+
+    def initial_distribution(self, shape, x=None):
+        return Draws(lambda n, generator: torch.zeros(n, *shape))
+
+
+class NormalStart(PCD):
+    """Chains start at normal noise, whatever the energy says."""
+
+    def initial_distribution(self, shape, x=None):
+        return Draws(lambda n, generator: torch.randn(n, *shape, generator=generator))
+
+
+class Draws:
+    """A distribution made of a function."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def sample(self, n, *, generator=None):
+        return self.function(n, generator)
+
+
+class Reused(CD):
+    """Returns the same memory in each call."""
+
+    def forward(self, x, *args, **kwargs):
+        value, pred_x = super().forward(x, *args, **kwargs)
+        if getattr(self, "_out", pred_x[:0]).shape != pred_x.shape:
+            self._out = pred_x.clone()
+        return value, self._out.copy_(pred_x)
+
+
+class LiveNegatives(PCD):
+    """Returns the memory of the chains where all of them were drawn."""
+
+    def forward(self, x, *args, **kwargs):
+        value, pred_x = super().forward(x, *args, **kwargs)
+        return value, self.chain if len(pred_x) == len(self.chain) else pred_x
+
+
+class Undeclared(PCD):
+    """Keeps its chains, and does not say so."""
+
+    persistent = False
+
+
+class OtherFamily(CD):
+    """A scale 5 % off that hides behind another family."""
+
+    family = "other"
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        return 1.05 * super().compute_loss(x, pred_x, *args, **kwargs)
+
+
+class EveryTenth(CD):
+    """Reads the loss in every tenth step."""
+
+    calls = 0
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        value = super().compute_loss(x, pred_x, *args, **kwargs)
+        self.calls += 1
+        if self.calls % 10 == 0:
+            value.item()
+        return value
+
+
+class ToTheHost(CD):
+    """Copies the loss to the host."""
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        value = super().compute_loss(x, pred_x, *args, **kwargs)
+        self.metrics["loss"] = value.detach().to("cpu")
+        return value
+
+
+class WeakScoreMatching(ScoreMatching):
+    """A weight 10 % off."""
+
+    def objective(self, grad, divergence):
+        return (0.55 * grad.square().sum(1) - divergence).mean()
+
+
+class SummedScoreMatching(ScoreMatching):
+    """Sums over the batch in place of the mean."""
+
+    def objective(self, grad, divergence):
+        return (0.5 * grad.square().sum(1) - divergence).sum()
 
 
 class WrongScoreMatching(ScoreMatching):

@@ -13,7 +13,8 @@ from ebm_plugin_langevin.langevin import Langevin
 from ebm_plugin_langevin.mala import MALA
 from ebm_plugin_rbm.gibbs import Gibbs
 from ebmcore import ChainState, value_and_grad
-from ebmcore.samplers import normal_like, where
+from ebmcore.energies import SupportsValueAndGrad
+from ebmcore.samplers import normal_like, rows, where
 from ebmcore.testing import SiteGibbs
 
 
@@ -332,16 +333,6 @@ class Undeclared(Langevin):
         return None
 
 
-class NeverMoves(Langevin):
-    """Claims to be exact, and stays where it is with probability one half and at zero otherwise."""
-
-    exact = True
-
-    def step(self, energy, state, *, generator=None):
-        stay = torch.rand(len(state), generator=generator) < 0.5
-        return where(stay, state, replace(state, x=torch.zeros_like(state.x))), {}
-
-
 class SlowStart(Langevin):
     """Moves a thousand times less than its step size says, and predicts it."""
 
@@ -392,3 +383,89 @@ class WrongSwap(Exchange):
 
     def log_accept(self, energy, x, y):
         return (1 - self.beta) * (energy(x) - energy(y))
+
+
+class SharedNoise(Langevin):
+    """One normal number for a chain in place of one for each component."""
+
+    def step(self, energy, state, *, generator=None):
+        _, grad = value_and_grad(energy, state.x)
+        noise = torch.randn((len(state),), generator=generator, dtype=state.x.dtype)
+        return replace(state, x=state.x - self.step_size * grad + self.noise_scale * rows(noise, state.x)), {}
+
+
+class UniformNoise(Langevin):
+    """Uniform noise of the right variance."""
+
+    def step(self, energy, state, *, generator=None):
+        _, grad = value_and_grad(energy, state.x)
+        noise = math.sqrt(12) * (torch.rand(state.x.shape, generator=generator, dtype=state.x.dtype) - 0.5)
+        return replace(state, x=state.x - self.step_size * grad + self.noise_scale * noise), {}
+
+
+class LargerSteps(Langevin):
+    """Steps 5 % larger than it says."""
+
+    def __init__(self, step_size: float, temperature: float = 1.0):
+        super().__init__(step_size, temperature)
+
+    def step(self, energy, state, *, generator=None):
+        return Langevin(1.05 * self.step_size, self.temperature).step(energy, state, generator=generator)
+
+
+class HalfAcceptance(MALA):
+    """Accepts in bfloat16."""
+
+    def step(self, energy, state, *, generator=None):
+        noise = normal_like(state.x, generator)
+        y = state.x - self.step_size * state.grad + math.sqrt(2 * self.step_size * self.temperature) * noise
+        value, grad = value_and_grad(energy, y)
+        proposal = replace(state, x=y, energy=value, grad=grad)
+        log_accept = (state.energy - value) / self.temperature
+        log_accept = log_accept + self._log_q(state, proposal) - self._log_q(proposal, state)
+        uniform = torch.rand(len(y), generator=generator)
+        return where(uniform.log() < log_accept.bfloat16(), proposal, state), {}
+
+
+class TaylorAcceptance(MALA):
+    """Guesses the energy's difference from the gradients, on energies that give them: right on Gaussians only."""
+
+    requires = (SupportsValueAndGrad,)
+
+    def step(self, energy, state, *, generator=None):
+        y = state.x + 0.8 * normal_like(state.x, generator)
+        value, grad = value_and_grad(energy, y)
+        log_accept = -(0.5 * (grad + state.grad) * (y - state.x)).flatten(1).sum(1) / self.temperature
+        uniform = torch.rand(len(y), generator=generator, dtype=torch.float64)
+        return where(uniform.log() < log_accept, replace(state, x=y, energy=value, grad=grad), state), {}
+
+
+class Coin(SiteGibbs):
+    """Fair coins, with a bias that means nothing for them."""
+
+    exact = False
+
+    def predicted_bias(self, precision):
+        return 0.0
+
+    def step(self, energy, state, *, generator=None):
+        uniform = torch.rand(state.x.shape, generator=generator, dtype=state.x.dtype)
+        return replace(state, x=uniform.lt(0.5).to(state.x.dtype)), {}
+
+
+class NoRate(Langevin):
+    """An acceptance rate of 7."""
+
+    def step(self, energy, state, *, generator=None):
+        after, _ = super().step(energy, state, generator=generator)
+        return after, {"acceptance_rate": torch.full((len(state),), 7.0)}
+
+
+class OwnSample(Langevin):
+    """A sample() of its own, which leaves the energy frozen and draws from the global generator."""
+
+    def sample(self, energy, x, n_steps, *, generator=None):
+        energy.eval().requires_grad_(False)
+        for _ in range(n_steps):
+            x = x - self.step_size * value_and_grad(energy, x)[1] + self.noise_scale * torch.randn_like(x)
+        return x

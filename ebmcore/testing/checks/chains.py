@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ebmcore.distributions import Bernoulli
 from ebmcore.errors import DivergenceError
 from ebmcore.testing.awkward import EnergyError, Labelled, Raising, Watched
 from ebmcore.testing.cases import IS_CD, N_CHAINS, PERSISTENT, LossCase, check, expect, generator, network, takes
-from ebmcore.testing.checks.gradients import gradients_of
+from ebmcore.testing.checks.gradients import apart, gradients_of
 from ebmcore.testing.samplers import Affine, Cached, Drift, Identity, Poison
 from ebmcore.testing.statistics import SIGMAS, N
+from ebmcore.testing.targets import EnumerableRBM
 
 STORE = 100
 
@@ -117,11 +119,27 @@ def check_chains_are_allocated_as_the_contract_says(case: LossCase) -> None:
     chain = loss.initialize_persistent_chain((N_CHAINS, 4))
     right = tuple(chain.shape) == (N_CHAINS, 4) and chain.dtype == torch.float64 and chain.device == loss.device
     expect(right, f"asked for {(N_CHAINS, 4)} in float64, got {tuple(chain.shape)} in {chain.dtype}")
+    alike = N_CHAINS - len(chain.unique(dim=0))
+    expect(not alike, f"{alike} of {N_CHAINS} new chains are where another one is")
     same = loss.initialize_persistent_chain([N_CHAINS, 4]) is chain and loss.chain is chain
     expect(same, "the same shape again, as a list, does not return the same live tensor")
     loss(case.start(8).double())
     expect(loss.chain is chain, "the first call replaces the chains that were there")
     expect(tuple(loss.initialize_persistent_chain((5, 4)).shape) == (5, 4), "another shape does not start the chains anew")
+
+
+@check(PERSISTENT, since="0.1")
+def check_chains_start_in_the_state_space_of_the_energy(case: LossCase) -> None:
+    """Chains of an energy with an initial distribution of its own (Bernoulli, on binary data) start in its state space."""
+
+    class Binary(EnumerableRBM):
+        def initial_distribution(self, shape: torch.Size) -> Bernoulli:
+            return Bernoulli(torch.zeros(shape))
+
+    loss = case.make(Binary((4,), 3), Identity())
+    x = (case.start(8) > 0).float()
+    strange = sorted(set(draw(loss, x).unique().tolist()) - {0.0, 1.0})
+    expect(not strange, f"chains of binary units start at {strange[:3]}: ask the energy for its initial distribution")
 
 
 @check(PERSISTENT, takes("restart_prob"), since="0.1")
@@ -177,33 +195,44 @@ def check_ids_and_ages_follow_the_chains(case: LossCase) -> None:
 
 @check(PERSISTENT, since="0.1")
 def check_labels_travel_with_their_chain(case: LossCase) -> None:
-    """A chain is scored under the label that it was made for, whatever the labels of the batch."""
+    """A chain is scored under the label that it was started with, by position or keyword, whatever the batch's labels."""
+    for by_keyword in (False, True):
+        _check_labels(case, by_keyword)
+
+
+def _check_labels(case: LossCase, by_keyword: bool) -> None:
     seen: dict[int, set[int]] = {}
 
     def watch(x: Tensor, label: Tensor) -> None:
         for number, y in zip(_numbers(x), label.tolist(), strict=True):
-            if number >= 0:  # the data lie below 0
-                seen.setdefault(number, set()).add(y)
+            seen.setdefault(number, set()).add(y)
 
-    loss = case.make(Watched(Labelled(), watch), Identity(), n_chains=STORE)
-    data = -1 - case.start(STORE).abs()
-    loss(data, torch.arange(STORE) % 8)
+    def call(loss: Any, x: Tensor, labels: Tensor) -> None:
+        loss(x, label=labels) if by_keyword else loss(x, labels)
+
+    energy, data = Watched(Labelled(), watch), -1 - case.start(STORE).abs()  # chains are numbered from 0, the data lie below
+    loss = case.make(energy, Identity(), n_chains=STORE)
+    call(loss, data, torch.arange(STORE) % 8)
     with torch.no_grad():
         loss.chain.copy_(numbered(STORE))
     seen.clear()
-    for call in range(6):
-        loss(data[:64], torch.full((64,), call))
+    for label in range(6):
+        call(loss, data[:64], torch.full((64,), label))
+    seen = {number: labels for number, labels in seen.items() if number >= 0}
     expect(len(seen) == STORE, f"{len(seen)} of {STORE} chains were scored")
-    mixed = {n: labels for n, labels in seen.items() if len(labels) > 1}
-    expect(
-        not mixed,
-        f"{len(mixed)} chains changed their label, e.g. chain {next(iter(mixed), None)}: {next(iter(mixed.values()), None)}",
-    )
+    mixed = {number: labels for number, labels in seen.items() if len(labels) > 1}
+    example = next(iter(mixed.items()), None)
+    expect(not mixed, f"{len(mixed)} chains changed their label, e.g. (chain, labels) {example}")
     counts = torch.bincount(torch.tensor([labels.pop() for labels in seen.values()]), minlength=8).tolist()
-    expect(
-        sorted(counts) == sorted([13, 13, 13, 13, 12, 12, 12, 12]),
-        f"the labels of 100 chains are {counts}, not 12 or 13 each",
-    )
+    expect(sorted(counts) == [12] * 4 + [13] * 4, f"the labels of 100 chains are {counts}, not 12 or 13 each")
+
+    if case.accepts("restart_prob"):
+        loss = case.make(energy, Identity(), restart_prob=1.0)
+        call(loss, data[:N_CHAINS], torch.zeros(N_CHAINS, dtype=torch.int64))
+        seen = {}
+        call(loss, data[:N_CHAINS], torch.full((N_CHAINS,), 5))
+        found = set().union(*seen.values())
+        expect(found == {5}, f"chains that restart beside examples of label 5 are scored under {sorted(found)}")
 
 
 @check(PERSISTENT, since="0.1")
@@ -264,7 +293,7 @@ def check_a_lost_chain_has_no_weight(case: LossCase) -> None:
         len(finite) == len(pred_x) - lost, f"{len(pred_x) - len(finite)} of {lost} lost chains show in pred_x: replace none"
     )
     wanted = gradients_of(energy(x).mean() - energy(finite).mean(), energy)
-    off = max(float((a - b).abs().max()) for a, b in zip(found, wanted, strict=True))
+    off = apart(found, wanted)
     expect(off < 1e-10, f"the lost chains move the gradient by {off:.3g}")
     counted = loss.metrics.get("quarantined")
     expect(counted is not None and int(counted) == lost, f'metrics["quarantined"] is {counted}, not {lost}')

@@ -11,11 +11,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ebmcore.testing.awkward import Moody
-from ebmcore.testing.cases import IS_CD, STARTS_AT_DATA, LossCase, check, expect, generator, network
+from ebmcore.testing.awkward import Labelled, Moody, Watched
+from ebmcore.testing.cases import (
+    COMPARABLE,
+    IS_CD,
+    N_CHAINS,
+    ON_CD_BASE,
+    STARTS_AT_DATA,
+    ConformanceError,
+    LossCase,
+    check,
+    expect,
+    generator,
+    network,
+)
 from ebmcore.testing.checks.stepping import difference, equal
 from ebmcore.testing.processes import process_group
-from ebmcore.testing.samplers import Affine, Drift, Identity
+from ebmcore.testing.samplers import Affine, Cached, Drift, Identity
 from ebmcore.testing.targets import Quadratic
 
 
@@ -42,15 +54,16 @@ def _shown(value: object) -> str:
 
 @check(since="0.1")
 def check_gradients_reach_the_energy_and_nothing_else(case: LossCase) -> None:
-    """backward() gives every parameter of the energy a gradient, and no other tensor one."""
+    """backward() gives every parameter of the energy a finite gradient, and no other tensor one."""
     x = case.start(8).requires_grad_()
     loss = case.make()
     result = loss(x)
     (result[0] if isinstance(result, tuple) else result).backward()
-    own = {id(p) for p in loss.energy.parameters()} if hasattr(loss, "energy") else set()
-    missed = [n for n, p in loss.energy.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # A loss of another family may have parameters of its own, such as a normaliser.
+    own = {id(p) for p in (loss.energy if case.cd else loss).parameters()}
+    missed = [n for n, p in loss.energy.named_parameters() if p.grad is None or not 0 < p.grad.abs().sum() < torch.inf]
     # The last bias of the network shifts all energies alike and so has the gradient 0.
-    expect(set(missed) <= {"layers.3.bias"}, f"no gradient reaches {', '.join(missed)}")
+    expect(set(missed) <= {"layers.3.bias"}, f"no finite gradient reaches {', '.join(missed)}")
     strays = [n for n, t in (*loss.named_parameters(), *loss.named_buffers()) if t.grad is not None and id(t) not in own]
     expect(not strays, f"gradients also reach {', '.join(strays)}")
     if case.cd:
@@ -66,39 +79,85 @@ def check_negatives_are_detached(case: LossCase) -> None:
 
 
 @check(IS_CD, since="0.1")
+def check_negatives_stay_as_they_were_returned(case: LossCase) -> None:
+    """What forward() returned is the caller's: a later call does not change it, nor does it change the chains."""
+    loss, x = case.make(), case.start(N_CHAINS)
+    _, pred_x = loss(x)
+    before = pred_x.clone()
+    loss(x)
+    expect(torch.equal(pred_x, before), "a later call changes the negatives of an earlier one: return a copy")
+    if case.persistent:
+        chain = loss.chain.clone()
+        pred_x.zero_()
+        expect(torch.equal(loss.chain, chain), "the negatives share memory with the chains: return a copy")
+
+
+@check(IS_CD, since="0.1")
+def check_chains_persist_only_where_declared(case: LossCase) -> None:
+    """A loss holds chains after a call if and only if it is declared persistent."""
+    loss = case.make()
+    loss(case.start(8))
+    holds = loss.chain is not None
+    expect(holds == case.persistent, f"persistent is {case.persistent}, but after a call it holds {len(loss.chains)} chains")
+
+
+@check(STARTS_AT_DATA, since="0.1")
+def check_negatives_keep_the_label_of_their_example(case: LossCase) -> None:
+    """A chain that starts at an example is scored under that example's label, given by position or by keyword."""
+    x, labels = torch.arange(8.0)[:, None].repeat(1, 4), torch.arange(8)
+    for by_keyword in (False, True):
+        seen: set[tuple[int, int]] = set()
+
+        def watch(x: Tensor, label: Tensor, seen: set[tuple[int, int]] = seen) -> None:
+            seen |= set(zip(x[:, 0].int().tolist(), label.tolist(), strict=True))
+
+        loss = case.make(Watched(Labelled(), watch), Identity())
+        loss(x, label=labels) if by_keyword else loss(x, labels)
+        mixed = sum(number != label for number, label in seen)
+        expect(not mixed, f"{mixed} of 8 examples were scored under another label than their own")
+
+
+@check(IS_CD, since="0.1")
 def check_data_and_negatives_are_scored_in_one_mode(case: LossCase) -> None:
     """Data and negatives are scored in the mode in which the energy was, training or evaluation, under the same parameters."""
     words = {True: "training", False: "evaluation"}
     for training in (True, False):
-        energy = network(4).train(training)
+        energy = Moody((4,)).train(training)
+        was = [m.training for m in energy.modules()]
         loss = case.make(energy, Identity())
-        modes: list[bool] = []
+        modes: list[list[bool]] = []
         parameters: list[Tensor] = []
 
-        def note(module: nn.Module, _: object, modes: list[bool] = modes, parameters: list[Tensor] = parameters) -> None:
-            modes.append(module.training)
+        def note(
+            module: nn.Module, _: object, modes: list[list[bool]] = modes, parameters: list[Tensor] = parameters
+        ) -> None:
+            modes.append([m.training for m in module.modules()])
             parameters.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
 
         energy.register_forward_pre_hook(note)
         loss(case.start(8))
         expect(bool(modes), "the energy was not evaluated")
-        found = " and ".join(words[mode] for mode in dict.fromkeys(modes))
-        expect(set(modes) == {training}, f"an energy in {words[training]} mode is scored in {found} mode")
+        other = sum(mode != was for mode in modes)
+        expect(
+            not other, f"an energy in {words[training]} mode has modules in another mode in {other} of {len(modes)} forwards"
+        )
         same = all(torch.equal(parameters[0], other) for other in parameters)
         expect(same, "data and negatives are scored under different parameters")
 
 
 @check(IS_CD, since="0.1")
 def check_sampling_moves_no_batch_statistics(case: LossCase) -> None:
-    """In training mode, batch norm counts the scoring and not the sampling: the same count for 1 step as for 5."""
-    counts = []
+    """In training mode the energy sees each example and each negative once, to score it, however many steps are made."""
     for k in (1, 5):
-        loss = case.make(Moody((4,)).train(), k_steps=k)
+        energy = Moody((4,)).train()
+        rows: list[int] = []
+        loss = case.make(energy, Cached(), k_steps=k)
         loss(case.start(8))
-        before = int(loss.energy.batch_norm.num_batches_tracked)
-        loss(case.start(8))
-        counts.append(int(loss.energy.batch_norm.num_batches_tracked) - before)
-    expect(counts[0] == counts[1], f"{counts[0]} updates of the batch statistics with k_steps=1 and {counts[1]} with 5")
+        energy.register_forward_pre_hook(lambda module, args, rows=rows: rows.append(len(args[0]) * module.training))
+        _, pred_x = loss(case.start(8))
+        wanted = 8 + len(pred_x)
+        found = sum(rows)
+        expect(found == wanted, f"with k_steps={k} batch norm in training mode saw {found} rows, not the {wanted} to score")
 
 
 @check(STARTS_AT_DATA, since="0.1")
@@ -192,7 +251,10 @@ def check_the_state_of_a_used_loss_loads_into_a_fresh_one(case: LossCase) -> Non
         for parameter in used.parameters():
             parameter.add_(0.125)
     state = {name: t.clone() for name, t in used.state_dict().items()}
-    fresh.load_state_dict(copy.deepcopy(state), strict=True)
+    try:
+        fresh.load_state_dict(copy.deepcopy(state), strict=True)
+    except RuntimeError as error:
+        raise ConformanceError(f"it does not load: {' '.join(str(error).split())}") from error
     found = fresh.state_dict()
     expect(state.keys() == found.keys(), f"the keys {sorted(state.keys() ^ found.keys())} are in one of the two only")
     lost = [name for name, t in state.items() if not torch.equal(t, found[name])]
@@ -244,15 +306,24 @@ def check_copies_are_independent(case: LossCase) -> None:
     expect(equal(ours, theirs), f"the copy goes on otherwise than the original: {difference(ours, theirs)}")
 
 
+@check(ON_CD_BASE, since="0.1")
+def check_the_family_is_that_of_its_base(case: LossCase) -> None:
+    """A loss on BaseContrastiveDivergence is of its family; one whose gradient is not that of the energy gap says why."""
+    says = f"family is {case.component.family!r}, so that the rules about its gradient do not apply"
+    expect(case.cd, f"{says}: derive from BaseLoss, or name this check in expected_failures with the reason")
+
+
 @check(since="0.1")
 def check_the_constructor_takes_the_energy_first(case: LossCase) -> None:
-    """The constructor takes the energy, then the sampler where one is needed, then k_steps for the CD family."""
+    """The constructor takes the energy and keeps it as `energy`, then the sampler where needed, then k_steps for CD."""
     names = list(inspect.signature(case.component).parameters)
     wanted = ["energy", *(["sampler"] if case.component.needs_sampler else []), *(["k_steps"] if case.cd else [])]
+    energy = network(4)
+    expect(case.make(energy).energy is energy, "the attribute energy is not the energy that it was given")
     expect(names[: len(wanted)] == wanted, f"it begins with {', '.join(names[: len(wanted)])}, not {', '.join(wanted)}")
 
 
-@check(IS_CD, since="0.1")
+@check(COMPARABLE, since="0.1")
 def check_two_processes_give_the_gradient_of_the_whole_batch(case: LossCase) -> None:
     """In a group of two processes, gradients are those of one process on the whole batch, and negatives differ by rank."""
     x, chains = case.start(16), case.start(16, seed=7)
@@ -262,15 +333,17 @@ def check_two_processes_give_the_gradient_of_the_whole_batch(case: LossCase) -> 
     whole = _gradients(loss, loss, x)
     results = process_group(_one_rank, 2, case, x, chains)
     for rank, (grads, _) in enumerate(results):
-        alike = all(torch.allclose(a, b, atol=1e-6) for a, b in zip(whole, grads, strict=True))
+        alike = all(torch.allclose(a, b, atol=1e-5) for a, b in zip(whole, grads, strict=True))
         expect(alike, f"the gradients of rank {rank} differ from those of the whole batch by {difference(whole, grads)}")
-    same = torch.equal(results[0][1], results[1][1])
-    expect(not same, "both ranks draw the same negatives from generators with different seeds")
+    if case.cd:
+        same = torch.equal(results[0][1], results[1][1])
+        what = "hold the same chains" if case.persistent else "draw the same negatives"
+        expect(not same, f"both ranks {what}, with generators of different seeds")
 
 
 def _fixed(case: LossCase) -> Affine:
     """A sampler after which negatives are known: from where a variant starts, or the same point where it starts at random."""
-    known = case.persistent or case.component.starts_at_data
+    known = case.persistent or (case.cd and case.component.starts_at_data)
     return Affine(0.5 if known else 0.0, 0.25)
 
 
@@ -281,12 +354,18 @@ def _one_rank(rank: int, case: LossCase, x: Tensor, chains: Tensor) -> tuple[lis
         loss.initialize_persistent_chain((16, 4))  # 16 over both ranks
         with torch.no_grad():
             loss.chain.copy_(chains[half])
-    grads = _gradients(loss, DistributedDataParallel(loss), x[half])
-    other = case.make(sampler=Drift(), **case.chains(16))
+    # The constant of an energy has no part in some losses of other families.
+    grads = _gradients(loss, DistributedDataParallel(loss, find_unused_parameters=not case.cd), x[half])
+    if not case.cd:
+        return grads, x
+    # Chains that persist must differ before the first step already.
+    other = case.make(sampler=Identity() if case.persistent else Drift(), **case.chains(16))
     other.generator = generator(100 + rank)
-    return grads, other(x[:8])[1].clone()
+    _, pred_x = other(x[:8])
+    return grads, (other.chain if case.persistent else pred_x).clone()
 
 
 def _gradients(loss: Any, called: Any, x: Tensor) -> list[Tensor]:
-    called(x)[0].backward()
-    return [p.grad for p in loss.energy.parameters()]
+    result = called(x)
+    (result[0] if isinstance(result, tuple) else result).backward()
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in loss.energy.parameters()]
