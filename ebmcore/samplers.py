@@ -90,7 +90,8 @@ class Sampler(Protocol):
         """One transition of every chain.
 
         Pure: the same inputs and generator state give the same output. ``info`` maps names to tensors ``(N,)``, such as
-        ``acceptance_rate``.
+        ``acceptance_rate``. A chain whose energy is not a number must not stay where it is unseen: keep the energy in the state,
+        or make the position not a number.
         """
         ...
 

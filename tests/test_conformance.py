@@ -75,6 +75,8 @@ WRONG = {
         (losses.ClampedNegatives, "check_no_energy_and_no_gradient_is_too_large"),
         (losses.InitUnfrozen, "check_sampling_moves_no_batch_statistics"),
         (losses.Peeking, "check_sampling_moves_no_batch_statistics"),
+        (losses.Peeking, "check_training_mode_is_for_what_is_trained_on"),
+        (losses.PeekingScoreMatching, "check_training_mode_is_for_what_is_trained_on"),
         (losses.PartlyEval, "check_data_and_negatives_are_scored_in_one_mode"),
         (losses.RolledLabels, "check_negatives_keep_the_label_of_their_example"),
         (losses.KeywordLabelsLost, "check_labels_travel_with_their_chain"),

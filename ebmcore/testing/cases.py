@@ -61,6 +61,7 @@ class Check:
 
     @property
     def name(self) -> str:
+        """The function's name."""
         return self.function.__name__
 
     @property

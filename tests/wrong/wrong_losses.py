@@ -690,6 +690,15 @@ class WeakScoreMatching(ScoreMatching):
         return (0.55 * grad.square().sum(1) - divergence).mean()
 
 
+class PeekingScoreMatching(ScoreMatching):
+    """One more forward in training mode, to log the energy."""
+
+    def forward(self, x, *args, **kwargs):
+        with torch.no_grad():
+            self.metrics["energy_data"] = self.energy(x, *args, **kwargs).mean()
+        return super().forward(x, *args, **kwargs)
+
+
 class SummedScoreMatching(ScoreMatching):
     """Sums over the batch in place of the mean."""
 

@@ -160,6 +160,19 @@ def check_sampling_moves_no_batch_statistics(case: LossCase) -> None:
         expect(found == wanted, f"with k_steps={k} batch norm in training mode saw {found} rows, not the {wanted} to score")
 
 
+@check(since="0.1")
+def check_training_mode_is_for_what_is_trained_on(case: LossCase) -> None:
+    """Evaluations without gradients, such as those of samplers, are in evaluation mode: they move no batch statistics."""
+    energy = Moody((4,)).train()
+    without: list[int] = []
+    energy.register_forward_pre_hook(lambda module, args: without.append(module.training and not torch.is_grad_enabled()))
+    loss = case.make(energy)
+    for _ in range(2):
+        loss(case.start(8))
+    expect(bool(without), "the energy was not evaluated")
+    expect(not any(without), f"{sum(without)} of {len(without)} evaluations were in training mode and without gradients")
+
+
 @check(STARTS_AT_DATA, since="0.1")
 def check_chains_start_at_a_copy_of_the_data(case: LossCase) -> None:
     """Chains start at the data, at a copy, in each call."""
