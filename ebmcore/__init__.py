@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ebmcore.chains import PersistentChains
     from ebmcore.energies import tempered, value_and_grad
-    from ebmcore.host import Component, hookimpl, list_components, load
+    from ebmcore.host import Component, hookimpl, list_components, load, refresh, register, temporary_plugin
     from ebmcore.losses import BaseContrastiveDivergence, BaseLoss
     from ebmcore.samplers import BaseSampler, ChainState, Sampler, run
 
@@ -30,8 +30,11 @@ _HOME = {
     "hookimpl": "host",
     "list_components": "host",
     "load": "host",
+    "refresh": "host",
+    "register": "host",
     "run": "samplers",
     "tempered": "energies",
+    "temporary_plugin": "host",
     "value_and_grad": "energies",
 }
 
@@ -52,8 +55,11 @@ __all__ = [
     "hookimpl",
     "list_components",
     "load",
+    "refresh",
+    "register",
     "run",
     "tempered",
+    "temporary_plugin",
     "value_and_grad",
 ]
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from ebmcore import host
+import ebmcore as ebmcore_
 from ebmcore.cli import main
 from ebmcore.training import latest_checkpoint, read_checkpoint
 
@@ -354,12 +354,14 @@ def test_the_learning_rate_recommended_by_the_energy_gives_way_to_the_users(tmp_
     assert (config["lr"], config["optimizer"], config["batch_size"]) == (0.125, "adam", 50)
 
 
-def test_a_loss_that_needs_no_sampler_trains(tmp_path, monkeypatch):
+def test_a_loss_that_needs_no_sampler_trains(tmp_path):
     from right_components import ScoreMatching
 
-    from ebmcore.host.manager import get_manager
+    class Plugin:
+        @ebmcore_.hookimpl
+        def ebmcore_register(self, register):
+            register.loss("score", ScoreMatching)
 
-    added = host.Component("loss", "score", ScoreMatching, "ebm-plugin-cd", "0.1.0")
-    monkeypatch.setitem(get_manager().registry._components, ("loss", "score"), [added])
     train = "train --energy mlp --sampler langevin --sampler.step_size 0.1 --loss score --data two-moons --steps 2 --out"
-    assert main([*train.split(), str(tmp_path / "run")]) == 0
+    with ebmcore_.temporary_plugin(Plugin()):
+        assert main([*train.split(), str(tmp_path / "run")]) == 0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import textwrap
-import types
 
 import pytest
-from importlib_metadata import Distribution, EntryPoint
+from importlib_metadata import Distribution
 
 import ebmcore
 from ebmcore import host
@@ -24,55 +24,35 @@ from ebmcore.host.report import State
 
 
 class Installed(Distribution):
-    """A distribution that exists in metadata only."""
+    """A distribution with one plugin, that exists in metadata only."""
 
-    def __init__(self, name, requires=(), version="1.2"):
-        self._name, self._requires, self._version = name, requires, version
+    def __init__(self, name, module, requires=(), version="1.2"):
+        lines = [f"Name: {name}", f"Version: {version}", "Summary: a test", *(f"Requires-Dist: {r}" for r in requires)]
+        self.files_ = {"METADATA": "\n".join(lines), "entry_points.txt": f"[ebmcore]\n{name} = {module}\n"}
 
     def read_text(self, filename):
-        if filename != "METADATA":
-            return None
-        lines = [f"Name: {self._name}", f"Version: {self._version}", "Summary: a test"]
-        return "\n".join(lines + [f"Requires-Dist: {r}" for r in self._requires])
+        return self.files_.get(filename)
 
     def locate_file(self, path):
         return path
 
 
 @pytest.fixture
-def plugin(monkeypatch):
-    """Makes an entry point whose target is a module of the given source."""
+def plugin(tmp_path, monkeypatch):
+    """Makes a distribution whose plugin is a module of the given source."""
+    monkeypatch.syspath_prepend(tmp_path)
+    made = []
 
     def make(distribution, source, **metadata):
-        module = types.ModuleType(distribution.replace("-", "_"))
-        code = compile(textwrap.dedent(source), module.__name__, "exec")
-        entry_point = EntryPoint(name=distribution, value=module.__name__, group="ebmcore")
-        entry_point = entry_point._for(Installed(distribution, **metadata))
-
-        class Finder:
-            @staticmethod
-            def find_spec(name, path=None, target=None):
-                if name == module.__name__:
-                    from importlib.machinery import ModuleSpec
-
-                    return ModuleSpec(name, Finder)
-                return None
-
-            @staticmethod
-            def create_module(spec):
-                return None
-
-            @staticmethod
-            def exec_module(loaded):
-                exec(code, loaded.__dict__)
-
-        monkeypatch.delitem(sys.modules, module.__name__, raising=False)
-        monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
-        return entry_point
+        module = distribution.replace("-", "_")
+        (tmp_path / f"{module}.py").write_text(textwrap.dedent(source))
+        importlib.invalidate_caches()
+        made.append(module)
+        return Installed(distribution, module, **metadata)
 
     yield make
-    for name in [n for n in sys.modules if n.startswith("test_plugin")]:
-        del sys.modules[name]
+    for module in made:
+        sys.modules.pop(module, None)
 
 
 GOOD = """

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from ebmcore import host
 from ebmcore.errors import EbmcoreError, UnknownComponentError, UsageError
+from ebmcore.host.discovery import names_in_source
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,13 +32,25 @@ def list(arguments: Sequence[str]) -> None:
 
 
 def plugins(arguments: Sequence[str]) -> None:
-    """Print the plugins."""
-    parser = Parser("ebmcore plugins", description="List the installed plugins; imports none.")
+    """Print the plugins, as far as their metadata and source tell."""
+    parser = Parser("ebmcore plugins", description="List the installed plugins and their state; imports none of them.")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
-    fields = ("distribution", "version", "state", "summary", "reason")
-    rows = [{field: str(getattr(report, field)) for field in fields} for report in host.plugins()]
-    _print(rows, fields, options.json)
+    reports = host.plugins()
+    fields = ("distribution", "version", "state", "components", "summary")
+    rows: Sequence[dict[str, Any]] = [
+        {"distribution": r.distribution, "version": r.version, "state": str(r.state), "summary": r.summary}
+        | {"components": [{"kind": kind, "name": name} for kind, name in names_in_source(r)]}
+        | {"reason": r.reason, "notes": r.notes}
+        for r in reports
+    ]
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return
+    print_rows([row | {"components": ", ".join(c["name"] for c in row["components"]) or "-"} for row in rows], fields)
+    for report in reports:
+        for line in filter(None, [report.reason and f"is {report.state}: {report.reason}", *report.notes]):
+            print(f"\n{report.distribution} {line}")
 
 
 def show(arguments: Sequence[str]) -> None:

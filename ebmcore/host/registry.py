@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Callable, Iterable
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ebmcore.errors import AmbiguousComponentError, UnknownComponentError
 
@@ -40,6 +43,7 @@ class Component:
     target: str | type[Any]
     distribution: str
     version: str
+    deprecated_aliases: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -54,17 +58,23 @@ class Component:
         return f"{self.target.__module__}:{self.target.__qualname__}"
 
 
+class RegisterKind(Protocol):
+    """``register.loss(name, target, deprecated_aliases=())``, and the same for each other kind."""
+
+    def __call__(self, name: str, target: str | type[Any], *, deprecated_aliases: Sequence[str] = ()) -> None: ...
+
+
 class Register:
     """What `ebmcore_register` receives: one method for each kind of component."""
 
-    loss: Callable[[str, str | type[Any]], None]
-    sampler: Callable[[str, str | type[Any]], None]
-    energy: Callable[[str, str | type[Any]], None]
-    dataset: Callable[[str, str | type[Any]], None]
-    metric: Callable[[str, str | type[Any]], None]
-    observer: Callable[[str, str | type[Any]], None]
+    loss: RegisterKind
+    sampler: RegisterKind
+    energy: RegisterKind
+    dataset: RegisterKind
+    metric: RegisterKind
+    observer: RegisterKind
 
-    def __init__(self, stage: Callable[[str, str, str | type[Any]], None]) -> None:
+    def __init__(self, stage: Callable[..., None]) -> None:
         for kind in KINDS:
             setattr(self, kind, functools.partial(stage, kind))
 
@@ -72,13 +82,19 @@ class Register:
 class Registry:
     """Components by kind and name. Filled by the manager, one plugin at a time."""
 
-    def __init__(self, prefer: dict[str, str] | None = None) -> None:
+    def __init__(self) -> None:
         self._components: dict[tuple[str, str], list[Component]] = {}
-        self._prefer = prefer or {}
+        self._warned: set[tuple[str, str]] = set()
+        self.prefer: Mapping[str, str] = {}
 
     def add(self, components: Iterable[Component]) -> None:
         for component in components:
             self._components.setdefault((component.kind, component.name), []).append(component)
+
+    def remove(self, distribution: str) -> None:
+        """Forget what a distribution provides."""
+        for key, providers in list(self._components.items()):
+            self._components[key] = [c for c in providers if c.distribution != distribution]
 
     def components(self, kind: str | None = None) -> list[Component]:
         """All components, or those of one kind, sorted by kind and id."""
@@ -87,18 +103,29 @@ class Registry:
         found = (c for providers in self._components.values() for c in providers if kind in (None, c.kind))
         return sorted(found, key=lambda c: (KINDS.index(c.kind), c.id))
 
-    def conflicts(self, distribution: str) -> list[str]:
-        """Bare names of this distribution that another one provides too."""
-        shared = (providers for providers in self._components.values() if len(providers) > 1)
-        return sorted(c.name for providers in shared for c in providers if c.distribution == distribution)
+    def conflicts(self, distribution: str) -> list[Component]:
+        """What this distribution provides under a bare name that another one provides too, with no preference that decides."""
+        shared = (p for p in self._components.values() if len(p) > 1 and self.prefer.get(p[0].name) is None)
+        return sorted((c for p in shared for c in p if c.distribution == distribution), key=lambda c: c.name)
 
     def find(self, kind: str, name: str) -> Component:
         """The component of that name or canonical id; see `ebmcore.host.find`."""
         check_kind(kind)
-        matching = [c for c in self.components(kind) if name in (c.name, c.id)]
-        preferred = [c for c in matching if self._prefer.get(name) == c.distribution]
+        components = self.components(kind)
+        matching = [c for c in components if name in (c.name, c.id)]
+        renamed = not matching
+        if renamed:
+            old = {
+                c: (*c.deprecated_aliases, *(f"{c.distribution}:{alias}" for alias in c.deprecated_aliases))
+                for c in components
+            }
+            matching = [c for c in components if name in old[c]]
+        preferred = [c for c in matching if self.prefer.get(name) == c.distribution]
         if len(preferred or matching) == 1:
-            return (preferred or matching)[0]
+            found = (preferred or matching)[0]
+            if renamed:
+                self._warn_once(found, name)
+            return found
         if matching:
             ids = ", ".join(c.id for c in matching)
             raise AmbiguousComponentError(
@@ -106,6 +133,17 @@ class Registry:
                 f"EBMCORE_PREFER={name}={matching[0].distribution}"
             )
         raise UnknownComponentError(self._unknown(kind, name))
+
+    def _warn_once(self, component: Component, alias: str) -> None:
+        if (component.id, alias) in self._warned:
+            return
+        self._warned.add((component.id, alias))
+        new = component.id if ":" in alias else component.name
+        warnings.warn(
+            f"the {component.kind} {alias!r} of {component.distribution} is now called {new!r}: use that name",
+            FutureWarning,
+            stacklevel=callers_level(),
+        )
 
     def _unknown(self, kind: str, name: str) -> str:
         bare = name.rpartition(":")[2]
@@ -120,6 +158,15 @@ class Registry:
             return f"no installed plugin provides the {kind} {name!r}; did you mean {' or '.join(hints)}?"
         names = ", ".join(installed) or "none"
         return f"no installed plugin provides the {kind} {name!r}; installed: {names} (see 'ebmcore list {kind}')"
+
+
+def callers_level() -> int:
+    """The stack level, counted from the caller of this function, of the first line outside ebmcore."""
+    package = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def check_kind(kind: str) -> None:

@@ -1,0 +1,119 @@
+"""Importing what others wrote without letting it change the settings of the whole process."""
+
+from __future__ import annotations
+
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+
+@dataclass
+class _Setting:
+    """One setting of the process and its value when the import began."""
+
+    name: str
+    read: Callable[[], Any]
+    write: Callable[[Any], object]
+
+    def __post_init__(self) -> None:
+        self.value = self.read()
+
+    def put_back(self) -> bool:
+        """Restore the value; whether there was anything to restore."""
+        changed = not _equal(self.read(), self.value)
+        if changed:
+            self.write(self.value)
+        return changed
+
+
+@contextmanager
+def undisturbed() -> Iterator[list[str]]:
+    """Run an import; afterwards put back the settings of the process that it changed, and name them in the list.
+
+    These are the warning filters, the global random states of Python, NumPy and torch, torch's default dtype and its number of
+    threads. Torch may be imported only inside: its settings are then those it has right after its own import.
+    """
+    changed: list[str] = []
+    # Put back but not named: well-behaved libraries draw from Python's generator when they are imported.
+    python = _Setting("the random state of Python", random.getstate, random.setstate)
+    settings = []
+    if "numpy" in sys.modules:
+        numpy = sys.modules["numpy"].random
+        settings.append(_Setting("the random state of NumPy", numpy.get_state, numpy.set_state))
+    watching = None
+    if "torch" in sys.modules:
+        settings += _settings_of_torch(sys.modules["torch"])
+    else:
+        watching = _TorchImport(lambda torch: settings.extend(_settings_of_torch(torch)))
+        sys.meta_path.insert(0, watching)
+    filters = list(warnings.filters)
+    try:
+        yield changed
+    finally:
+        if watching in sys.meta_path:
+            sys.meta_path.remove(watching)
+        python.put_back()
+        if _put_back_filters(filters):
+            changed.append("the warning filters")
+        changed += [setting.name for setting in settings if setting.put_back()]
+
+
+def _settings_of_torch(torch: ModuleType) -> list[_Setting]:
+    return [
+        _Setting("the random state of torch", torch.get_rng_state, torch.set_rng_state),
+        _Setting("the default dtype", torch.get_default_dtype, torch.set_default_dtype),
+        _Setting("the number of threads", torch.get_num_threads, torch.set_num_threads),
+    ]
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    same = a == b
+    return bool(same.all()) if hasattr(same, "all") else bool(same)
+
+
+def _put_back_filters(before: list[Any]) -> bool:
+    """Undo changes of the warning filters that concern everyone's warnings; whether there were any.
+
+    Filters with a message, a module or a category of their own stay: libraries add such when they are imported.
+    """
+    now = list(warnings.filters)
+    new = [f for f in now if f not in before]
+    own = [f for f in new if f[1] or f[3] or f[2].__module__ != "builtins"]  # message, module, category
+    if own == new and [f for f in now if f in before] == before:
+        return False
+    warnings.filters[:] = own + before  # type: ignore[index]
+    with warnings.catch_warnings():
+        pass  # makes Python notice that the list has changed
+    return True
+
+
+class _TorchImport:
+    """Calls a function right after the import of torch, before whoever imports it can change its settings."""
+
+    def __init__(self, then: Callable[[ModuleType], object]) -> None:
+        self.then = then
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name != "torch":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_and_tell(module: ModuleType) -> None:
+            execute(module)
+            self.then(module)
+
+        spec.loader.exec_module = execute_and_tell  # type: ignore[method-assign]
+        return spec
