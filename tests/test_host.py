@@ -6,6 +6,7 @@ import importlib
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from importlib_metadata import Distribution
@@ -19,8 +20,10 @@ from ebmcore.errors import (
     UnknownKeywordError,
     UsageError,
 )
+from ebmcore.host.discovery import names_in_source
 from ebmcore.host.manager import PluginManager
 from ebmcore.host.report import State
+from ebmcore.testing import Identity
 
 
 class Installed(Distribution):
@@ -55,11 +58,11 @@ def plugin(tmp_path, monkeypatch):
         sys.modules.pop(module, None)
 
 
-GOOD = """
-    import ebmcore
-    @ebmcore.hookimpl
-    def ebmcore_register(register):
-        register.sampler("identity", "ebmcore.testing:Identity")
+GOOD = """\
+import ebmcore
+@ebmcore.hookimpl
+def ebmcore_register(register):
+    register.sampler("identity", "ebmcore.testing:Identity")
 """
 BROKEN = {
     "import error": "import a_module_that_does_not_exist",
@@ -189,7 +192,245 @@ def test_a_class_that_is_registered_where_it_is_not_defined_has_its_provenance(p
     host_ = manager(plugin("test-plugin-a", GOOD))  # ebmcore.testing re-exports it
     cls = host_.load(host_.find("sampler", "identity"))
     assert host_.provenance(cls)["id"] == "test-plugin-a:identity"
-    assert host_.versions_in_use() == {"test-plugin-a": "1.2"}
+
+
+@pytest.mark.parametrize(
+    ("requirement", "reason"),
+    [
+        ("no-such-distribution>=2", "needs no-such-distribution>=2, which is not installed"),
+        ("pluggy<1", r"needs pluggy<1, but 1\.\d.* is installed"),
+        ("ebmcore what?", "its requirement 'ebmcore what\\?' cannot be evaluated"),
+        ("pluggy; made_up_marker == 'x'", "cannot be evaluated"),
+    ],
+)
+def test_every_requirement_is_evaluated_before_the_import(plugin, requirement, reason):
+    host_ = manager(plugin("test-plugin-a", "raise AssertionError('imported')", requires=[requirement]))
+    assert host_.reports()[0].state is State.INCOMPATIBLE
+    with pytest.raises(PluginError, match=reason):
+        host_.find("sampler", "test-plugin-a:identity")
+
+
+@pytest.mark.parametrize(
+    "requirement", ["no-such-thing; extra == 'dev'", "no-such-thing; python_version < '3'", "PLUGGY>=1"]
+)
+def test_a_requirement_that_holds_or_does_not_concern_us_is_no_obstacle(plugin, requirement):
+    assert manager(plugin("test-plugin-a", GOOD, requires=[requirement])).find("sampler", "identity")
+
+
+@pytest.mark.parametrize("value", ["1", "true", "Yes", "ON"])
+def test_a_strict_host_refuses_to_work_beside_a_broken_plugin(plugin, value):
+    host_ = manager(plugin("test-plugin-a", GOOD), plugin("test-plugin-b", BROKEN["import error"]), EBMCORE_STRICT=value)
+    for _ in range(2):
+        with pytest.raises(PluginError, match=r"EBMCORE_STRICT is set, and .*test-plugin-b .*ModuleNotFoundError") as caught:
+            host_.find("sampler", "identity")
+        assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+
+
+@pytest.mark.parametrize("value", ["", "0", "false", "No", "off"])
+def test_strictness_can_be_off(plugin, value):
+    host_ = manager(plugin("test-plugin-a", GOOD), plugin("test-plugin-b", BROKEN["import error"]), EBMCORE_STRICT=value)
+    assert host_.find("sampler", "identity")
+
+
+def test_a_strict_host_lets_a_preference_settle_a_conflict(plugin):
+    points = plugin("test-plugin-a", GOOD), plugin("test-plugin-b", GOOD)
+    with pytest.raises(PluginError, match="also provided by another plugin: identity"):
+        manager(*points, EBMCORE_STRICT="1").find("sampler", "identity")
+    host_ = manager(*points, EBMCORE_STRICT="1", EBMCORE_PREFER="identity=test-plugin-b")
+    assert host_.find("sampler", "identity").distribution == "test-plugin-b"
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"EBMCORE_STRICT": "maybe"}, "EBMCORE_STRICT must be one of 1, true, yes, on, 0, false, no, off, but is 'maybe'"),
+        ({"EBMCORE_PREFER": "identity"}, "must hold name=distribution pairs, but holds 'identity'"),
+        (
+            {"EBMCORE_DISABLE_PLUGINS": "x"},
+            "no .* EBMCORE_DISABLE_PLUGINS; did you mean EBMCORE_DISABLED_PLUGINS",
+        ),
+        ({"EBMCORE_HOME": "x"}, "there is no environment variable EBMCORE_HOME"),
+    ],
+)
+def test_a_variable_that_cannot_be_obeyed_is_an_error(plugin, environ, message):
+    with pytest.raises(UsageError, match=message):
+        manager(plugin("test-plugin-a", GOOD), **environ)
+
+
+def test_a_failure_is_remembered_and_not_tried_again(plugin, monkeypatch):
+    source = GOOD.replace("ebmcore.testing:Identity", "counted_component:Nothing")
+    host_ = manager(plugin("test-plugin-a", source), plugin("counted-component", "import sys; sys.tries.append(1)"))
+    monkeypatch.setattr(sys, "tries", [], raising=False)
+    for _ in range(3):
+        with pytest.raises(PluginError, match="has no attribute 'Nothing'"):
+            host_.load(host_.find("sampler", "identity"))
+    assert len(sys.tries) == 1
+
+
+def test_a_component_registered_after_its_hook_is_an_error(plugin):
+    source = GOOD.replace("(register):\n", "(register):\n    global late; late = register\n")
+    host_ = manager(plugin("test-plugin-a", source))
+    assert host_.find("sampler", "identity")
+    with pytest.raises(RuntimeError, match="inside ebmcore_register, not after it"):
+        sys.modules["test_plugin_a"].late.loss("x", "m:C")
+
+
+def test_many_threads_see_the_same_components(plugin):
+    host_ = manager(plugin("test-plugin-a", "import time; time.sleep(0.1)\n" + GOOD))
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: host_.load(host_.find("sampler", "identity")), range(8)))
+    assert len(set(found)) == 1
+
+
+RENAMED = GOOD.replace('Identity")', 'Identity", deprecated_aliases=("same",))')
+
+
+@pytest.mark.parametrize("name", ["same", "test-plugin-a:same"])
+def test_an_old_name_warns_once_with_the_callers_line(plugin, name):
+    host_ = manager(plugin("test-plugin-a", RENAMED))
+    new = "test-plugin-a:identity" if ":" in name else "identity"
+    with pytest.warns(FutureWarning, match=f"the sampler '{name}' of test-plugin-a is now called '{new}'") as caught:
+        assert host_.find("sampler", name).name == "identity"
+    assert [w.filename for w in caught] == [__file__]
+    assert host_.find("sampler", name).name == "identity"  # a warning would be an error here
+
+
+def test_an_old_name_gives_way_to_the_component_that_has_it_now(plugin):
+    host_ = manager(plugin("test-plugin-a", RENAMED), plugin("test-plugin-b", GOOD.replace("identity", "same")))
+    assert host_.find("sampler", "same").distribution == "test-plugin-b"
+
+
+def test_aliases_given_as_a_string_are_refused(plugin):
+    host_ = manager(plugin("test-plugin-a", RENAMED.replace('("same",)', '"same"')))
+    with pytest.raises(PluginError, match="must be a sequence of names, got the string 'same'"):
+        host_.find("sampler", "identity")
+
+
+def test_a_class_can_be_registered_for_the_session_and_replaced():
+    host_ = manager()
+    first, second = (type("Still", (Identity,), {}) for _ in range(2))
+    for cls in (first, second):
+        host_.register("sampler", "still", cls)
+        found = host_.find("sampler", "session:still")
+        assert host_.load(found) is cls
+    assert host_.find("sampler", "still") is found
+    host_.register("sampler", "other", Identity)
+    assert [c.name for c in host_.registry.components()] == ["other", "still"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("sampler", "a:b", Identity), ValueError, "without ':'"),
+        (("sampler", "still", dict), TypeError, "a sampler must have init"),
+        (("sampler", "still", Identity()), TypeError, "must be a class or"),
+        (("smapler", "still", Identity), UnknownComponentError, "the kinds are"),
+    ],
+)
+def test_what_cannot_be_registered_for_the_session_is_refused_at_once(arguments, error, message):
+    with pytest.raises(error, match=message):
+        manager().register(*arguments)
+
+
+class Temporary:
+    @ebmcore.hookimpl
+    def ebmcore_register(self, register):
+        register.sampler("passing", "ebmcore.testing:Identity")
+
+
+def test_a_temporary_plugin_leaves_nothing_behind(plugin):
+    host_ = manager(plugin("test-plugin-a", GOOD))
+    for _ in range(2):
+        with host_.temporary(Temporary(), "test-plugin-t") as components:
+            assert [c.id for c in components] == ["test-plugin-t:passing"]
+            assert host_.load(host_.find("sampler", "passing")) is Identity
+        with pytest.raises(UnknownComponentError):
+            host_.find("sampler", "passing")
+    assert [r.distribution for r in host_.reports()] == ["test-plugin-a"]
+
+
+def test_a_temporary_plugin_that_is_wrong_raises_and_leaves_nothing_behind():
+    class Wrong:
+        @ebmcore.hookimpl
+        def ebmcore_registr(self, register):
+            raise AssertionError
+
+    host_ = manager()
+    with pytest.raises(PluginError, match="did you mean ebmcore_register"), host_.temporary(Wrong(), "wrong"):
+        raise AssertionError
+    assert host_.reports() == []
+    with host_.temporary(Temporary(), "right"):
+        assert host_.find("sampler", "passing")
+
+
+def test_after_an_installation_the_host_can_look_again(plugin):
+    host_ = manager(first := plugin("test-plugin-a", GOOD))
+    identity = host_.load(host_.find("sampler", "identity"))
+    second = plugin("test-plugin-b", GOOD.replace("identity", "other"))
+    host_.rescan([first, second], {})
+    assert host_.find("sampler", "other").distribution == "test-plugin-b"
+    assert host_.load(host_.find("sampler", "identity")) is identity
+    host_.rescan([second], {})
+    assert [c.name for c in host_.registry.components()] == ["other"]
+    host_.rescan([second], {"EBMCORE_PLUGINS": ""})
+    assert host_.registry.components() == []
+    host_.rescan([second], {})
+    assert [c.name for c in host_.registry.components()] == ["other"]
+
+
+def test_looking_again_gives_a_failed_plugin_another_chance_and_keeps_the_session(plugin):
+    host_ = manager(broken := plugin("test-plugin-a", BROKEN["import error"]))
+    host_.register("sampler", "still", Identity)
+    with pytest.raises(PluginError):
+        host_.find("sampler", "test-plugin-a:identity")
+    mended = plugin("test-plugin-a", GOOD)
+    host_.rescan([mended], {})
+    assert host_.find("sampler", "identity")
+    assert host_.find("sampler", "still")
+    assert broken is not mended
+
+
+def test_another_version_of_an_imported_plugin_needs_a_new_python(plugin):
+    host_ = manager(plugin("test-plugin-a", GOOD))
+    assert host_.find("sampler", "identity").version == "1.2"
+    with pytest.warns(RuntimeWarning, match=r"test-plugin-a 2\.0 is installed, but 1\.2 is imported: restart Python"):
+        host_.rescan([plugin("test-plugin-a", GOOD, version="2.0")], {})
+    assert host_.find("sampler", "identity").version == "1.2"
+
+
+def test_looking_again_in_the_real_host_finds_what_was_installed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UnknownComponentError):
+        host.find("sampler", "fresh")
+    info = tmp_path / "test_plugin_fresh-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: test-plugin-fresh\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[ebmcore]\nfresh = test_plugin_fresh\n")
+    (tmp_path / "test_plugin_fresh.py").write_text(GOOD.replace("identity", "fresh"))
+    ebmcore.refresh()
+    assert host.find("sampler", "fresh").distribution == "test-plugin-fresh"
+    monkeypatch.undo()
+    ebmcore.refresh()
+    with pytest.raises(UnknownComponentError):
+        host.find("sampler", "fresh")
+
+
+def test_names_are_read_from_the_source_without_importing_it(plugin, tmp_path):
+    source = "raise AssertionError('imported')\n" + GOOD
+    host_ = manager(plugin("test-plugin-a", source))
+    assert names_in_source(host_.reports()[0]) == [("sampler", "identity")]
+    nested = Installed("test-plugin-b", "test_package_b.inner.plugin")
+    (tmp_path / "test_package_b/inner").mkdir(parents=True)
+    for name in ("", "inner/"):
+        (tmp_path / f"test_package_b/{name}__init__.py").write_text("raise AssertionError('imported')")
+    (tmp_path / "test_package_b/inner/plugin.py").write_text(source)
+    assert names_in_source(manager(nested).reports()[0]) == [("sampler", "identity")]
+
+
+def test_a_name_that_a_failed_plugin_would_have_provided_raises_its_failure(plugin):
+    host_ = manager(plugin("test-plugin-a", "import no_such_module\n" + GOOD))
+    with pytest.raises(PluginError, match=r"'identity' cannot be had: the plugin test-plugin-a \(test_plugin_a\) is failed"):
+        host_.find("sampler", "identity")
 
 
 def test_an_unknown_name_offers_what_is_close(plugin):
@@ -201,6 +442,11 @@ def test_an_unknown_name_offers_what_is_close(plugin):
 def test_a_first_party_name_that_is_not_installed_names_its_distribution(plugin):
     with pytest.raises(UnknownComponentError, match="pip install ebm-plugin-pcd"):
         manager(plugin("test-plugin-a", GOOD)).find("loss", "pcd")
+
+
+def test_a_canonical_id_that_is_not_installed_names_its_distribution(plugin):
+    with pytest.raises(UnknownComponentError, match="the loss 'ebm-plugin-x:y': pip install ebm-plugin-x"):
+        manager(plugin("test-plugin-a", GOOD)).find("loss", "ebm-plugin-x:y")
 
 
 def test_a_close_first_party_name_is_offered_with_its_distribution(plugin):

@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
 
 import pytest
 import torch
+from small_runs import data, pcd, quiet, same_state
 from torch.utils.data import Dataset, TensorDataset
 
 import ebmcore
-from ebmcore.errors import CheckpointError, DivergenceError, PluginError, UsageError
+from ebmcore.errors import DivergenceError, UsageError
 from ebmcore.testing import Identity, Quadratic
-from ebmcore.training import BaseObserver, fit, latest_checkpoint, read_checkpoint, stream_seed
+from ebmcore.training import BaseObserver, latest_checkpoint, read_checkpoint, stream_seed
 from ebmcore.training.data import StepBatches, batches
-
-
-def pcd(seed=0, **options):
-    torch.manual_seed(seed)
-    energy = ebmcore.create_energy("mlp", (2,), hidden=(8,))
-    sampler = ebmcore.create_sampler("langevin", step_size=0.05)
-    return ebmcore.create_loss("pcd", energy, sampler, n_chains=20, **options)
-
-
-def data(n=100):
-    return torch.randn(n, 2, generator=torch.Generator().manual_seed(7))
-
-
-def quiet(loss, x, **options):
-    return fit(loss, x, **({"progress": False, "accelerator": "cpu", "batch_size": 16, "lr": 1e-2} | options))
-
-
-def table(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def same_state(a, b):
-    a, b = a.state_dict(), b.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_streams_are_functions_of_all_their_names():
@@ -126,89 +101,6 @@ def test_a_seed_repeats_a_run_and_another_does_not():
         quiet(loss, data(), steps=20, seed=seed)
     assert same_state(losses[0], losses[1])
     assert not same_state(losses[0], losses[2])
-
-
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
-    whole, first, second = pcd(restart_prob=0.1), pcd(restart_prob=0.1), pcd(seed=99, restart_prob=0.1)
-    options = {"lr_schedule": "constant", "ema_decay": 0.9}
-    expected = quiet(whole, data(), steps=40, out=tmp_path / "whole", **options)
-    quiet(first, data(), steps=23, out=tmp_path / "run", **options)
-    resumed = quiet(second, data(), steps=40, out=tmp_path / "run", resume=True, **options)
-    assert same_state(whole, second)
-    assert same_state(expected.energy, resumed.energy)
-
-
-def test_a_resumed_run_writes_the_metrics_of_the_uninterrupted_one(tmp_path):
-    options = {"log_every": 3, "checkpoint_every": 10}
-    quiet(pcd(), data(), steps=40, out=tmp_path / "whole", **options)
-    quiet(pcd(), data(), steps=25, out=tmp_path / "run", **options)
-    file = tmp_path / "run" / "metrics.csv"
-    lines = file.read_text().splitlines()
-    later = ",".join(["28", *lines[-1].split(",")[1:]])  # whole, but written after the last checkpoint
-    file.write_text("\n".join([*lines, later, "30,0."]))  # the last was cut off
-    quiet(pcd(), data(), steps=40, out=tmp_path / "run", resume=True, **options)
-    rows = table(file)
-    whole = table(tmp_path / "whole" / "metrics.csv")
-    assert [r for r in rows if r["step"] != "25"] == whole
-
-
-def test_a_run_without_a_checkpoint_yet_starts_again(tmp_path):
-    result = quiet(pcd(), data(), steps=3, out=tmp_path, resume=True)
-    assert result.step == 3
-
-
-def test_resuming_a_finished_run_changes_nothing(tmp_path):
-    loss, again = pcd(), pcd(seed=1)
-    quiet(loss, data(), steps=5, out=tmp_path)
-    result = quiet(again, data(), steps=5, out=tmp_path, resume=True)
-    assert result.step == 5
-    assert same_state(loss, again)
-
-
-def test_a_run_never_overwrites_another(tmp_path):
-    quiet(pcd(), data(), steps=3, out=tmp_path)
-    with pytest.raises(UsageError, match="resume it, or choose another directory"):
-        quiet(pcd(), data(), steps=3, out=tmp_path)
-
-
-def test_the_last_two_checkpoints_are_kept_and_no_half_written_one(tmp_path):
-    quiet(pcd(), data(), steps=50, out=tmp_path, checkpoint_every=10)
-    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
-    assert names == ["step-00000040", "step-00000050"]
-
-
-def test_a_checkpoint_holds_everything_and_says_where_it_came_from(tmp_path):
-    result = quiet(pcd(), data(), steps=5, out=tmp_path, ema_decay=0.9)
-    tensors, info = read_checkpoint(result.checkpoint)
-    assert {name.split(".")[0] for name in tensors} == {"loss", "optimizer", "average"}
-    assert {"loss.chains.x", "loss.chains.id", "loss.chains.age", "loss.energy.net.1.weight"} <= set(tensors)
-    assert info["step"] == 5
-    assert info["components"]["loss"]["id"] == "ebm-plugin-pcd:pcd"
-    assert info["components"]["sampler"]["distribution"] == "ebm-plugin-langevin"
-    assert info["components"]["energy"]["version"]
-
-
-@pytest.mark.parametrize("part", [".metadata", "__0_0.distcp", "checkpoint.json"])
-@pytest.mark.parametrize("damage", ["cut", "change", "remove"])
-def test_a_damaged_checkpoint_is_an_error_that_says_how_to_go_on(tmp_path, part, damage):
-    quiet(pcd(), data(), steps=20, out=tmp_path, checkpoint_every=10)
-    path = latest_checkpoint(tmp_path / "checkpoints") / part
-    content = path.read_bytes()
-    if damage == "remove":
-        path.unlink()
-    elif damage == "cut":
-        path.write_bytes(content[: len(content) // 2])
-    else:
-        path.write_bytes(content[:-9] + bytes([content[-9] ^ 255]) + content[-8:])
-    with pytest.raises(CheckpointError, match="is damaged .*remove it to go on from step-00000010"):
-        quiet(pcd(), data(), steps=30, out=tmp_path, resume=True)
-
-
-def test_a_checkpoint_of_another_configuration_is_an_error(tmp_path):
-    quiet(pcd(), data(), steps=3, out=tmp_path)
-    other = ebmcore.create_loss("cd", ebmcore.create_energy("mlp", (2,), hidden=(9,)), Identity())
-    with pytest.raises(CheckpointError, match="belongs to another configuration"):
-        quiet(other, data(), steps=5, out=tmp_path, resume=True)
 
 
 def test_a_diverging_run_stops_with_step_metric_and_advice_and_keeps_the_last_good_checkpoint(tmp_path):
@@ -308,34 +200,11 @@ def test_the_generator_of_the_loss_is_its_own_again_afterwards():
     assert own.initial_seed() == 5
 
 
-def test_an_average_that_only_one_side_keeps_is_an_error(tmp_path):
-    quiet(pcd(), data(), steps=2, out=tmp_path, ema_decay=0.9)
-    with pytest.raises(CheckpointError, match="keeps a moving average of the parameters: resume with the ema_decay"):
-        quiet(pcd(), data(), steps=4, out=tmp_path, resume=True)
-
-
-def test_an_optimizer_whose_state_would_be_lost_is_an_error(tmp_path):
-    class Counting(torch.optim.SGD):
-        def step(self, closure=None):
-            super().step(closure)
-            for p in self.param_groups[0]["params"]:
-                self.state[p]["count"] = 3
-
-    with pytest.raises(CheckpointError, match="Counting keeps count, which is no tensor"):
-        quiet(pcd(), data(), steps=2, out=tmp_path, optimizer=lambda p: Counting(p, lr=0.1))
-
-
 def test_values_that_run_away_are_divergence_too():
     loss = ebmcore.create_loss("cd", Quadratic((2,), 1e15), Identity())
     loss.start_chains = lambda x: loss.new_chains(x + 1, {})
     with pytest.raises(DivergenceError, match="training stopped at step 1: the loss"):
         quiet(loss, data(), steps=3, log_every=1)
-
-
-def test_resuming_to_fewer_steps_than_there_are_is_an_error(tmp_path):
-    quiet(pcd(), data(), steps=5, out=tmp_path)
-    with pytest.raises(UsageError, match="already has 5 steps, more than the 3"):
-        quiet(pcd(), data(), steps=3, out=tmp_path, resume=True)
 
 
 def test_a_linear_schedule_ends_at_zero():
@@ -358,44 +227,6 @@ def test_it_runs_in_double_precision():
 
 def test_it_runs_in_mixed_precision():
     quiet(pcd(), data(), steps=2, precision="bf16-mixed")
-
-
-def test_tensorboard_gets_the_metrics_when_it_is_installed(tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    quiet(pcd(), data(), steps=4, log_every=2, out=tmp_path)
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert [e.step for e in events.Scalars("loss")] == [2, 4]
-
-
-def test_a_new_metric_gets_a_column_and_loses_no_row(tmp_path):
-    from ebmcore.training.observers import MetricsFile
-
-    file = MetricsFile(tmp_path / "metrics.csv")
-    file.on_start(0, 3)
-    file.on_log(1, {"loss": 1.0})
-    file.on_log(2, {"loss": 2.0, "acceptance_rate": 0.5})
-    rows = table(tmp_path / "metrics.csv")
-    assert rows == [
-        {"step": "1", "loss": "1.0", "acceptance_rate": ""},
-        {"step": "2", "loss": "2.0", "acceptance_rate": "0.5"},
-    ]
-
-
-def test_an_observer_that_raises_ends_the_run_with_its_name_and_the_event():
-    class Faulty(BaseObserver):
-        def on_log(self, step, metrics):
-            raise KeyError("mine")
-
-    with pytest.raises(PluginError, match=r"the observer Faulty failed in on_log\(2,\): 'mine'"):
-        quiet(pcd(), data(), steps=4, log_every=2, observers=[Faulty()])
-
-
-def test_the_progress_bar_shows(capsys):
-    fit(pcd(), data(), steps=4, batch_size=16, accelerator="cpu")
-    assert "4/4" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             status: int | None = getattr(module, command)(arguments)
             return status or 0
     except EbmcoreError as error:
-        return _fail(str(error))
+        return _fail("; ".join([str(error), *getattr(error, "__notes__", ())]))
     except KeyboardInterrupt:
         print("ebmcore: interrupted; a training run goes on with 'ebmcore train --resume RUN'", file=sys.stderr)
         return 130

@@ -30,6 +30,7 @@ PARTS: dict[str, tuple[str, set[str | int]]] = {
     "sampler": ("sampler", set()),
     "loss": ("loss", {"energy", "sampler"}),
     "metric": ("metric", set()),
+    "observer": ("observer", set()),
 }
 REQUIRED = ("data", "energy", "sampler", "loss")
 _NOT_OPTIONS: set[str | int] = {"loss", "data", "resume", "observers", "optimizer"}

@@ -19,10 +19,13 @@ from ebmcore.training import (
     BaseObserver,
     DataSource,
     check_compatible,
+    check_installed,
     latest_checkpoint,
     read_checkpoint,
+    read_info,
     stream_generator,
     stream_seed,
+    warn_of_other_versions,
 )
 
 CONFIG = "config.yaml"
@@ -66,11 +69,13 @@ def load_run(run: Path) -> tuple[Config, Parts, int]:
     The energy carries the moving average of the parameters where the run kept one.
     """
     config = run_config(run)
+    check_plugins(run)
     parts = build(config)
     checkpoint = latest_checkpoint(run / "checkpoints")
     if checkpoint is None:
         raise CheckpointError(f"{run} holds no checkpoint yet: train it, or go on with 'ebmcore train --resume {run}'")
     tensors, info = read_checkpoint(checkpoint)
+    warn_of_other_versions(info, checkpoint)
     prefixes = ("average.module.", "loss.energy.")
     prefix = next((p for p in prefixes if any(name.startswith(p) for name in tensors)), prefixes[-1])
     try:
@@ -78,6 +83,13 @@ def load_run(run: Path) -> tuple[Config, Parts, int]:
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint} does not fit {run / CONFIG}: {error}") from error
     return config, parts, int(info["step"])
+
+
+def check_plugins(run: Path) -> None:
+    """Find out first whether the plugins of a run are installed; see `ebmcore.training.check_installed`."""
+    checkpoint = latest_checkpoint(run / "checkpoints")
+    if checkpoint is not None:
+        check_installed(read_info(checkpoint), checkpoint)
 
 
 def run_config(run: Path) -> Config:

@@ -15,8 +15,8 @@ def train(arguments: Sequence[str]) -> None:
     from ebmcore.training.fit import require_train_extra
 
     require_train_extra()
-    from ebmcore.cli.options import REQUIRED, create, parse
-    from ebmcore.cli.runs import CONFIG, SavedConfig, build, measure, run_config
+    from ebmcore.cli.options import PARTS, REQUIRED, create, parse
+    from ebmcore.cli.runs import CONFIG, SavedConfig, build, check_plugins, measure, run_config
     from ebmcore.training import fit
 
     prog = "ebmcore train"
@@ -32,6 +32,7 @@ def train(arguments: Sequence[str]) -> None:
     else:
         run = resumed
         saved = run_config(run)
+        check_plugins(run)
         base = {**saved, "out": str(run)}
         given = {argument.partition("=")[0].removeprefix("--") for argument in arguments}
         if given & {"epochs", "steps"}:  # a new length replaces the old one, in whatever unit that was
@@ -43,9 +44,11 @@ def train(arguments: Sequence[str]) -> None:
     parts = build(config)
     if "metric" in config:
         create(config, "metric")  # a wrong option is told before training, not after it
-    options = {name: value for name, value in config.items() if name not in (*REQUIRED, "metric")}
-    saving = SavedConfig(run / CONFIG, config)
-    result = fit(parts.loss, parts.data.train, **options, resume=resumed is not None, observers=[saving])
+    options = {name: value for name, value in config.items() if name not in PARTS}
+    observers = [SavedConfig(run / CONFIG, config)]
+    if "observer" in config:
+        observers.append(create(config, "observer"))
+    result = fit(parts.loss, parts.data, **options, resume=resumed is not None, observers=observers)
     parts.energy = result.energy.cpu()
     if not _is_first_process():
         return
@@ -56,7 +59,7 @@ def train(arguments: Sequence[str]) -> None:
 
 # What may be otherwise in a resumed run; all else would make it another run.
 CHANGEABLE = {
-    "epochs", "steps", "metric", "lr", "lr_schedule", "clip_grad", "accelerator", "devices", "precision",
+    "epochs", "steps", "metric", "observer", "lr", "lr_schedule", "clip_grad", "accelerator", "devices", "precision",
     "log_every", "checkpoint_every", "progress",
 }  # fmt: skip
 

@@ -40,11 +40,12 @@ from typing import Any
 
 import pluggy
 
-from ebmcore.host.registry import KINDS, Component
+from ebmcore.host.registry import KINDS, SESSION, Component
 from ebmcore.host.report import PluginReport
 
 __all__ = [
     "KINDS",
+    "SESSION",
     "Component",
     "create",
     "find",
@@ -56,7 +57,6 @@ __all__ = [
     "refresh",
     "register",
     "temporary_plugin",
-    "versions_in_use",
 ]
 
 hookimpl = pluggy.HookimplMarker("ebmcore")
@@ -115,13 +115,6 @@ def provenance(component: object) -> dict[str, str | None]:
     from ebmcore.host.manager import get_manager
 
     return get_manager().provenance(type(component))
-
-
-def versions_in_use() -> dict[str, str]:
-    """Distribution and version of every plugin of which a component was loaded; for checkpoints."""
-    from ebmcore.host.manager import get_manager
-
-    return get_manager().versions_in_use()
 
 
 def register(kind: str, name: str, target: str | type[Any]) -> None:

@@ -6,7 +6,7 @@ import ast
 import functools
 from collections.abc import Callable, Iterable
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.util import find_spec
+from importlib.util import decode_source, find_spec
 from pathlib import Path
 
 from importlib_metadata import Distribution, EntryPoint, MetadataPathFinder, PackageNotFoundError, version
@@ -131,6 +131,6 @@ def _source(entry_point: EntryPoint) -> str | None:
         spec: ModuleSpec | None = find_spec(top)
         for part in rest:
             spec = PathFinder.find_spec(f"{spec.name}.{part}", spec.submodule_search_locations) if spec else None
-        return getattr(spec.loader, "get_source", lambda _: None)(spec.name) if spec else None
-    except (ImportError, ValueError, SyntaxError):  # no such module, a malformed value, source that cannot be decoded
+        return decode_source(Path(spec.origin).read_bytes()) if spec and spec.origin else None
+    except (ImportError, ValueError, SyntaxError, OSError):  # no such module, a malformed value, source that cannot be read
         return None

@@ -19,11 +19,9 @@ from ebmcore.errors import PluginError, UnknownComponentError, UsageError
 from ebmcore.host import hookspecs
 from ebmcore.host.discovery import GROUP, discover, forget, names_in_source
 from ebmcore.host.isolation import undisturbed
-from ebmcore.host.registry import FIRST_PARTY, Component, Register, Registry, callers_level, check_kind
+from ebmcore.host.registry import FIRST_PARTY, SESSION, Component, Register, Registry, callers_level, check_kind
 from ebmcore.host.report import PluginReport, State
 from ebmcore.host.settings import Settings
-
-SESSION = "session"  # stands for a distribution in the ids of components that no distribution brings
 
 
 class PluginManager:
@@ -147,10 +145,6 @@ class PluginManager:
         if found is None:
             return {"class": path, "id": None, "distribution": None, "version": None}
         return {"class": path, "id": found.id, "distribution": found.distribution, "version": found.version}
-
-    def versions_in_use(self) -> dict[str, str]:
-        """Distribution and version of every component that was loaded in this process."""
-        return {c.distribution: c.version for c in sorted(self._classes, key=lambda c: c.id) if c.distribution != SESSION}
 
     def register(self, kind: str, name: str, target: str | type[Any]) -> None:
         """See `ebmcore.host.register`."""

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from ebmcore.errors import AmbiguousComponentError, UnknownComponentError
 
 KINDS = ("loss", "sampler", "energy", "dataset", "metric", "observer")
+SESSION = "session"  # stands for a distribution in the ids of components that no distribution brings
 
 # Only for advice: which distribution to install for a name that nobody provides.
 FIRST_PARTY = {
@@ -115,11 +116,7 @@ class Registry:
         matching = [c for c in components if name in (c.name, c.id)]
         renamed = not matching
         if renamed:
-            old = {
-                c: (*c.deprecated_aliases, *(f"{c.distribution}:{alias}" for alias in c.deprecated_aliases))
-                for c in components
-            }
-            matching = [c for c in components if name in old[c]]
+            matching = [c for c in components if name.removeprefix(f"{c.distribution}:") in c.deprecated_aliases]
         preferred = [c for c in matching if self.prefer.get(name) == c.distribution]
         if len(preferred or matching) == 1:
             found = (preferred or matching)[0]
@@ -145,9 +142,13 @@ class Registry:
             stacklevel=callers_level(),
         )
 
+    def _distributions(self) -> set[str]:
+        return {SESSION, *(c.distribution for c in self.components())}
+
     def _unknown(self, kind: str, name: str) -> str:
-        bare = name.rpartition(":")[2]
-        distribution = FIRST_PARTY.get((kind, bare))
+        distribution, _, bare = name.rpartition(":")
+        distribution = distribution if distribution not in self._distributions() else ""
+        distribution = distribution or FIRST_PARTY.get((kind, bare), "")
         if distribution:
             return f"no installed plugin provides the {kind} {name!r}: pip install {distribution}"
         installed = [c.name for c in self.components(kind)]

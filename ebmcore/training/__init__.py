@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from ebmcore.training.checkpoints import latest_checkpoint, read_checkpoint
+from ebmcore.training.checkpoints import latest_checkpoint, read_checkpoint, read_info
 from ebmcore.training.data import DataSource, check_compatible
 from ebmcore.training.fit import FitResult, fit
 from ebmcore.training.observers import BaseObserver
+from ebmcore.training.origins import check_installed, warn_of_other_versions
 from ebmcore.training.streams import stream_generator, stream_seed
 
 __all__ = [
@@ -13,9 +14,12 @@ __all__ = [
     "DataSource",
     "FitResult",
     "check_compatible",
+    "check_installed",
     "fit",
     "latest_checkpoint",
     "read_checkpoint",
+    "read_info",
     "stream_generator",
     "stream_seed",
+    "warn_of_other_versions",
 ]

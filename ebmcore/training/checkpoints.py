@@ -9,18 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -67,34 +69,101 @@ def latest_checkpoint(directory: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def read_info(path: Path) -> dict[str, Any]:
+    """What belongs to a checkpoint besides tensors: its step, and where its components came from.
+
+    Raises:
+        CheckpointError: If it is missing or damaged; the message says how to go on.
+    """
+    with _damage_named(path):
+        info: dict[str, Any] = json.loads((path / _INFO).read_text())
+        if info.pop("sha256_of_this") != _own_digest(info):
+            raise CheckpointError(f"{_INFO} changed since it was written")
+        return info
+
+
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a checkpoint, on the CPU, and what else belongs to it. Collective in a process group.
 
+    A checkpoint is data: whatever its files hold, reading them runs no code of theirs.
     Chains come back as this rank's shards of all chains, whatever the number of ranks that wrote them.
 
     Raises:
         CheckpointError: If it is missing or damaged; the message says how to go on.
     """
-    try:
-        info = json.loads((path / _INFO).read_text())
-        if info.pop("sha256_of_this") != _own_digest(info):
-            raise CheckpointError(f"{_INFO} changed since it was written")
+    info = read_info(path)
+    with _damage_named(path):
         damaged = [name for name, digest in info["sha256"].items() if _digest(path / name) != digest]
         if damaged:
             raise CheckpointError(f"{', '.join(damaged)} changed since it was written")
-        metadata = FileSystemReader(path).read_metadata()
+        reader = _DataOnlyReader(path)
         tensors = {
             name: _template(name, entry)
-            for name, entry in metadata.state_dict_metadata.items()
+            for name, entry in reader.read_metadata().state_dict_metadata.items()
             if isinstance(entry, TensorStorageMetadata)
         }
         with _single_process_is_meant():
-            load(tensors, checkpoint_id=path, no_dist=not _distributed())
-    except Exception as error:
+            load(tensors, storage_reader=reader, no_dist=not _distributed())
+    return tensors, info
+
+
+class _DataOnlyReader(FileSystemReader):
+    """Reads tensors with ``weights_only``, as its base does, and their index in the same spirit.
+
+    The index is a pickle, which could call any function; only the classes that an index is made of are let through.
+    """
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            metadata: Metadata = _IndexUnpickler(file).load()
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    """Builds what an index is made of, and nothing else."""
+
+    CLASSES: ClassVar = {
+        "pathlib": {"PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"},
+        "torch": {"Size"},
+        "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+        "torch.distributed.checkpoint.metadata": {
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        },
+        "torch.serialization": {"_get_layout"},
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if not dtype and name not in self.CLASSES.get(module, ()):
+            raise pickle.UnpicklingError(f"its index holds {module}.{name}, which is no data")
+        return super().find_class(module, name)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (Exception, CheckpointException) as error:
         others = [other.name for other in _checkpoints(path.parent) if other != path]
         go_on = f"remove it to go on from {others[-1]}" if others else "start the run anew with another --out"
-        raise CheckpointError(f"the checkpoint {path} is damaged ({error}): {go_on}") from error
-    return tensors, info
+        raise CheckpointError(f"the checkpoint {path} is damaged ({_reason(error)}): {go_on}") from error
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, CheckpointException):  # what went wrong on each rank; no Exception, and a page long
+        error = next(iter(error.failures.values()))[0]
+        if isinstance(error, pickle.UnpicklingError):  # torch's text advises to run the code after all
+            return "its files hold something other than tensors"
+    return str(error)
 
 
 def _template(name: str, entry: TensorStorageMetadata) -> Tensor:

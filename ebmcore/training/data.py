@@ -79,6 +79,12 @@ class StepBatches(Sampler[list[int]]):
             epoch, first = epoch + 1, 0
 
 
+def training_examples(data: DataSource | Tensor | Dataset[Any]) -> Tensor | Dataset[Any]:
+    """The examples to train on: those of a data set component, or ``data`` itself."""
+    # A torch Dataset may have a flag of that name.
+    return data.train if isinstance(data, DataSource) and isinstance(data.train, Tensor) else data
+
+
 def batches(data: Tensor | Dataset[Any], order: StepBatches) -> Iterator[Sequence[Tensor]]:
     """Batches ``(x, *conditions)`` in that order, without end."""
     dataset = TensorDataset(data) if isinstance(data, Tensor) else data

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 
-from ebmcore import host
 from ebmcore.energies import check_energies, frozen
 from ebmcore.errors import CheckpointError, DivergenceError, UsageError
 from ebmcore.losses import BaseLoss
 from ebmcore.training.checkpoints import latest_checkpoint, read_checkpoint, write_checkpoint
-from ebmcore.training.data import StepBatches, batches, n_examples
-from ebmcore.training.observers import BaseObserver, MetricsFile, ProgressBar, TensorBoard, notify
+from ebmcore.training.data import DataSource, StepBatches, batches, n_examples, training_examples
+from ebmcore.training.observers import BaseObserver, MetricsFile, ProgressBar, TensorBoard, notify, watched
+from ebmcore.training.origins import check_same, origins, warn_of_other_versions
 from ebmcore.training.streams import stream_seed
 
 DIVERGED = 1e12  # a metric beyond it is taken for divergence: float32 energies have no digit after the point left by then
@@ -48,7 +48,7 @@ class FitResult:
 
 def fit(
     loss: BaseLoss,
-    data: Tensor | Dataset[Any],
+    data: DataSource | Tensor | Dataset[Any],
     *,
     epochs: int | None = None,
     steps: int | None = None,
@@ -76,8 +76,8 @@ def fit(
 
     Args:
         loss: The loss; its energy is trained in place.
-        data: Training examples ``(N, *shape)``, or a map-style torch ``Dataset`` whose items are examples or tuples of an
-            example and its conditions.
+        data: A data set component, of which the training examples are taken; or training examples ``(N, *shape)``; or a
+            map-style torch ``Dataset`` whose items are examples or tuples of an example and its conditions.
         epochs: Passes through the data. Give this or ``steps``.
         steps: Training steps, in place of ``epochs``.
         batch_size: Examples per step and device.
@@ -115,7 +115,8 @@ def fit(
     fabric = _fabric(accelerator, devices, precision)
     rank, world = fabric.global_rank, fabric.world_size
 
-    order = StepBatches(n_examples(data), batch_size, seed=seed, rank=rank, world=world)
+    train = training_examples(data)
+    order = StepBatches(n_examples(train), batch_size, seed=seed, rank=rank, world=world)
     n_steps = _number_of_steps(epochs, steps, order.steps_per_epoch)
     # The whole loss is wrapped, not the energy: inside, samplers see the bare module with all its capabilities.
     model, wrapped_optimizer = fabric.setup(loss, _optimizer(optimizer, loss, lr))
@@ -123,7 +124,9 @@ def fit(
     average = None
     if ema_decay is not None:
         average = AveragedModel(energy, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
-    state = _TrainingState(loss, wrapped_optimizer.optimizer, average)
+    parts = {name: getattr(loss, name, None) for name in ("energy", "sampler")}
+    components = {"loss": loss, **parts, "dataset": None if train is data else data}
+    state = _TrainingState(loss, wrapped_optimizer.optimizer, average, components)
 
     checkpoint = None
     if out is not None:
@@ -135,7 +138,7 @@ def fit(
     if order.start > n_steps:
         raise UsageError(f"{out} already has {order.start} steps, more than the {n_steps} asked for")
     if order.start == 0 and energy is not loss:
-        _probe(energy, next(batches(data, order)), fabric)
+        _probe(energy, next(batches(train, order)), fabric)
 
     if out is not None and rank == 0:
         out.mkdir(parents=True, exist_ok=True)
@@ -143,11 +146,10 @@ def fit(
     schedule = _schedule(lr_schedule, n_steps)
     base_rates = [group["lr"] for group in wrapped_optimizer.param_groups]
     metrics: dict[str, float] = {}
-    visited = batches(data, order)
+    visited = batches(train, order)
     own_generator, loss.generator = loss.generator, torch.Generator(device=fabric.device)
-    notify(watching, "on_start", order.start, n_steps)
     with ExitStack() as leaving:
-        leaving.callback(notify, watching, "on_end")
+        leaving.enter_context(watched(watching, order.start, n_steps))
         leaving.callback(setattr, loss, "generator", own_generator)
         leaving.enter_context(torch.random.fork_rng([fabric.device] if fabric.device.type == "cuda" else []))
         for step in range(order.start, n_steps):
@@ -174,7 +176,7 @@ def fit(
                 notify(watching, "on_log", done, metrics)
             if out is not None and (done % checkpoint_every == 0 or last):
                 _check_finite(fabric, energy, done)
-                checkpoint = write_checkpoint(out / "checkpoints", done, state.tensors(), state.info())
+                checkpoint = write_checkpoint(out / "checkpoints", done, state.tensors(), origins(components, observers))
                 notify(watching, "on_checkpoint", done, checkpoint)
     trained = average.module if average is not None else energy
     return FitResult(trained, max(order.start, n_steps), metrics, checkpoint)
@@ -221,10 +223,13 @@ def require_train_extra() -> None:
 class _TrainingState:
     """Everything a resumed run needs, as one flat mapping of tensors."""
 
-    def __init__(self, loss: BaseLoss, optimizer: torch.optim.Optimizer, average: nn.Module | None) -> None:
+    def __init__(
+        self, loss: BaseLoss, optimizer: torch.optim.Optimizer, average: nn.Module | None, components: Mapping[str, object]
+    ) -> None:
         self.loss = loss
         self.optimizer = optimizer
         self.average = average
+        self.components = components
 
     def tensors(self) -> dict[str, Tensor]:
         flat: dict[str, Tensor] = {f"loss.{name}": t for name, t in self.loss.state_dict().items()}
@@ -240,25 +245,11 @@ class _TrainingState:
             flat |= {f"average.{name}": t for name, t in self.average.state_dict().items()}
         return flat
 
-    def info(self) -> dict[str, Any]:
-        from importlib_metadata import version
-
-        parts = {
-            "loss": self.loss,
-            "energy": getattr(self.loss, "energy", None),
-            "sampler": getattr(self.loss, "sampler", None),
-        }
-        components = {kind: host.provenance(part) for kind, part in parts.items() if part is not None}
-        return {
-            "ebmcore": version("ebmcore"),
-            "torch": torch.__version__,
-            "components": components,
-            "plugins": host.versions_in_use(),
-        }
-
     def load(self, path: Path) -> int:
         """Load a checkpoint; return the number of steps done."""
         flat, info = read_checkpoint(path)
+        check_same(info, self.components, path)
+        warn_of_other_versions(info, path)
         groups: dict[str, dict[str, Tensor]] = {"loss": {}, "optimizer": {}, "average": {}}
         for key, tensor in flat.items():
             group, _, name = key.partition(".")

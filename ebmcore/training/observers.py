@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ebmcore import host
 from ebmcore.errors import EbmcoreError, PluginError, UsageError
 
 
@@ -28,16 +30,50 @@ class BaseObserver:
         """Training ended, or was stopped by an error."""
 
 
+@contextmanager
+def watched(observers: Sequence[BaseObserver], step: int, n_steps: int) -> Iterator[None]:
+    """Tell observers that training begins and, whatever happens then, all those that were told that it ended."""
+    started: list[BaseObserver] = []
+    try:
+        for observer in observers:
+            notify([observer], "on_start", step, n_steps)
+            started.append(observer)
+        yield
+    except BaseException as error:
+        for failure in _end(started):
+            error.add_note(str(failure))  # why training ended comes first
+        raise
+    failures = _end(started)
+    if failures:
+        for failure in failures[1:]:
+            failures[0].add_note(str(failure))
+        raise failures[0]
+
+
+def _end(observers: Sequence[BaseObserver]) -> list[EbmcoreError]:
+    failures = []
+    for observer in observers:
+        try:
+            notify([observer], "on_end")
+        except EbmcoreError as failure:
+            failures.append(failure)
+    return failures
+
+
 def notify(observers: Sequence[BaseObserver], event: str, *args: Any) -> None:
-    """Tell all observers. One that raises ends the run, with its name and the event in the message."""
+    """Tell all observers. One that raises ends the run, with its name, its plugin and the event in the message."""
     for observer in observers:
         method: Callable[..., None] = getattr(observer, event)
         try:
             method(*args)
-        except EbmcoreError:  # says by itself what to do
-            raise
-        except Exception as error:
-            raise PluginError(f"the observer {type(observer).__name__} failed in {event}{args[:1]}: {error}") from error
+        except (Exception, SystemExit) as error:
+            if isinstance(error, EbmcoreError) and isinstance(observer, (MetricsFile, TensorBoard, ProgressBar)):
+                raise  # ours say by themselves what to do
+            known = host.provenance(observer)
+            plugin = f" of {known['distribution']} {known['version']}" if known["distribution"] else ""
+            raise PluginError(
+                f"the observer {type(observer).__name__}{plugin} failed in {event}{args[:1]}: {type(error).__name__}: {error}"
+            ) from error
 
 
 class MetricsFile(BaseObserver):

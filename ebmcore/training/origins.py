@@ -1,0 +1,77 @@
+"""Where the components of a run came from: written into its checkpoints, and compared when one is loaded."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from importlib_metadata import version
+
+from ebmcore import host
+from ebmcore.errors import CheckpointError, EbmcoreError
+
+
+def origins(components: Mapping[str, object], observers: Sequence[object] = ()) -> dict[str, Any]:
+    """Canonical id, class, distribution and version of each component, and the versions of what they run on; as JSON.
+
+    Args:
+        components: The components by kind; `None` stands for none.
+        observers: Observers, of which there may be several.
+    """
+    known: dict[str, Any] = {kind: host.provenance(part) for kind, part in components.items() if part is not None}
+    if observers:
+        found = map(host.provenance, observers)
+        known["observers"] = [origin for origin in found if origin["id"]]
+    return {"ebmcore": version("ebmcore"), "torch": torch.__version__, "components": known}
+
+
+def check_installed(info: Mapping[str, Any], where: Path) -> None:
+    """Raise `CheckpointError` if a distribution that a checkpoint was written with is gone; the message is the line to type.
+
+    Args:
+        info: What `origins` gave then.
+        where: The checkpoint, for messages.
+    """
+    missing = [f"{distribution}=={then}" for distribution, then, now in _versions(info) if now is None]
+    if missing:
+        raise CheckpointError(f"{where} needs plugins that are not installed: pip install {' '.join(missing)}")
+
+
+def warn_of_other_versions(info: Mapping[str, Any], where: Path) -> None:
+    """Warn of each distribution that has another version than when a checkpoint was written."""
+    for distribution, then, now in _versions(info):
+        if now != then:
+            warnings.warn(
+                f"{where} was written with {distribution} {then}, but {now} is installed: results may differ",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+def check_same(info: Mapping[str, Any], components: Mapping[str, object], where: Path) -> None:
+    """Raise `CheckpointError` if a run is resumed with another component than it was started with."""
+    for kind, part in components.items():
+        then = info["components"].get(kind) or {"id": None}
+        now = host.provenance(part) if part is not None else {"id": None}
+        if then["id"] and now["id"] and _current_id(kind, then["id"]) != now["id"]:
+            raise CheckpointError(
+                f"{where} was written with the {kind} {then['id']}, not with {now['id']}: resume with that one"
+            )
+
+
+def _current_id(kind: str, then: str) -> str:
+    try:
+        return host.find(kind, then).id  # it may have been renamed since
+    except EbmcoreError:
+        return then
+
+
+def _versions(info: Mapping[str, Any]) -> list[tuple[str, str, str | None]]:
+    """Distribution, version in the checkpoint, and installed version."""
+    recorded = [one for part in info["components"].values() for one in (part if isinstance(part, list) else [part])]
+    then = {one["distribution"]: one["version"] for one in recorded if one["distribution"] not in (None, host.SESSION)}
+    now = {report.distribution: report.version for report in host.plugins()} | {"ebmcore": version("ebmcore")}
+    return [(name, number, now.get(name)) for name, number in {"ebmcore": info["ebmcore"], **then}.items()]

@@ -1,0 +1,234 @@
+"""Checkpoints: what a resumed run does, what they hold, and what they refuse."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from small_runs import data, pcd, quiet, same_state, table
+
+import ebmcore
+from ebmcore.errors import CheckpointError, UsageError
+from ebmcore.training import BaseObserver, latest_checkpoint, read_checkpoint
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
+    whole, first, second = pcd(restart_prob=0.1), pcd(restart_prob=0.1), pcd(seed=99, restart_prob=0.1)
+    options = {"lr_schedule": "constant", "ema_decay": 0.9}
+    expected = quiet(whole, data(), steps=40, out=tmp_path / "whole", **options)
+    quiet(first, data(), steps=23, out=tmp_path / "run", **options)
+    resumed = quiet(second, data(), steps=40, out=tmp_path / "run", resume=True, **options)
+    assert same_state(whole, second)
+    assert same_state(expected.energy, resumed.energy)
+
+
+def test_a_resumed_run_writes_the_metrics_of_the_uninterrupted_one(tmp_path):
+    options = {"log_every": 3, "checkpoint_every": 10}
+    quiet(pcd(), data(), steps=40, out=tmp_path / "whole", **options)
+    quiet(pcd(), data(), steps=25, out=tmp_path / "run", **options)
+    file = tmp_path / "run" / "metrics.csv"
+    lines = file.read_text().splitlines()
+    later = ",".join(["28", *lines[-1].split(",")[1:]])  # whole, but written after the last checkpoint
+    file.write_text("\n".join([*lines, later, "30,0."]))  # the last was cut off
+    quiet(pcd(), data(), steps=40, out=tmp_path / "run", resume=True, **options)
+    rows = table(file)
+    whole = table(tmp_path / "whole" / "metrics.csv")
+    assert [r for r in rows if r["step"] != "25"] == whole
+
+
+def test_a_run_without_a_checkpoint_yet_starts_again(tmp_path):
+    result = quiet(pcd(), data(), steps=3, out=tmp_path, resume=True)
+    assert result.step == 3
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    loss, again = pcd(), pcd(seed=1)
+    quiet(loss, data(), steps=5, out=tmp_path)
+    result = quiet(again, data(), steps=5, out=tmp_path, resume=True)
+    assert result.step == 5
+    assert same_state(loss, again)
+
+
+def test_a_run_never_overwrites_another(tmp_path):
+    quiet(pcd(), data(), steps=3, out=tmp_path)
+    with pytest.raises(UsageError, match="resume it, or choose another directory"):
+        quiet(pcd(), data(), steps=3, out=tmp_path)
+
+
+def test_the_last_two_checkpoints_are_kept_and_no_half_written_one(tmp_path):
+    quiet(pcd(), data(), steps=50, out=tmp_path, checkpoint_every=10)
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000040", "step-00000050"]
+
+
+def test_a_checkpoint_holds_everything_and_says_where_it_came_from(tmp_path):
+    result = quiet(pcd(), data(), steps=5, out=tmp_path, ema_decay=0.9)
+    tensors, info = read_checkpoint(result.checkpoint)
+    assert {name.split(".")[0] for name in tensors} == {"loss", "optimizer", "average"}
+    assert {"loss.chains.x", "loss.chains.id", "loss.chains.age", "loss.energy.net.1.weight"} <= set(tensors)
+    assert info["step"] == 5
+    assert info["components"]["loss"]["id"] == "ebm-plugin-pcd:pcd"
+    assert info["components"]["sampler"]["distribution"] == "ebm-plugin-langevin"
+    assert info["components"]["energy"]["version"]
+
+
+@pytest.mark.parametrize("part", [".metadata", "__0_0.distcp", "checkpoint.json"])
+@pytest.mark.parametrize("damage", ["cut", "change", "remove"])
+def test_a_damaged_checkpoint_is_an_error_that_says_how_to_go_on(tmp_path, part, damage):
+    quiet(pcd(), data(), steps=20, out=tmp_path, checkpoint_every=10)
+    path = latest_checkpoint(tmp_path / "checkpoints") / part
+    content = path.read_bytes()
+    if damage == "remove":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.write_bytes(content[:-9] + bytes([content[-9] ^ 255]) + content[-8:])
+    with pytest.raises(CheckpointError, match="is damaged .*remove it to go on from step-00000010"):
+        quiet(pcd(), data(), steps=30, out=tmp_path, resume=True)
+
+
+def test_a_checkpoint_of_another_configuration_is_an_error(tmp_path):
+    quiet(pcd(), data(), steps=3, out=tmp_path)
+    sampler = ebmcore.create_sampler("langevin", step_size=0.05)
+    other = ebmcore.create_loss("pcd", ebmcore.create_energy("mlp", (2,), hidden=(9,)), sampler, n_chains=20)
+    with pytest.raises(CheckpointError, match="belongs to another configuration"):
+        quiet(other, data(), steps=5, out=tmp_path, resume=True)
+
+
+def test_an_average_that_only_one_side_keeps_is_an_error(tmp_path):
+    quiet(pcd(), data(), steps=2, out=tmp_path, ema_decay=0.9)
+    with pytest.raises(CheckpointError, match="keeps a moving average of the parameters: resume with the ema_decay"):
+        quiet(pcd(), data(), steps=4, out=tmp_path, resume=True)
+
+
+def test_an_optimizer_whose_state_would_be_lost_is_an_error(tmp_path):
+    class Counting(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            for p in self.param_groups[0]["params"]:
+                self.state[p]["count"] = 3
+
+    with pytest.raises(CheckpointError, match="Counting keeps count, which is no tensor"):
+        quiet(pcd(), data(), steps=2, out=tmp_path, optimizer=lambda p: Counting(p, lr=0.1))
+
+
+def test_resuming_to_fewer_steps_than_there_are_is_an_error(tmp_path):
+    quiet(pcd(), data(), steps=5, out=tmp_path)
+    with pytest.raises(UsageError, match="already has 5 steps, more than the 3"):
+        quiet(pcd(), data(), steps=3, out=tmp_path, resume=True)
+
+
+def test_a_checkpoint_of_another_component_is_an_error(tmp_path):
+    quiet(pcd(), data(), steps=3, out=tmp_path)
+    energy, sampler = ebmcore.create_energy("mlp", (2,), hidden=(8,)), ebmcore.create_sampler("langevin", step_size=0.05)
+    with pytest.raises(CheckpointError, match="with the loss ebm-plugin-pcd:pcd, not with ebm-plugin-cd:cd"):
+        quiet(ebmcore.create_loss("cd", energy, sampler), data(), steps=5, out=tmp_path, resume=True)
+
+
+def test_the_data_set_and_the_observers_are_recorded_too(tmp_path):
+    class Listening(BaseObserver):
+        pass
+
+    ebmcore.register("observer", "listening", Listening)
+    moons = ebmcore.create_dataset("two-moons", n_train=50)
+    observers = [ebmcore.create_observer("listening")]
+    _, info = read_checkpoint(quiet(pcd(), moons, steps=1, out=tmp_path, observers=observers).checkpoint)
+    assert info["components"]["dataset"]["id"] == "ebm-plugin-datasets:two-moons"
+    assert [o["id"] for o in info["components"]["observers"]] == ["session:listening"]
+
+
+def rewrite(checkpoint, change):
+    """Change what a checkpoint says of itself, as somebody would who knows how its digests are made."""
+    info = json.loads((checkpoint / "checkpoint.json").read_text())
+    del info["sha256_of_this"]
+    change(info)
+    info["sha256"] = {name: hashlib.sha256((checkpoint / name).read_bytes()).hexdigest() for name in info["sha256"]}
+    info["sha256_of_this"] = hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
+    (checkpoint / "checkpoint.json").write_text(json.dumps(info))
+
+
+def test_another_version_of_a_component_is_a_warning(tmp_path):
+    checkpoint = quiet(pcd(), data(), steps=2, out=tmp_path).checkpoint
+    rewrite(checkpoint, lambda info: info["components"]["loss"].update(version="0.0.1"))
+    with pytest.warns(UserWarning, match=r"was written with ebm-plugin-pcd 0\.0\.1, but 0\.1\.0 is installed"):
+        quiet(pcd(), data(), steps=3, out=tmp_path, resume=True)
+
+
+def test_a_component_that_was_renamed_since_is_still_the_same(tmp_path):
+    class Listening(BaseObserver):
+        pass
+
+    class Plugin:
+        @ebmcore.hookimpl
+        def ebmcore_register(self, register):
+            register.loss("new", Renamed, deprecated_aliases=("old",))
+
+    class Renamed(type(pcd())):
+        pass
+
+    def loss():
+        energy, sampler = ebmcore.create_energy("mlp", (2,), hidden=(8,)), ebmcore.create_sampler("langevin", step_size=0.05)
+        return ebmcore.create_loss("new", energy, sampler)
+
+    with ebmcore.temporary_plugin(Plugin(), "renaming"):
+        checkpoint = quiet(loss(), data(), steps=2, out=tmp_path).checkpoint
+        rewrite(checkpoint, lambda info: info["components"]["loss"].update(id="renaming:old"))
+        with pytest.warns(FutureWarning, match="is now called 'renaming:new'"):
+            assert quiet(loss(), data(), steps=3, out=tmp_path, resume=True).step == 3
+
+
+class Malice:
+    """What an attacker would pickle."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("file", [".metadata", "__0_0.distcp"])
+@pytest.mark.parametrize("digests", ["left alone", "made to fit"])
+def test_a_malicious_pickle_is_refused_and_nothing_of_it_runs(tmp_path, file, digests):
+    checkpoint = quiet(pcd(), data(), steps=2, out=tmp_path / "run").checkpoint
+    trace = tmp_path / "trace"
+    payload = Malice(os.mkdir, str(trace))
+    pickle.loads(pickle.dumps(payload))
+    trace.rmdir()  # it does work
+    if file == ".metadata":
+        (checkpoint / file).write_bytes(pickle.dumps(payload))
+    else:
+        index = pickle.loads((checkpoint / ".metadata").read_bytes())
+        buffer = io.BytesIO()
+        torch.save(payload, buffer)
+        content = (checkpoint / file).read_bytes()
+        for place in index.storage_data.values():
+            place.offset, place.length = len(content), len(buffer.getvalue())
+        (checkpoint / file).write_bytes(content + buffer.getvalue())
+        (checkpoint / ".metadata").write_bytes(pickle.dumps(index))
+    if digests == "made to fit":
+        rewrite(checkpoint, lambda info: None)
+    with pytest.raises(CheckpointError, match="is damaged") as caught:
+        quiet(pcd(), data(), steps=3, out=tmp_path / "run", resume=True)
+    assert not trace.exists()
+    told = {".metadata": "its index holds posix.mkdir, which is no data", "__0_0.distcp": "something other than tensors"}
+    assert (told[file] if digests == "made to fit" else "changed since it was written") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "call", [(os.mkdir, "x"), (getattr, torch, "load"), (torch.load, "x"), (eval, "1"), (torch.Generator,)]
+)
+def test_the_index_of_a_checkpoint_calls_no_function(tmp_path, call):
+    checkpoint = quiet(pcd(), data(), steps=1, out=tmp_path).checkpoint
+    (checkpoint / ".metadata").write_bytes(
+        pickle.dumps(Malice(*call) if call[0] is not getattr else Malice(getattr, 1, "real"))
+    )
+    rewrite(checkpoint, lambda info: None)
+    with pytest.raises(CheckpointError, match="which is no data"):
+        read_checkpoint(checkpoint)

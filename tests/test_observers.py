@@ -1,0 +1,99 @@
+"""Observers: what they are told, and what becomes of one that fails."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from small_runs import data, pcd, quiet, table
+
+import ebmcore
+from ebmcore.errors import DivergenceError, PluginError
+from ebmcore.testing import Identity, Quadratic
+from ebmcore.training import BaseObserver, fit
+
+
+def test_tensorboard_gets_the_metrics_when_it_is_installed(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    quiet(pcd(), data(), steps=4, log_every=2, out=tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("loss")] == [2, 4]
+
+
+def test_a_new_metric_gets_a_column_and_loses_no_row(tmp_path):
+    from ebmcore.training.observers import MetricsFile
+
+    file = MetricsFile(tmp_path / "metrics.csv")
+    file.on_start(0, 3)
+    file.on_log(1, {"loss": 1.0})
+    file.on_log(2, {"loss": 2.0, "acceptance_rate": 0.5})
+    rows = table(tmp_path / "metrics.csv")
+    assert rows == [
+        {"step": "1", "loss": "1.0", "acceptance_rate": ""},
+        {"step": "2", "loss": "2.0", "acceptance_rate": "0.5"},
+    ]
+
+
+def test_an_observer_that_raises_ends_the_run_with_its_name_and_the_event():
+    class Faulty(BaseObserver):
+        def on_log(self, step, metrics):
+            raise KeyError("mine")
+
+    with pytest.raises(PluginError, match=r"the observer Faulty failed in on_log\(2,\): KeyError: 'mine'"):
+        quiet(pcd(), data(), steps=4, log_every=2, observers=[Faulty()])
+
+
+def test_the_progress_bar_shows(capsys):
+    fit(pcd(), data(), steps=4, batch_size=16, accelerator="cpu")
+    assert "4/4" in capsys.readouterr().out
+
+
+class Diary(BaseObserver):
+    """Writes down what it hears; fails at one event."""
+
+    def __init__(self, fails=""):
+        self.heard, self.fails = [], fails
+
+    def hear(self, event):
+        self.heard.append(event)
+        if event == self.fails:
+            sys.exit("enough")
+
+    def on_start(self, step, n_steps):
+        self.hear("on_start")
+
+    def on_log(self, step, metrics):
+        self.hear("on_log")
+
+    def on_end(self):
+        self.hear("on_end")
+
+
+@pytest.mark.parametrize("event", ["on_start", "on_log", "on_end"])
+def test_an_observer_that_fails_is_named_with_its_plugin_and_keeps_no_other_from_ending(event):
+    class Plugin:
+        @ebmcore.hookimpl
+        def ebmcore_register(self, register):
+            register.observer("diary", Diary)
+
+    with ebmcore.temporary_plugin(Plugin(), "ebm-plugin-diary"):
+        first, faulty, last = Diary(), ebmcore.create_observer("diary", event), Diary()
+        with pytest.raises(
+            PluginError, match=rf"the observer Diary of ebm-plugin-diary 0 failed in {event}.*SystemExit: enough"
+        ):
+            quiet(pcd(), data(), steps=2, log_every=2, observers=[first, faulty, last])
+    assert first.heard[-1] == "on_end"
+    assert (
+        last.heard == {"on_start": [], "on_log": ["on_start", "on_end"], "on_end": ["on_start", "on_log", "on_end"]}[event]
+    )
+
+
+def test_why_training_ended_comes_before_what_an_observer_says_of_it():
+    loss = ebmcore.create_loss("cd", Quadratic((2,), 1e15), Identity())
+    loss.start_chains = lambda x: loss.new_chains(x + 1, {})
+    with pytest.raises(DivergenceError, match="training stopped at step 1") as caught:
+        quiet(loss, data(), steps=3, log_every=1, observers=[Diary(fails="on_end")])
+    assert "the observer Diary failed in on_end" in caught.value.__notes__[0]
