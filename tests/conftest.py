@@ -1,5 +1,41 @@
 """One thread, so that results repeat and neighbours do not matter."""
 
+from dataclasses import replace
+
+import pytest
 import torch
+from broken_plugins import NAME
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Installs distributions into a folder of their own, which this process and its children have on their path."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def write(name, case, folder=tmp_path, version=None):
+        info = folder / f"{name.replace('-', '_')}-{version or '1.2'}.dist-info"
+        info.mkdir(parents=True)
+        number = case.version if version is None else f"Version: {version}\n"
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\n{number}Summary: broken\nRequires-Dist: ebmcore>=0.1\n"
+        )
+        (info / "entry_points.txt").write_text(f"[ebmcore]\n{case.entry_point}\n")
+
+    def make(case):
+        write(NAME, case)
+        (tmp_path / "broken_plugin.py").write_text(case.hook)
+        (tmp_path / "broken_plugin_2.py").write_text("from broken_plugin import USED\nNAME = 'x'\n")
+        (tmp_path / "broken_component.py").write_text(case.component)
+        if case.other == "version":
+            write(NAME, case, tmp_path / "old", version="0.9")
+            monkeypatch.syspath_prepend(tmp_path / "old")
+            monkeypatch.syspath_prepend(tmp_path)
+            monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{tmp_path / 'old'}")
+        if case.other == "name":
+            write("ebm-plugin-zother", replace(case, entry_point="broken = zother_plugin"))
+            (tmp_path / "zother_plugin.py").write_text(case.hook)
+
+    return make

@@ -1,16 +1,17 @@
-"""Installing and removing distributions, each in a clean environment made from wheels.
+"""Installing and removing distributions with pip, each time in a virtual environment of its own, from wheels.
 
-The environment is a folder with links to the third-party packages of this one and, installed from their wheels, only those of
-our distributions that a test asks for; the interpreter is started without this environment's site-packages.
+The third-party packages of this environment are linked into it, so that pip finds what it needs without an index.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
+import venv
 import zipfile
 from pathlib import Path
 
@@ -29,80 +30,155 @@ def wheels(tmp_path_factory):
     for source in sources:
         command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
         subprocess.run(command, check=True, capture_output=True)
-    return {path.name.split("-")[0].replace("_", "-"): path for path in out.iterdir()}
+    return out
+
+
+class Environment:
+    """A virtual environment with our wheels as the only index."""
+
+    def __init__(self, path, wheels, without=()):
+        venv.create(path, with_pip=False, symlinks=True)
+        self.path, self.bin = path, path / "bin"
+        linked = path / "third-party"
+        linked.mkdir()
+        for package in Path(sysconfig.get_paths()["purelib"]).iterdir():
+            if not package.name.startswith((*OURS, *without)) and package.suffix != ".pth":
+                (linked / package.name).symlink_to(package)
+        site = next(path.glob("lib/python*/site-packages"))
+        (site / "third-party.pth").write_text(f"{linked}\n")
+        for script in ("pip", "pytest"):
+            (self.bin / script).write_text(f'#!/bin/sh\nexec "{self.bin}/python" -m {script} "$@"\n')
+            (self.bin / script).chmod(0o755)
+        # What pip would otherwise take from the outside, builds included.
+        pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_NO_BUILD_ISOLATION": "0", "PIP_QUIET": "1"}
+        self.variables = {
+            "PATH": f"{self.bin}:{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        }
+        self.variables |= pip
+
+    def __call__(self, command, cwd=None):
+        done = subprocess.run(
+            ["/bin/sh", "-c", command], capture_output=True, text=True, env=self.variables, cwd=cwd or self.path, timeout=600
+        )
+        return done
+
+    def check(self, command, cwd=None):
+        """Run a command that must succeed; what it printed."""
+        done = self(command, cwd)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
 
 
 @pytest.fixture
 def environment(tmp_path, wheels):
-    """Makes a clean environment; returns the function that runs ``ebmcore`` in it."""
+    """Makes a clean environment with the named distributions."""
 
     def make(*distributions, without=()):
-        site = tmp_path / f"site-{len(list(tmp_path.iterdir()))}"
-        site.mkdir()
-        for path in Path(sysconfig.get_paths()["purelib"]).iterdir():
-            if not path.name.startswith((*OURS, *without)) and path.suffix != ".pth":
-                (site / path.name).symlink_to(path)
-        for name in ("ebmcore", *distributions):
-            with zipfile.ZipFile(wheels[name]) as wheel:
-                wheel.extractall(site)
-
-        def ebmcore(command, program=("-m", "ebmcore")):
-            variables = {"PATH": os.environ["PATH"], "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
-            arguments = [sys.executable, "-S", *program, *command.split()]
-            return subprocess.run(arguments, capture_output=True, text=True, env=variables, cwd=tmp_path)
-
-        return ebmcore
+        made = Environment(tmp_path / f"environment-{len(list(tmp_path.iterdir()))}", wheels, without)
+        if distributions:
+            made.check(f"pip install {' '.join(distributions)}")
+        return made
 
     return make
 
 
+TRAIN = "ebmcore train --energy rbm --energy.hidden 4 --sampler gibbs --loss pcd --data bars-and-stripes --steps 2 --out"
+
+
 def test_removing_a_plugin_removes_its_names_and_its_wheel_brings_them_back(environment):
-    others = ("ebm-plugin-rbm", "ebm-plugin-datasets")
-    train = "train --energy rbm --energy.hidden 4 --sampler gibbs --loss pcd --data bars-and-stripes --steps 2 --out run"
-    without = environment(*others)
-    assert " pcd " not in without("list loss").stdout
-    refused = without(train)
+    site = environment("ebmcore[train]", "ebm-plugin-rbm", "ebm-plugin-datasets")
+    assert " pcd " not in site.check("ebmcore list loss")
+    refused = site(f"{TRAIN} run")
     assert refused.returncode == 2
     assert refused.stderr == "ebmcore: no installed plugin provides the loss 'pcd': pip install ebm-plugin-pcd\n"
-    with_pcd = environment(*others, "ebm-plugin-pcd")
-    assert "ebm-plugin-pcd:pcd" in with_pcd("list loss").stdout
-    done = with_pcd(train)
-    assert done.returncode == 0, done.stderr
+    site.check("pip install ebm-plugin-pcd")
+    assert "ebm-plugin-pcd:pcd" in site.check("ebmcore list loss")
+    assert "trained 2 steps" in site.check(f"{TRAIN} run")
+    site.check("pip uninstall -y ebm-plugin-pcd")
+    assert " pcd " not in site.check("ebmcore list loss")
+
+
+def test_a_run_without_its_plugin_says_which_version_to_install(environment):
+    site = environment("ebm-plugin-pcd", "ebm-plugin-rbm", "ebm-plugin-datasets")
+    site.check(f"{TRAIN} run")
+    site.check("pip uninstall -y ebm-plugin-pcd")
+    for command in ("ebmcore train --resume run --steps 3", "ebmcore sample run --out a.png"):
+        refused = site(command)
+        assert refused.returncode == 2
+        assert re.search(r"step-00000002 needs plugins .*: pip install ebm-plugin-pcd==0\.1\.0\n$", refused.stderr), (
+            refused.stderr
+        )
+    site.check(re.search(r"pip install \S+", refused.stderr).group())
+    assert "trained 3 steps" in site.check("ebmcore train --resume run --steps 3")
+
+
+def test_a_session_finds_what_is_installed_while_it_runs(environment):
+    site = environment("ebmcore")
+    program = """
+import subprocess, ebmcore
+assert ebmcore.list_components() == []
+subprocess.run(["pip", "install", "ebm-plugin-pcd"], check=True)
+ebmcore.refresh()
+print([c.id for c in ebmcore.list_components()])
+"""
+    (site.path / "session.py").write_text(program)
+    assert "['ebm-plugin-pcd:pcd']" in site.check("python session.py")
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "plugins").iterdir()))
 def test_each_plugin_works_alone(environment, name):
     alone = environment(name)
-    listed = json.loads(alone("list --json").stdout)
+    listed = json.loads(alone.check("ebmcore list --json"))
     assert listed
     assert {row["id"].split(":")[0] for row in listed} == {name}
-    assert json.loads(alone("plugins --json").stdout)[0]["state"] == "available"
+    (row,) = json.loads(alone.check("ebmcore plugins --json"))
+    assert row["state"] == "available"
+    assert {(c["kind"], c["name"]) for c in row["components"]} == {(row["kind"], row["name"]) for row in listed}
     for row in listed:
-        assert alone(f"show {row['id']}").returncode == 0
-    own_tests = alone(f"-p no:cacheprovider {ROOT / 'plugins' / name / 'tests'}", program=("-m", "pytest"))
-    assert own_tests.returncode == 0, own_tests.stdout
+        alone.check(f"ebmcore show {row['id']}")
+    alone.check(f"pytest -p no:cacheprovider {ROOT / 'plugins' / name / 'tests'}")
 
 
 def test_listing_works_on_the_bare_kernel_and_training_says_what_is_missing(environment):
     bare = environment("ebm-plugin-pcd", without=TRAINING)
-    assert "pcd" in bare("list").stdout
-    assert "ebm-plugin-pcd" in bare("plugins").stdout
-    refused = bare("train --loss pcd")
+    assert "pcd" in bare.check("ebmcore list")
+    assert "ebm-plugin-pcd" in bare.check("ebmcore plugins")
+    refused = bare("ebmcore train --loss pcd")
     assert refused.returncode == 2
     assert "pip install 'ebmcore[train]'" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
 
 
-def test_with_no_plugin_at_all_listings_are_empty(environment):
-    empty = environment()
-    assert json.loads(empty("list --json").stdout) == []
-    assert json.loads(empty("plugins --json").stdout) == []
-    assert empty("list").stdout.split() == ["KIND", "NAME", "ID", "VERSION"]
+def test_with_no_plugin_at_all_the_command_line_works(environment):
+    empty = environment("ebmcore")
+    assert json.loads(empty.check("ebmcore list --json")) == []
+    assert json.loads(empty.check("ebmcore plugins --json")) == []
+    assert empty.check("ebmcore list").split() == ["KIND", "NAME", "ID", "VERSION"]
+    assert "0 plugins examined: all in order" in empty.check("ebmcore doctor")
+    assert "pip install ebm-plugin-pcd" in empty("ebmcore show pcd").stderr
+    assert empty("ebmcore train --loss pcd").returncode == 2
+    empty.check("ebmcore --help")
+
+
+@pytest.mark.parametrize("kind", ["loss", "sampler", "energy", "dataset", "metric", "observer"])
+def test_a_new_plugin_of_each_kind_installs_passes_its_tests_and_trains(environment, kind):
+    site = environment("ebmcore[all]")
+    made = site.check(f"ebmcore new plugin my-first --kind {kind}")
+    commands = [line.strip() for line in made.splitlines()[2:]]
+    assert len(commands) == 4  # with the one above, five from nothing to a trained model
+    # As a user would type them, one after the other in one shell.
+    shown = site.check(" && ".join(commands))
+    assert "passed" in shown
+    assert "trained" in shown
+    assert "ebm-plugin-my-first:my-first" in site.check("ebmcore list")
+    assert site("ebmcore doctor").returncode == 0
 
 
 def test_wheels_hold_no_tests_and_carry_types_licence_and_readme(wheels):
-    assert len(wheels) == 8
-    for path in wheels.values():
+    assert len(list(wheels.iterdir())) == 8
+    for path in wheels.iterdir():
         names = zipfile.ZipFile(path).namelist()
         metadata = zipfile.ZipFile(path).read(next(n for n in names if n.endswith("METADATA"))).decode()
         assert not [n for n in names if Path(n).name.startswith("test_") or "/tests/" in n]
@@ -114,7 +190,8 @@ def test_wheels_hold_no_tests_and_carry_types_licence_and_readme(wheels):
 
 def test_a_plugin_asks_only_for_what_it_needs(wheels):
     needs = {}
-    for name, path in wheels.items():
+    for path in wheels.iterdir():
+        name = path.name.split("-")[0].replace("_", "-")
         archive = zipfile.ZipFile(path)
         metadata = archive.read(next(n for n in archive.namelist() if n.endswith("METADATA"))).decode()
         lines = [line.split(": ", 1)[1] for line in metadata.splitlines() if line.startswith("Requires-Dist")]

@@ -6,73 +6,13 @@ Installed means: a distribution with metadata and an entry point on the path of 
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-import textwrap
-from dataclasses import dataclass, field, replace
 
 import pytest
+from broken_plugins import NAME, Broken, component, hook, python
 
 from ebmcore.host.doctor import examine
 from ebmcore.host.report import State
-
-NAME = "ebm-plugin-broken"
-HOOK = """
-    import ebmcore
-    {before}
-    @ebmcore.hookimpl
-    def ebmcore_register(register):
-        register.sampler("broken", "broken_component:Still")
-        {after}
-"""
-STILL = """
-    import torch
-    from ebmcore import BaseSampler
-    {before}
-    class Still(BaseSampler):
-        exact = True
-        def step(self, energy, state, *, generator=None):
-            return state, {{}}
-"""
-
-
-def hook(before="", after="pass"):
-    return textwrap.dedent(HOOK).format(before=before, after=after)
-
-
-def component(before=""):
-    return textwrap.dedent(STILL).format(before=before)
-
-
-@dataclass
-class Broken:
-    """A plugin and what is to become of it.
-
-    Args:
-        hook: Source of its light module.
-        component: Source of its component's module.
-        state: What the host says of it once its light module was wanted.
-        asked: What the error says when its component is asked for; empty if it works all the same.
-        doctor: What the doctor says.
-        changes: The plugin changes these settings of the process, which must be as before.
-        entry_point: What it is registered as.
-        version: Version in its metadata.
-        other: A second distribution with the same hook.
-        crashes: Asking ends the interpreter, hangs, or is impossible because torch cannot be imported either.
-    """
-
-    hook: str = field(default_factory=hook)
-    component: str = field(default_factory=component)
-    state: State = State.FAILED
-    asked: str = ""
-    doctor: str = ""
-    entry_point: str = "broken = broken_plugin"
-    version: str = "Version: 1.2\n"
-    other: str = ""
-    crashes: bool = False
-
 
 LOADED = State.LOADED
 MISSPELT = hook().replace("def ebmcore_register", "def ebmcore_registr")
@@ -243,43 +183,6 @@ assert settings() == before, [a for a, b in zip(before, settings()) if a != b]
 answer["state"] = {{r.distribution: r.state for r in ebmcore.host.plugins()}}["ebm-plugin-broken"]
 print(json.dumps(answer))
 """
-
-
-@pytest.fixture
-def install(tmp_path, monkeypatch):
-    """Installs distributions into a folder of their own, which this process and its children have on their path."""
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-
-    def write(name, case, folder=tmp_path, version=None):
-        info = folder / f"{name.replace('-', '_')}-{version or '1.2'}.dist-info"
-        info.mkdir(parents=True)
-        number = case.version if version is None else f"Version: {version}\n"
-        (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {name}\n{number}Summary: broken\nRequires-Dist: ebmcore>=0.1\n"
-        )
-        (info / "entry_points.txt").write_text(f"[ebmcore]\n{case.entry_point}\n")
-
-    def make(case):
-        write(NAME, case)
-        (tmp_path / "broken_plugin.py").write_text(case.hook)
-        (tmp_path / "broken_plugin_2.py").write_text("from broken_plugin import USED\nNAME = 'x'\n")
-        (tmp_path / "broken_component.py").write_text(case.component)
-        if case.other == "version":
-            write(NAME, case, tmp_path / "old", version="0.9")
-            monkeypatch.syspath_prepend(tmp_path / "old")
-            monkeypatch.syspath_prepend(tmp_path)
-            monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{tmp_path / 'old'}")
-        if case.other == "name":
-            write("ebm-plugin-zother", replace(case, entry_point="broken = zother_plugin"))
-            (tmp_path / "zother_plugin.py").write_text(case.hook)
-
-    return make
-
-
-def python(program, **environ):
-    arguments = [sys.executable, *(["-c", program] if isinstance(program, str) else program)]
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=120, env={**os.environ, **environ})
 
 
 @pytest.mark.parametrize("case", FAILURES.values(), ids=FAILURES)

@@ -19,6 +19,7 @@ COMMANDS = {
     "list": ("ebmcore.cli.listing", "list the components of installed plugins"),
     "plugins": ("ebmcore.cli.listing", "list the installed plugins and their state"),
     "show": ("ebmcore.cli.listing", "show a component: options, summary, citation"),
+    "new": ("ebmcore.cli.new", "make a plugin to start from: 'ebmcore new plugin NAME --kind KIND'"),
     "doctor": ("ebmcore.cli.doctor", "examine every plugin in a process of its own; exit status 1 if anything is wrong"),
     "check": ("ebmcore.cli.check", "check a component or plugin against the rules of its kind"),
 }

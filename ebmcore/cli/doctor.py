@@ -56,7 +56,8 @@ def doctor(arguments: Sequence[str]) -> int:
             print(f"{examination.distribution}: {problem}\n")
     for problem in general:
         print(f"{problem}\n")
-    print(f"{len(found)} plugins examined: {f'{problems} problems' if problems else 'all in order'}")
+    outcome = "all in order" if not problems else "1 problem" if problems == 1 else f"{problems} problems"
+    print(f"{len(found)} plugins examined: {outcome}")
     return int(problems > 0)
 
 

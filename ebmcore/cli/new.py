@@ -1,0 +1,162 @@
+"""``ebmcore new plugin``: a small, complete distribution to start from. Its files are in the folder ``template``."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shlex
+import shutil
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from importlib_metadata import version
+from packaging.utils import InvalidName, canonicalize_name
+from packaging.version import Version
+
+from ebmcore import host
+from ebmcore.cli.listing import Parser
+from ebmcore.errors import UsageError
+from ebmcore.host.registry import FIRST_PARTY
+
+_CI = "ci.yml"
+# Which file of the template becomes which file of the plugin.
+_FILES = {
+    "pyproject.toml": "pyproject.toml",
+    "README.md": "README.md",
+    "LICENSE": "LICENSE",
+    "plugin.py": "$package/__init__.py",
+    "$kind.py": "$package/$kind.py",
+    "py.typed": "$package/py.typed",
+    "conftest.py": "tests/conftest.py",
+    "conformance.py": "tests/test_${short}_conformance.py",
+    _CI: ".github/workflows/test.yml",
+}
+# What else is needed to train with a component of each kind.
+_TRAIN = {
+    "loss": "--energy mlp --sampler langevin --sampler.step_size 0.01 --loss $name --data two-moons",
+    "sampler": "--energy mlp --sampler $name --sampler.step_size 0.01 --loss pcd --data two-moons",
+    "energy": "--energy $name --sampler langevin --sampler.step_size 0.01 --loss pcd --data two-moons",
+    "dataset": "--energy mlp --sampler langevin --sampler.step_size 0.01 --loss pcd --data $name",
+    "metric": "--energy mlp --sampler langevin --sampler.step_size 0.01 --loss pcd --data two-moons --metric $name",
+    "observer": "--energy mlp --sampler langevin --sampler.step_size 0.01 --loss pcd --data two-moons --observer $name",
+}
+_OPTIONS = {
+    "loss": [
+        ("k_steps", "1", "transitions per call"),
+        ("energy_l2", "0", "weight of the mean squared energies, a regulariser"),
+        ("joint_forward", "true", "score data and negatives in one forward"),
+    ],
+    "sampler": [("step_size", "required", "`h`, in squared units of `x`")],
+    "energy": [
+        ("shape", "required", "shape of one example; on the command line it comes from the data"),
+        ("hidden", "64", "number of hidden units"),
+    ],
+    "dataset": [
+        ("n_train", "2000", "number of training examples"),
+        ("n_test", "500", "number of test examples"),
+        ("seed", "0", "seed of the examples"),
+    ],
+    "metric": [("n_examples", "1000", "number of examples of each set that are used")],
+    "observer": [("every", "10", "logged steps from one line to the next")],
+}
+
+
+def new(arguments: Sequence[str]) -> None:
+    """Render the template of a plugin into a new directory, all of it or nothing."""
+    parser = Parser(
+        "ebmcore new", description="Make a plugin to start from: a distribution with a component, tests and README."
+    )
+    parser.add_argument("what", metavar="plugin", choices=["plugin"], help="the word 'plugin'")
+    parser.add_argument(
+        "name", metavar="NAME", help="what the component is to be called; the distribution is ebm-plugin-NAME"
+    )
+    parser.add_argument("--kind", required=True, metavar="KIND", choices=host.KINDS, help=f"one of {', '.join(host.KINDS)}")
+    parser.add_argument("--directory", type=Path, metavar="DIR", help="where to put it; default ebm-plugin-NAME")
+    options = parser.parse_args(arguments)
+    name = _checked_name(options.name, options.kind)
+    distribution = f"ebm-plugin-{name}"
+    repository = _kernel_repository(options.directory or Path.cwd())
+    directory = options.directory or (repository / "plugins" if repository else Path()) / distribution
+    if directory.absolute() == Path.cwd():
+        raise UsageError("the current directory cannot be made anew: give --directory a path below it, or leave it out")
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        raise UsageError(f"{directory} exists and is not an empty directory: choose another --directory")
+    command = f"ebmcore train {_TRAIN[options.kind]} --epochs 1 --out runs/first"
+    values = {
+        "name": name,
+        "short": name.replace("-", "_"),
+        "kind": options.kind,
+        "distribution": distribution,
+        "package": distribution.replace("-", "_"),
+        "cls": _class_name(name, options.kind),
+        "kernel": ".".join(map(str, Version(version("ebmcore")).release[:2])),
+        "year": str(datetime.date.today().year),
+        "train": Template(command).substitute(name=name),
+        "options": "\n".join(["| option | default | meaning |", "|---|---|---|"])
+        + "".join(f"\n| `{option}` | {default} | {meaning} |" for option, default, meaning in _OPTIONS[options.kind]),
+    }
+    _write(directory, _render(values, with_ci=repository is None))
+    print(f"{directory} holds the plugin {distribution} with the {options.kind} {name!r}. Next:\n")
+    for line in (f"cd {shlex.quote(str(directory))}", "pip install -e '.[dev]'", "pytest", values["train"]):
+        print(f"  {line}")
+
+
+def _checked_name(given: str, kind: str) -> str:
+    try:
+        name: str = canonicalize_name(given, validate=True).removeprefix("ebm-plugin-")
+    except InvalidName as error:
+        raise UsageError(f"{given!r} is no valid project name: use letters, digits and '-', as in my-cd") from error
+    distribution = f"ebm-plugin-{name}"
+    taken = {c.name: c.id for c in host.list_components(kind)} | {
+        n: f"{d}:{n}" for (k, n), d in FIRST_PARTY.items() if k == kind
+    }
+    if name in taken:
+        raise UsageError(f"the {kind} {name!r} exists already, as {taken[name]}: choose another name")
+    if distribution in {report.distribution for report in host.plugins()} | set(FIRST_PARTY.values()):
+        raise UsageError(f"the distribution {distribution} exists already: choose another name")
+    return name
+
+
+def _class_name(name: str, kind: str) -> str:
+    words = [word.capitalize() for word in name.split("-")]
+    joined = "".join([*words, kind.capitalize()])
+    return joined if joined.isidentifier() else "".join([kind.capitalize(), *words])
+
+
+def _kernel_repository(path: Path) -> Path | None:
+    """The checkout of ebmcore that a path lies in."""
+    for folder in (path.absolute(), *path.absolute().parents):
+        pyproject = folder / "pyproject.toml"
+        if pyproject.is_file() and (folder / "plugins").is_dir():
+            project = tomllib.loads(pyproject.read_text()).get("project", {})
+            if project.get("name") == "ebmcore":
+                return folder
+    return None
+
+
+def _render(values: Mapping[str, str], *, with_ci: bool) -> dict[Path, str]:
+    template = files("ebmcore.cli") / "template"
+    return {
+        Path(Template(target).substitute(values)): Template(
+            (template / f"{Template(source).substitute(values)}.template").read_text(encoding="utf-8")
+        ).substitute(values)
+        for source, target in _FILES.items()
+        if with_ci or source != _CI
+    }
+
+
+def _write(directory: Path, rendered: Mapping[Path, str]) -> None:
+    directory = directory.absolute()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = directory.with_name(f".{directory.name}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        for path, text in rendered.items():
+            (temporary / path).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / path).write_text(text, encoding="utf-8")
+        os.replace(temporary, directory)  # an empty directory gives way
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

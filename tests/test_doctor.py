@@ -1,0 +1,133 @@
+"""``ebmcore plugins``, ``list`` and ``doctor`` beside broken plugins, without any and with hundreds."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from broken_plugins import NAME, Broken, component, hook, python
+
+from ebmcore.cli import main
+from ebmcore.host.doctor import examine
+
+
+def ebmcore(*arguments, **environ):
+    return python(["-m", "ebmcore", *arguments], **environ)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A folder with 300 installed plugins of two components each."""
+    folder = tmp_path_factory.mktemp("many")
+    for i in range(300):
+        (folder / f"ebm_plugin_many{i}.py").write_text(
+            hook().replace("broken_component:Still", f"many_component{i}:Still").replace('"broken"', f'"still{i}"')
+        )
+        info = folder / f"ebm_plugin_many{i}-1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(
+            f"Name: ebm-plugin-many{i}\nVersion: 1\nSummary: number {i}\nRequires-Dist: ebmcore>=0.1\n"
+        )
+        (info / "entry_points.txt").write_text(f"[ebmcore]\nmany{i} = ebm_plugin_many{i}\n")
+    return str(folder)
+
+
+@pytest.mark.parametrize("command", ["list", "plugins"])
+def test_listings_work_with_three_hundred_plugins(many, command):
+    rows = json.loads(ebmcore(command, "--json", PYTHONPATH=many).stdout)
+    found = {row["name"] if command == "list" else row["components"][0]["name"] for row in rows}
+    assert {f"still{i}" for i in range(300)} <= found
+
+
+def test_a_run_works_beside_three_hundred_plugins(many, tmp_path):
+    train = "train --energy rbm --energy.hidden 4 --sampler gibbs --loss pcd --data bars-and-stripes --steps 2 --out"
+    done = ebmcore(*train.split(), str(tmp_path / "run"), PYTHONPATH=many)
+    assert "trained 2 steps" in done.stdout, done.stderr
+
+
+def test_plugins_are_listed_with_state_components_and_summary_and_none_is_imported(install):
+    install(Broken(hook("raise AssertionError('imported')")))
+    table = ebmcore("plugins")
+    assert table.returncode == 0
+    assert table.stdout.splitlines()[0].split() == ["DISTRIBUTION", "VERSION", "STATE", "COMPONENTS", "SUMMARY"]
+    line = next(line for line in table.stdout.splitlines() if NAME in line)
+    assert line.split() == [NAME, "1.2", "available", "broken", "broken"]
+
+
+def test_a_plugin_that_cannot_work_says_why_below_the_table(install):
+    install(Broken(version="Version: 1.2\nRequires-Dist: no-such-distribution>=3\n"))
+    shown = ebmcore("plugins").stdout
+    assert f"{NAME} is incompatible: needs no-such-distribution>=3, which is not installed" in shown
+    rows = json.loads(ebmcore("plugins", "--json").stdout)
+    assert next(row["state"] for row in rows if row["distribution"] == NAME) == "incompatible"
+
+
+def test_the_doctor_finds_everything_in_order(capsys):
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert "plugins examined: all in order" in shown
+    assert "ebm-plugin-pcd" in shown
+
+
+def test_the_doctor_names_what_is_wrong_and_what_to_do(install, capsys):
+    install(Broken(component=component("import no_such_module")))
+    assert main(["doctor"]) == 1
+    shown = capsys.readouterr().out
+    assert "ModuleNotFoundError: No module named 'no_such_module'" in shown
+    assert f"EBMCORE_DISABLED_PLUGINS={NAME}" in shown
+    assert "broken_component.py:4" in shown  # where
+    assert "plugins examined: 1 problem" in shown
+
+
+def test_the_doctor_writes_json(install, capsys):
+    install(Broken(hook(before="import torch")))
+    assert main(["doctor", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["versions"].keys() == {"ebmcore", "torch", "python"}
+    (broken,) = [plugin for plugin in found["plugins"] if plugin["distribution"] == NAME]
+    assert broken["state"] == "loaded"
+    assert broken["components"] == [["sampler", "broken"]]
+    assert "imports torch" in broken["problems"][0]
+    assert broken["seconds"] > 0.1
+
+
+def test_the_doctor_tells_conflicts_unless_a_preference_decides(install):
+    install(Broken(other="name"))
+    conflict = ebmcore("doctor")
+    assert conflict.returncode == 1
+    assert (
+        "the sampler 'broken' is provided by ebm-plugin-broken and ebm-plugin-zother: decide with EBMCORE_PREFER"
+        in conflict.stdout
+    )
+    for settled in ({"EBMCORE_PREFER": f"broken={NAME}"}, {"EBMCORE_DISABLED_PLUGINS": NAME}):
+        assert ebmcore("doctor", **settled).returncode == 0
+
+
+def test_the_doctor_tells_a_variable_that_cannot_be_obeyed_and_goes_on():
+    done = ebmcore("doctor", EBMCORE_PLUGINS="ebm-plugin-nothing")
+    assert done.returncode == 1
+    assert "EBMCORE_PLUGINS names ebm-plugin-nothing, which is not installed" in done.stdout
+    assert "ebm-plugin-pcd" in done.stdout
+
+
+def test_the_doctor_refuses_a_time_limit_that_is_none(capsys):
+    assert main(["doctor", "--timeout", "0"]) == 2
+    assert "--timeout must be above 0" in capsys.readouterr().err
+
+
+def test_what_a_plugin_prints_does_not_disturb_the_doctor(install):
+    install(Broken(hook("print('{}'); import sys; print('noise', file=sys.stderr)")))
+    (found,) = examine([NAME])
+    assert (found.state, found.problems) == ("loaded", [])
+
+
+def test_what_a_crashed_plugin_said_last_is_shown(install):
+    install(Broken(hook("import os, sys; print('famous last words', file=sys.stderr, flush=True); os._exit(9)")))
+    (found,) = examine([NAME])
+    assert "ended with exit status 9 while importing broken_plugin: ...famous last words" in found.problems[0]
+
+
+def test_threads_of_a_plugin_do_not_keep_the_doctor(install):
+    install(Broken(hook("import threading, time; threading.Thread(target=time.sleep, args=(1000,)).start()")))
+    (found,) = examine([NAME], seconds=30)
+    assert found.problems == []
