@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PLUGINS := $(sort $(wildcard plugins/ebm-plugin-*))
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: install demo test lint bench studies wheels clean
+.PHONY: install demo test lint docs bench studies wheels clean
 
 install: $(VENV)/.installed
 
@@ -14,7 +14,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling editables
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation \
-		-e ".[train,dev]" $(PLUGINS:%=-e %)
+		-e ".[train,dev,docs]" $(PLUGINS:%=-e %)
 	touch $@
 
 demo: install
@@ -32,6 +32,9 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: install
+	$(ONE_THREAD) $(BIN)/sphinx-build -b html -W --keep-going -q docs docs/_build/html
+
 bench: install
 	$(ONE_THREAD) $(BIN)/python benchmarks/step.py
 
@@ -42,4 +45,4 @@ wheels: install
 	set -e; for source in . $(PLUGINS); do $(BIN)/python -m build --wheel --no-isolation --outdir dist $$source; done
 
 clean:
-	rm -rf $(VENV) dist runs
+	rm -rf $(VENV) dist runs docs/_build docs/gallery

@@ -89,7 +89,8 @@ def manager(*entry_points, **environ):
     return PluginManager(entry_points, environ)
 
 
-def test_a_component_is_found_by_name_and_by_canonical_id(plugin):
+def test_hook_ebmcore_register(plugin):
+    """Called once, when a component is first asked for; what it names is found by name and by canonical id."""
     host_ = manager(plugin("test-plugin-a", GOOD))
     found = host_.find("sampler", "identity")
     assert found.id == "test-plugin-a:identity"

@@ -18,8 +18,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
     prog = "ebmcore evaluate"
     if arguments and arguments[0] in ("-h", "--help"):
-        print(f"usage: {prog} RUN --metric NAME [--metric.OPTION ...]\n")
-        parse(prog, ["--help"], parts=("metric",))
+        parse(f"{prog} RUN", ["--help"], parts=("metric",))
     if not arguments or arguments[0].startswith("-"):
         raise UsageError(f"name the directory of a run first: {prog} RUN --metric NAME")
     run, *rest = arguments
