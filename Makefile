@@ -37,6 +37,7 @@ docs: install
 
 bench: install
 	$(ONE_THREAD) $(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/listing.py
 
 studies: install
 	$(ONE_THREAD) $(BIN)/python studies/bars_and_stripes.py

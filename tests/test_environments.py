@@ -176,6 +176,41 @@ def test_a_new_plugin_of_each_kind_installs_passes_its_tests_and_trains(environm
     assert site("ebmcore doctor").returncode == 0
 
 
+def test_the_page_write_a_plugin_is_true(environment):
+    page = (ROOT / "docs/write-a-plugin.md").read_text()
+    site = environment("ebmcore[all]")
+    done, cwd = [], site.path
+    for language, text in re.findall(r"```(bash|python)\n(.*?)```", page, re.DOTALL):
+        if language == "python":  # the line above says which file it is
+            (name,) = re.findall(rf"`([\w./]+)`\n```python\n{re.escape(text)}", page)
+            assert (cwd / name).exists()
+            (cwd / name).write_text(text)
+            continue
+        for command in text.splitlines():
+            if command.startswith("cd "):
+                cwd = cwd / command.removeprefix("cd ")
+            else:
+                done.append((command, site.check(command, cwd)))
+    assert len(done) >= 10
+    tree = re.search(r"```text\nebm-plugin-noisy-cd/\n(.*?)```", page, re.DOTALL).group(1)
+    assert all((cwd / line.split()[0]).exists() for line in tree.splitlines())
+    shown = dict(done)
+    tests, train = shown["pytest"], next(c for c in shown if "--loss.start_noise" in c)
+    passed = int(re.search(r"(\d+) passed", tests).group(1))
+    assert passed == pytest.approx(50, abs=5)  # "about 50 checks"
+    assert "trained" in shown[train]
+    assert "start_noise: 0.2" in (cwd / "runs/noisy/config.yaml").read_text()
+    assert "start_noise: float = 0.1" in shown["ebmcore show noisy-cd"]
+    assert list((cwd / "dist").glob("*.whl"))
+
+    loss = cwd / "ebm_plugin_noisy_cd/loss.py"
+    loss.write_text("import torch\n" + loss.read_text().replace("normal_like(x, self.generator)", "torch.randn_like(x)"))
+    wrong = site("ebmcore check noisy-cd", cwd)
+    assert wrong.returncode == 1
+    said = re.search(r"```text\n(noisy-cd breaks .*?)```", page, re.DOTALL).group(1)
+    assert " ".join(said.split()) in " ".join(wrong.stdout.split())
+
+
 def test_wheels_hold_no_tests_and_carry_types_licence_and_readme(wheels):
     assert len(list(wheels.iterdir())) == 8
     for path in wheels.iterdir():
