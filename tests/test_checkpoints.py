@@ -132,15 +132,17 @@ def test_a_checkpoint_of_another_component_is_an_error(tmp_path):
 
 
 def test_the_data_set_and_the_observers_are_recorded_too(tmp_path):
-    class Listening(BaseObserver):
-        pass
+    class Plugin:
+        @ebmcore.hookimpl
+        def ebmcore_register(self, register):
+            register.observer("listening", type("Listening", (BaseObserver,), {}))
 
-    ebmcore.register("observer", "listening", Listening)
     moons = ebmcore.create_dataset("two-moons", n_train=50)
-    observers = [ebmcore.create_observer("listening")]
-    _, info = read_checkpoint(quiet(pcd(), moons, steps=1, out=tmp_path, observers=observers).checkpoint)
+    with ebmcore.temporary_plugin(Plugin(), "hearing"):
+        observers = [ebmcore.create_observer("listening")]
+        _, info = read_checkpoint(quiet(pcd(), moons, steps=1, out=tmp_path, observers=observers).checkpoint)
     assert info["components"]["dataset"]["id"] == "ebm-plugin-datasets:two-moons"
-    assert [o["id"] for o in info["components"]["observers"]] == ["session:listening"]
+    assert [o["id"] for o in info["components"]["observers"]] == ["hearing:listening"]
 
 
 def rewrite(checkpoint, change):
@@ -161,9 +163,6 @@ def test_another_version_of_a_component_is_a_warning(tmp_path):
 
 
 def test_a_component_that_was_renamed_since_is_still_the_same(tmp_path):
-    class Listening(BaseObserver):
-        pass
-
     class Plugin:
         @ebmcore.hookimpl
         def ebmcore_register(self, register):

@@ -260,12 +260,18 @@ def test_a_variable_that_cannot_be_obeyed_is_an_error(plugin, environ, message):
 
 def test_a_failure_is_remembered_and_not_tried_again(plugin, monkeypatch):
     source = GOOD.replace("ebmcore.testing:Identity", "counted_component:Nothing")
-    host_ = manager(plugin("test-plugin-a", source), plugin("counted-component", "import sys; sys.tries.append(1)"))
+    installed = plugin("test-plugin-a", source)
+    plugin("counted-component", "import sys; sys.tries.append(1); raise ImportError('again')")
+    host_ = manager(installed)
     monkeypatch.setattr(sys, "tries", [], raising=False)
     for _ in range(3):
-        with pytest.raises(PluginError, match="has no attribute 'Nothing'"):
+        with pytest.raises(PluginError, match="ImportError: again"):
             host_.load(host_.find("sampler", "identity"))
     assert len(sys.tries) == 1
+    host_.rescan([installed], {})  # the user has mended something
+    with pytest.raises(PluginError, match="ImportError: again"):
+        host_.load(host_.find("sampler", "identity"))
+    assert len(sys.tries) == 2
 
 
 def test_a_component_registered_after_its_hook_is_an_error(plugin):
