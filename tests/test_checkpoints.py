@@ -182,6 +182,14 @@ def test_a_component_that_was_renamed_since_is_still_the_same(tmp_path):
             assert quiet(loss(), data(), steps=3, out=tmp_path, resume=True).step == 3
 
 
+@pytest.mark.parametrize("change", [lambda info: info.pop("components"), lambda info: info.update(components={"loss": 3})])
+def test_a_checkpoint_that_does_not_say_what_wrote_it_is_an_error(tmp_path, change):
+    checkpoint = quiet(pcd(), data(), steps=1, out=tmp_path).checkpoint
+    rewrite(checkpoint, change)
+    with pytest.raises(CheckpointError, match="does not say which components wrote it"):
+        quiet(pcd(), data(), steps=2, out=tmp_path, resume=True)
+
+
 class Malice:
     """What an attacker would pickle."""
 

@@ -53,6 +53,14 @@ FAILURES = {
         asked="unknown hook 'ebmcore_registr'; did you mean ebmcore_register",
         doctor="did you mean ebmcore_register",
     ),
+    "hook that is a coroutine": Broken(
+        hook().replace("def ebm", "async def ebm"),
+        asked="TypeError: ebmcore_register must return nothing, but returned a coroutine",
+        doctor="returned a coroutine: it must be a plain function",
+    ),
+    "hook that is a generator": Broken(
+        hook(after="yield"), asked="returned a generator: it must be a plain function", doctor="returned a generator"
+    ),
     "hook without its mark": Broken(
         hook().replace("@ebmcore.hookimpl", ""), asked="is @ebmcore.hookimpl missing", doctor="hookimpl missing"
     ),
@@ -97,6 +105,7 @@ FAILURES = {
         doctor="Invalid object reference",
     ),
     "malformed file of entry points": Broken(entry_point="broken", doctor="entry_points.txt cannot be read", crashes=True),
+    "prints on import": Broken(hook("print('this is no JSON')"), state=LOADED),
     "changes the default dtype": Broken(
         component=component("torch.set_default_dtype(torch.float64)"),
         state=LOADED,

@@ -282,6 +282,39 @@ def test_a_component_registered_after_its_hook_is_an_error(plugin):
         sys.modules["test_plugin_a"].late.loss("x", "m:C")
 
 
+def test_who_interrupts_the_first_listing_may_ask_again(plugin):
+    points = plugin("test-plugin-a", GOOD), plugin("test-plugin-b", "raise KeyboardInterrupt")
+    host_ = manager(*points)
+    with pytest.raises(KeyboardInterrupt):
+        host_.find("sampler", "identity")
+    plugin("test-plugin-b", GOOD.replace("identity", "other"))
+    assert [c.name for c in host_.registry.components()] == ["identity", "other"]
+
+
+def test_a_constructor_cannot_end_the_process():
+    class Exit(Identity):
+        def __init__(self):
+            sys.exit(3)
+
+    class Plugin:
+        @ebmcore.hookimpl
+        def ebmcore_register(self, register):
+            register.sampler("exit", Exit)
+
+    with (
+        ebmcore.temporary_plugin(Plugin()),
+        pytest.raises(PluginError, match="making the sampler 'exit' .* called sys.exit"),
+    ):
+        ebmcore.create_sampler("exit")
+
+
+def test_what_a_plugin_prints_on_import_is_not_in_the_output(plugin, capsys):
+    host_ = manager(plugin("test-plugin-a", "print('noise')\n" + GOOD))
+    assert host_.find("sampler", "identity")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "noise\n")
+
+
 def test_many_threads_see_the_same_components(plugin):
     host_ = manager(plugin("test-plugin-a", "import time; time.sleep(0.1)\n" + GOOD))
     with ThreadPoolExecutor(8) as pool:

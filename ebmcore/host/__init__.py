@@ -40,6 +40,7 @@ from typing import Any
 
 import pluggy
 
+from ebmcore.errors import PluginError
 from ebmcore.host.registry import KINDS, SESSION, Component
 from ebmcore.host.report import PluginReport
 
@@ -100,7 +101,10 @@ def create(kind: str, name: str, *args: Any, **kwargs: Any) -> Any:
 
     cls = load(kind, name)
     reject_unknown(f"{kind} {name!r}", cls, kwargs)
-    return cls(*args, **kwargs)
+    try:
+        return cls(*args, **kwargs)
+    except SystemExit as error:
+        raise PluginError(f"making the {kind} {name!r} ({cls.__module__}:{cls.__qualname__}) called sys.exit()") from error
 
 
 def plugins() -> list[PluginReport]:

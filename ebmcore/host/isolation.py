@@ -6,7 +6,7 @@ import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -38,7 +38,8 @@ def undisturbed() -> Iterator[list[str]]:
     """Run an import; afterwards put back the settings of the process that it changed, and name them in the list.
 
     These are the warning filters, the global random states of Python, NumPy and torch, torch's default dtype and its number of
-    threads. Torch may be imported only inside: its settings are then those it has right after its own import.
+    threads. Torch may be imported only inside: its settings are then those it has right after its own import. What is printed
+    goes to stderr, because the output of the command line may be read by a program.
     """
     changed: list[str] = []
     # Put back but not named: well-behaved libraries draw from Python's generator when they are imported.
@@ -55,7 +56,8 @@ def undisturbed() -> Iterator[list[str]]:
         sys.meta_path.insert(0, watching)
     filters = list(warnings.filters)
     try:
-        yield changed
+        with redirect_stdout(sys.stderr):
+            yield changed
     finally:
         if watching in sys.meta_path:
             sys.meta_path.remove(watching)

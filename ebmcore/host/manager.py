@@ -45,7 +45,8 @@ class PluginManager:
         self._pluggy = pluggy.PluginManager(GROUP)
         self._pluggy.add_hookspecs(hookspecs)
         # Historic: each later pm.register() calls that plugin's hook alone, so its failure is its own.
-        self._pluggy.hook.ebmcore_register.call_historic(kwargs={"register": Register(self._stage)})
+        register = Register(self._stage)
+        self._pluggy.hook.ebmcore_register.call_historic(_refuse_result, kwargs={"register": register})
         self.rescan(installed, environ)
 
     def rescan(self, installed: Iterable[Distribution], environ: Mapping[str, str]) -> None:
@@ -87,11 +88,11 @@ class PluginManager:
                     f"{self._registering} asks for components while it is being imported: ask inside the function that needs them"
                 )
             if not self._complete:
-                self._complete = True
                 for report in self._reports.values():
                     if report.state is State.AVAILABLE:
                         self._import(report)
                 self._note_conflicts()
+                self._complete = True  # and not before: an interrupted user may ask again
             if self._strict:
                 self._raise_if_any_is_broken()
             return self._registry
@@ -273,7 +274,7 @@ class PluginManager:
             provides = (
                 (kind, bare) in names_in_source(report)
                 or FIRST_PARTY.get((kind, bare)) == report.distribution
-                or bare in [e.name for e in report.entry_points]
+                or (bare in [e.name for e in report.entry_points] and not names_in_source(report))
             )
             if distribution == report.distribution or (not distribution and provides):
                 return report
@@ -293,6 +294,15 @@ def refresh() -> None:
     importlib.invalidate_caches()
     forget()
     get_manager().rescan(distributions(), os.environ)
+
+
+def _refuse_result(result: object) -> None:
+    """Called by pluggy with what a hook returned, unless that is `None`."""
+    if hasattr(result, "close"):
+        result.close()  # a coroutine or generator, of which nothing has run
+    raise TypeError(
+        f"ebmcore_register must return nothing, but returned a {type(result).__name__}: it must be a plain function"
+    )
 
 
 def _component(

@@ -248,8 +248,8 @@ class _TrainingState:
     def load(self, path: Path) -> int:
         """Load a checkpoint; return the number of steps done."""
         flat, info = read_checkpoint(path)
-        check_same(info, self.components, path)
         warn_of_other_versions(info, path)
+        check_same(info, self.components, path)
         groups: dict[str, dict[str, Tensor]] = {"loss": {}, "optimizer": {}, "average": {}}
         for key, tensor in flat.items():
             group, _, name = key.partition(".")

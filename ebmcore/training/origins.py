@@ -35,14 +35,14 @@ def check_installed(info: Mapping[str, Any], where: Path) -> None:
         info: What `origins` gave then.
         where: The checkpoint, for messages.
     """
-    missing = [f"{distribution}=={then}" for distribution, then, now in _versions(info) if now is None]
+    missing = [f"{distribution}=={then}" for distribution, then, now in _versions(info, where) if now is None]
     if missing:
         raise CheckpointError(f"{where} needs plugins that are not installed: pip install {' '.join(missing)}")
 
 
 def warn_of_other_versions(info: Mapping[str, Any], where: Path) -> None:
     """Warn of each distribution that has another version than when a checkpoint was written."""
-    for distribution, then, now in _versions(info):
+    for distribution, then, now in _versions(info, where):
         if now != then:
             warnings.warn(
                 f"{where} was written with {distribution} {then}, but {now} is installed: results may differ",
@@ -69,9 +69,15 @@ def _current_id(kind: str, then: str) -> str:
         return then
 
 
-def _versions(info: Mapping[str, Any]) -> list[tuple[str, str, str | None]]:
+def _versions(info: Mapping[str, Any], where: Path) -> list[tuple[str, str, str | None]]:
     """Distribution, version in the checkpoint, and installed version."""
-    recorded = [one for part in info["components"].values() for one in (part if isinstance(part, list) else [part])]
-    then = {one["distribution"]: one["version"] for one in recorded if one["distribution"] not in (None, host.SESSION)}
+    try:
+        recorded = [one for part in info["components"].values() for one in (part if isinstance(part, list) else [part])]
+        then = {one["distribution"]: one["version"] for one in recorded if one["distribution"] not in (None, host.SESSION)}
+        then = {"ebmcore": info["ebmcore"], **then}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{where} does not say which components wrote it: it is not a checkpoint of ebmcore"
+        ) from error
     now = {report.distribution: report.version for report in host.plugins()} | {"ebmcore": version("ebmcore")}
-    return [(name, number, now.get(name)) for name, number in {"ebmcore": info["ebmcore"], **then}.items()]
+    return [(name, number, now.get(name)) for name, number in then.items()]
