@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ebmcore.chains import PersistentChains
     from ebmcore.energies import tempered, value_and_grad
-    from ebmcore.host import Component, hookimpl, list_components, load, refresh, register, temporary_plugin
+    from ebmcore.host import Component, Register, hookimpl, list_components, load, refresh, register, temporary_plugin
     from ebmcore.losses import BaseContrastiveDivergence, BaseLoss
     from ebmcore.samplers import BaseSampler, ChainState, Sampler, run
 
@@ -26,6 +26,7 @@ _HOME = {
     "ChainState": "samplers",
     "Component": "host",
     "PersistentChains": "chains",
+    "Register": "host",
     "Sampler": "samplers",
     "hookimpl": "host",
     "list_components": "host",
@@ -45,6 +46,7 @@ __all__ = [
     "ChainState",
     "Component",
     "PersistentChains",
+    "Register",
     "Sampler",
     "create_dataset",
     "create_energy",

@@ -42,9 +42,9 @@ def test_it_makes_a_whole_distribution(tmp_path):
 
 
 @pytest.mark.parametrize("kind", host.KINDS)
-def test_what_it_makes_is_tidy(tmp_path, kind):
+def test_what_it_makes_is_tidy(tmp_path, tmp_path_factory, kind):
     assert new(f"tidy --kind {kind}") == 0
-    for command in (["check", "--select=B,E,F,N,S,UP,W,T20"], ["format", "--check"]):
+    for command in (["check", "--select=B,E,F,I,N,S,UP,W,T20"], ["format", "--check"]):
         arguments = [
             sys.executable,
             "-m",
@@ -56,6 +56,10 @@ def test_what_it_makes_is_tidy(tmp_path, kind):
         ]
         done = subprocess.run(arguments, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
+    cache = tmp_path_factory.getbasetemp() / "mypy"
+    typed = ["mypy", "--strict", "--follow-imports=silent", f"--cache-dir={cache}", "ebm-plugin-tidy/ebm_plugin_tidy"]
+    done = subprocess.run([sys.executable, "-m", *typed], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_inside_the_repository_it_goes_among_the_plugins_and_needs_no_ci(tmp_path, monkeypatch, capsys):

@@ -41,13 +41,14 @@ from typing import Any
 import pluggy
 
 from ebmcore.errors import PluginError
-from ebmcore.host.registry import KINDS, SESSION, Component
+from ebmcore.host.registry import KINDS, SESSION, Component, Register
 from ebmcore.host.report import PluginReport
 
 __all__ = [
     "KINDS",
     "SESSION",
     "Component",
+    "Register",
     "create",
     "find",
     "hookimpl",
