@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from ebmcore.energies import tempered, value_and_grad
     from ebmcore.host import Component, Register, hookimpl, list_components, load, refresh, register, temporary_plugin
     from ebmcore.losses import BaseContrastiveDivergence, BaseLoss
+    from ebmcore.persistent import BasePersistentContrastiveDivergence
     from ebmcore.samplers import BaseSampler, ChainState, Sampler, run
 
 _HOME = {
     "BaseContrastiveDivergence": "losses",
     "BaseLoss": "losses",
+    "BasePersistentContrastiveDivergence": "persistent",
     "BaseSampler": "samplers",
     "ChainState": "samplers",
     "Component": "host",
@@ -42,6 +44,7 @@ _HOME = {
 __all__ = [
     "BaseContrastiveDivergence",
     "BaseLoss",
+    "BasePersistentContrastiveDivergence",
     "BaseSampler",
     "ChainState",
     "Component",

@@ -232,34 +232,6 @@ class BaseContrastiveDivergence(BaseLoss):
         state = self.sampler.init(condition(self.energy, conditions), x, generator=self.generator)
         return state.with_tensors(state.tensors() | {f"conditions.{name}": t for name, t in conditions.items()})
 
-    def draw_persistent_chains(
-        self, x: Tensor, *args: Any, n_chains: int, restart_prob: float = 0.0, **kwargs: Any
-    ) -> ChainState:
-        """Draw persistent chains, one for each row of ``x`` or all of them if they are fewer.
-
-        The store is filled from the initial distribution at first use. Drawn chains are restarted from it with probability
-        ``restart_prob``, with the conditions of the rows of ``x``; what the sampler had cached under older parameters is
-        refreshed. A variant's ``keep_chains`` hands the result of the transitions to ``self.chains.write``.
-        """
-        conditions = name_conditions(args, kwargs, x)
-        shape = (n_chains, *x.shape[1:])
-        if self.chain is not None and not self.chains.hold(shape):
-            raise UsageError(
-                f"the loss holds {len(self.chains)} chains of shape {tuple(self.chain.shape[1:])}, but {n_chains} of shape "
-                f"{tuple(x.shape[1:])} were asked for: initialize_persistent_chain({shape}) starts new ones"
-            )
-        own = self._allocate(shape, x)
-        n = min(len(x), len(own))
-        started = self.initial_distribution(x.shape[1:], x).sample(n, generator=self.generator)
-        fresh = self.new_chains(started.to(x), {name: t[:n] for name, t in conditions.items()})
-        if self.chains.missing(fresh):
-            # First use: every chain takes over conditions in turn, and gets whatever else its sampler carries.
-            turn = torch.arange(len(own), device=x.device) % len(x)
-            known = {name: t[turn] for name, t in conditions.items()} | self.chains.conditions
-            self.chains.complete(self.new_chains(own, known))
-        state = self.chains.draw(fresh, restart_prob=restart_prob, generator=self.generator)
-        return self.sampler.refresh(condition(self.energy, state.conditions), state)
-
     def energy_gap(self, x: Tensor, pred_x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         r"""Mean energy of the data minus mean energy of the finite negatives, plus the L2 term; 0-dim.
 

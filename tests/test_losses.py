@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ebmcore import BaseContrastiveDivergence, BaseSampler, ChainState
+from ebmcore import BaseContrastiveDivergence, BasePersistentContrastiveDivergence, BaseSampler, ChainState
 from ebmcore.errors import DivergenceError, MissingCapabilityError, UsageError
 from ebmcore.testing import Identity, Quadratic
 
@@ -24,14 +24,13 @@ class Data(BaseContrastiveDivergence):
         return self.energy_gap(x, pred_x, *args, **kwargs)
 
 
-class Persistent(Data):
-    """Chains persist."""
+class Persistent(BasePersistentContrastiveDivergence):
+    """Ten chains persist."""
 
-    def start_chains(self, x, *args, **kwargs):
-        return self.draw_persistent_chains(x, *args, n_chains=10, **kwargs)
+    forward, compute_loss = Data.forward, Data.compute_loss
 
-    def keep_chains(self, state):
-        self.chains.write(state)
+    def __init__(self, energy, sampler, k_steps=1, **options):
+        super().__init__(energy, sampler, k_steps, n_chains=10, **options)
 
 
 class Spy(BaseSampler):
@@ -186,7 +185,7 @@ def test_chains_of_another_shape_are_never_replaced_silently():
     loss = Persistent(Quadratic((2,)), Identity())
     loss(torch.zeros(4, 2))
     with pytest.raises(UsageError, match="the loss holds 10 chains"):
-        loss.draw_persistent_chains(torch.zeros(4, 2), n_chains=20)
+        loss(torch.zeros(4, 3))
     assert len(loss.chain) == 10
 
 

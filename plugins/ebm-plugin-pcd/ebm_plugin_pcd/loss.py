@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ebmcore import BaseContrastiveDivergence, ChainState, Sampler
-from ebmcore.distributions import Empirical, InitialDistribution
+from ebmcore import BasePersistentContrastiveDivergence
 
 
-class PersistentContrastiveDivergence(BaseContrastiveDivergence):
+class PersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
     r"""Persistent contrastive divergence: the negative chains go on where they stopped in the last step.
 
     .. math:: L = \frac1B\sum_i E(x_i) - \frac1M\sum_j E(\hat x_j),
@@ -45,50 +43,9 @@ class PersistentContrastiveDivergence(BaseContrastiveDivergence):
         (torch.Size([4, 2]), torch.Size([10, 2]))
     """
 
-    persistent = True
-    starts_at_data = False
-
-    def __init__(
-        self,
-        energy: nn.Module,
-        sampler: Sampler,
-        k_steps: int = 1,
-        *,
-        n_chains: int = 256,
-        restart_prob: float = 0.0,
-        initial: Literal["model", "data"] | InitialDistribution = "model",
-        energy_l2: float = 0.0,
-        joint_forward: bool = True,
-    ) -> None:
-        super().__init__(energy, sampler, k_steps, energy_l2=energy_l2, joint_forward=joint_forward)
-        if isinstance(n_chains, bool) or not isinstance(n_chains, int) or n_chains < 1:
-            raise ValueError(f"n_chains must be a whole number of at least 1, got {n_chains!r}")
-        if not 0 <= restart_prob <= 1:
-            raise ValueError(f"restart_prob must be a probability in [0, 1], got {restart_prob!r}")
-        if initial not in ("model", "data") and not isinstance(initial, InitialDistribution):
-            raise ValueError(f"initial must be 'model', 'data' or have sample(n, *, generator), got {initial!r}")
-        self.n_chains = n_chains
-        self.restart_prob = restart_prob
-        self.initial = initial
-
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         pred_x = self.draw_negatives(x, *args, **kwargs)
         return self.compute_loss(x, pred_x, *args, **kwargs), pred_x
 
     def compute_loss(self, x: Tensor, pred_x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return self.energy_gap(x, pred_x, *args, **kwargs)
-
-    def start_chains(self, x: Tensor, *args: Any, **kwargs: Any) -> ChainState:
-        return self.draw_persistent_chains(x, *args, n_chains=self.n_chains, restart_prob=self.restart_prob, **kwargs)
-
-    def keep_chains(self, state: ChainState) -> None:
-        self.chains.write(state)
-
-    def initial_distribution(self, shape: Sequence[int], x: Tensor | None = None) -> InitialDistribution:
-        if self.initial == "model":
-            return super().initial_distribution(shape, x)
-        if self.initial != "data":
-            return self.initial
-        if x is None:
-            raise ValueError("initial='data' starts chains from a batch: call the loss on data first")
-        return Empirical(x)

@@ -1,0 +1,117 @@
+"""Base of the persistent contrastive-divergence variants: chains that go on where they stopped in the last step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ebmcore.distributions import Empirical, InitialDistribution
+from ebmcore.energies import condition, name_conditions
+from ebmcore.errors import UsageError
+from ebmcore.losses import BaseContrastiveDivergence
+from ebmcore.samplers import ChainState, Sampler
+
+
+class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
+    """Base of variants whose negative chains persist.
+
+    Each call draws as many different chains as the batch has examples (all of them, if they are fewer), moves them and writes
+    them back into their slots. A variant writes ``forward`` and ``compute_loss``.
+
+    Args:
+        energy: The model, any module ``(B, *shape) -> (B,)``.
+        sampler: A `Sampler`; its whole state persists with the chain.
+        k_steps: Transitions per call, at least 1.
+        n_chains: Number of chains, independent of the batch size; in distributed training over all ranks.
+        restart_prob: Probability that a drawn chain starts anew from the initial distribution, in [0, 1].
+        initial: Where chains start: ``"model"``, the energy's own initial distribution (Bernoulli for binary units) or a
+            standard normal where it has none; ``"data"``, rows of the batch; or an object with
+            ``sample(n, *, generator)``.
+        energy_l2: Weight of the mean squared energies, a regulariser; 0 turns it off.
+        joint_forward: Score data and negatives in one forward of the concatenated batch.
+
+    Source: T. Tieleman (2008), "Training restricted Boltzmann machines using approximations to the likelihood gradient";
+    restarts: Y. Du and I. Mordatch (2019), "Implicit generation and modeling with energy-based models".
+
+    Example:
+        >>> from ebmcore.testing import Identity, Quadratic
+        >>> class PCD(BasePersistentContrastiveDivergence):
+        ...     def forward(self, x, *args, **kwargs):
+        ...         pred_x = self.draw_negatives(x, *args, **kwargs)
+        ...         return self.compute_loss(x, pred_x, *args, **kwargs), pred_x
+        ...
+        ...     def compute_loss(self, x, pred_x, *args, **kwargs):
+        ...         return self.energy_gap(x, pred_x, *args, **kwargs)
+        >>> pcd = PCD(Quadratic((2,)), Identity(), n_chains=10)
+        >>> loss, pred_x = pcd(torch.ones(4, 2))
+        >>> pred_x.shape, pcd.chain.shape
+        (torch.Size([4, 2]), torch.Size([10, 2]))
+    """
+
+    persistent = True
+    starts_at_data = False
+
+    def __init__(
+        self,
+        energy: nn.Module,
+        sampler: Sampler,
+        k_steps: int = 1,
+        *,
+        n_chains: int = 256,
+        restart_prob: float = 0.0,
+        initial: Literal["model", "data"] | InitialDistribution = "model",
+        energy_l2: float = 0.0,
+        joint_forward: bool = True,
+    ) -> None:
+        super().__init__(energy, sampler, k_steps, energy_l2=energy_l2, joint_forward=joint_forward)
+        if isinstance(n_chains, bool) or not isinstance(n_chains, int) or n_chains < 1:
+            raise ValueError(f"n_chains must be a whole number of at least 1, got {n_chains!r}")
+        if not 0 <= restart_prob <= 1:
+            raise ValueError(f"restart_prob must be a probability in [0, 1], got {restart_prob!r}")
+        if initial not in ("model", "data") and not isinstance(initial, InitialDistribution):
+            raise ValueError(f"initial must be 'model', 'data' or have sample(n, *, generator), got {initial!r}")
+        self.n_chains = n_chains
+        self.restart_prob = restart_prob
+        self.initial = initial
+
+    def start_chains(self, x: Tensor, *args: Any, **kwargs: Any) -> ChainState:
+        """Draw persistent chains, one for each row of ``x`` or all of them if they are fewer.
+
+        The store is filled from the initial distribution at first use. Drawn chains are restarted from it with probability
+        ``restart_prob``, with the conditions of the rows of ``x``; what the sampler had cached under older parameters is
+        refreshed.
+        """
+        conditions = name_conditions(args, kwargs, x)
+        shape = (self.n_chains, *x.shape[1:])
+        if self.chain is not None and not self.chains.hold(shape):
+            raise UsageError(
+                f"the loss holds {len(self.chains)} chains of shape {tuple(self.chain.shape[1:])}, but {self.n_chains} of shape "
+                f"{tuple(x.shape[1:])} were asked for: initialize_persistent_chain({shape}) starts new ones"
+            )
+        own = self._allocate(shape, x)
+        n = min(len(x), len(own))
+        started = self.initial_distribution(x.shape[1:], x).sample(n, generator=self.generator)
+        fresh = self.new_chains(started.to(x), {name: t[:n] for name, t in conditions.items()})
+        if self.chains.missing(fresh):
+            # First use: every chain takes over conditions in turn, and gets whatever else its sampler carries.
+            turn = torch.arange(len(own), device=x.device) % len(x)
+            known = {name: t[turn] for name, t in conditions.items()} | self.chains.conditions
+            self.chains.complete(self.new_chains(own, known))
+        state = self.chains.draw(fresh, restart_prob=self.restart_prob, generator=self.generator)
+        return self.sampler.refresh(condition(self.energy, state.conditions), state)
+
+    def keep_chains(self, state: ChainState) -> None:
+        """Write the chains back into the slots that they were drawn from."""
+        self.chains.write(state)
+
+    def initial_distribution(self, shape: Sequence[int], x: Tensor | None = None) -> InitialDistribution:
+        if self.initial == "model":
+            return super().initial_distribution(shape, x)
+        if self.initial != "data":
+            return self.initial
+        if x is None:
+            raise ValueError("initial='data' starts chains from a batch: call the loss on data first")
+        return Empirical(x)
