@@ -1,0 +1,131 @@
+"""FPCD, Tieleman and Hinton 2009."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ebmcore import BasePersistentContrastiveDivergence, Sampler
+from ebmcore.distributions import InitialDistribution
+
+
+class FastPersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
+    r"""Persistent CD whose chains move under a second set of weights that learns fast and forgets fast.
+
+    The negative chains run under :math:`\theta + \theta_f`; data and negatives are scored at :math:`\theta`, which the optimizer
+    trains as ever. After each step
+
+    .. math:: \theta_f \leftarrow \lambda\,\theta_f - \eta_f\,\nabla_\theta L, \qquad
+              L = \frac1B\sum_i E_\theta(x_i) - \frac1M\sum_j E_\theta(\hat x_j)
+
+    so that the energy under which chains move is raised quickly where they are: they leave a mode that they have stayed in, and
+    mix although the learning rate of :math:`\theta` is small. Works for every energy and sampler, not only RBMs. The gradient is
+    taken once more than in persistent CD, one backward pass of the training batch.
+
+    Args:
+        energy: The model, any module ``(B, *shape) -> (B,)``.
+        sampler: A `Sampler`; its whole state persists with the chain.
+        k_steps: Transitions per call, at least 1.
+        fast_lr: Learning rate of the fast weights, at least 0; 0 is persistent CD. The paper takes the rate that the slow
+            weights begin with, and keeps it.
+        fast_decay: What remains of the fast weights after a step, in [0, 1).
+        n_chains: Number of chains, independent of the batch size; in distributed training over all ranks.
+        restart_prob: Probability that a drawn chain starts anew from the initial distribution, in [0, 1].
+        initial: Where chains start: ``"model"``, ``"data"``, or an object with ``sample(n, *, generator)``.
+        energy_l2: Weight of the mean squared energies, a regulariser; 0 turns it off. It is part of ``L`` for both sets.
+        joint_forward: Score data and negatives in one forward of the concatenated batch.
+
+    ``metrics["fast_weights"]`` is the norm of the fast weights.
+
+    Source: T. Tieleman and G. E. Hinton (2009), "Using fast weights to improve persistent contrastive divergence".
+
+    Example:
+        >>> from ebmcore.testing import Identity, Quadratic
+        >>> fpcd = FastPersistentContrastiveDivergence(Quadratic((2,)), Identity(), fast_lr=0.1, n_chains=10)
+        >>> loss, pred_x = fpcd(torch.ones(4, 2))
+        >>> loss.backward()
+        >>> bool(torch.allclose(fpcd.fast.precision, -0.1 * fpcd.energy.precision.grad))
+        True
+    """
+
+    def __init__(
+        self,
+        energy: nn.Module,
+        sampler: Sampler,
+        k_steps: int = 1,
+        *,
+        fast_lr: float = 0.01,
+        fast_decay: float = 19 / 20,
+        n_chains: int = 256,
+        restart_prob: float = 0.0,
+        initial: Literal["model", "data"] | InitialDistribution = "model",
+        energy_l2: float = 0.0,
+        joint_forward: bool = True,
+    ) -> None:
+        super().__init__(
+            energy,
+            sampler,
+            k_steps,
+            n_chains=n_chains,
+            restart_prob=restart_prob,
+            initial=initial,
+            energy_l2=energy_l2,
+            joint_forward=joint_forward,
+        )
+        if not fast_lr >= 0:
+            raise ValueError(f"fast_lr must be at least 0, got {fast_lr!r}")
+        if not 0 <= fast_decay < 1:
+            raise ValueError(f"fast_decay must be in [0, 1), got {fast_decay!r}")
+        self.fast_lr = fast_lr
+        self.fast_decay = fast_decay
+        self.fast = nn.Module()  # buffers: saved and moved with the loss, and no optimizer trains them
+        for name, parameter in energy.named_parameters():
+            self.fast.register_buffer(name.replace(".", "/"), torch.zeros_like(parameter))
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        with self.fast_weights():
+            pred_x = self.draw_negatives(x, *args, **kwargs)
+        loss = self.compute_loss(x, pred_x, *args, **kwargs)
+        self.update_fast_weights(loss)
+        return loss, pred_x
+
+    def compute_loss(self, x: Tensor, pred_x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.energy_gap(x, pred_x, *args, **kwargs)
+
+    @contextmanager
+    def fast_weights(self) -> Iterator[None]:
+        """Within it the energy has the parameters ``theta + theta_fast``; afterwards the very ones it had."""
+        parameters = list(self.energy.parameters())
+        slow = [parameter.data for parameter in parameters]
+        try:
+            for parameter, fast in zip(parameters, self.fast.buffers(), strict=True):
+                parameter.data = parameter.data + fast.to(parameter)
+            yield
+        finally:
+            for parameter, data in zip(parameters, slow, strict=True):
+                parameter.data = data
+
+    def update_fast_weights(self, loss: Tensor) -> None:
+        """``theta_fast <- decay * theta_fast - lr_fast * gradient``; nothing where the loss has no gradient."""
+        if not loss.requires_grad:
+            return
+        trained = [
+            (p, fast) for p, fast in zip(self.energy.parameters(), self.fast.buffers(), strict=True) if p.requires_grad
+        ]
+        gradients = torch.autograd.grad(loss, [p for p, _ in trained], retain_graph=True, materialize_grads=True)
+        for (_, fast), gradient in zip(trained, gradients, strict=True):
+            fast.mul_(self.fast_decay).add_(_mean_over_ranks(gradient).to(fast), alpha=-self.fast_lr)
+        self.metrics["fast_weights"] = torch.stack([fast.norm() for fast in self.fast.buffers()]).norm()
+
+
+def _mean_over_ranks(gradient: Tensor) -> Tensor:
+    """The gradient of the batch of all ranks, as the slow weights get it."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(gradient)
+        gradient /= dist.get_world_size()
+    return gradient
