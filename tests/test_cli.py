@@ -205,7 +205,7 @@ FULL = RBM + " --loss pcd --steps 1"
 WRONG = {
     "unknown command": ("frobnicate", "the commands are train"),
     "unknown name": (f"train {FULL} --energy rmb", "did you mean rbm?"),
-    "unknown name that is known elsewhere": (f"train {FULL} --loss fpcd2", "did you mean pcd"),
+    "unknown name that is known elsewhere": (f"train {FULL} --loss fpcd2", "did you mean fpcd or pcd"),
     "no name": ("train --energy", "--energy needs the name of a energy"),
     "unknown option": (f"train {FULL} --bogus 3", "unknown option --bogus"),
     "unknown option of a component": (f"train {FULL} --loss.n_chain 3", "did you mean --loss.n_chains?"),

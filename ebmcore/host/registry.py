@@ -20,6 +20,7 @@ SESSION = "session"  # stands for a distribution in the ids of components that n
 FIRST_PARTY = {
     ("loss", "cd"): "ebm-plugin-cd",
     ("loss", "pcd"): "ebm-plugin-pcd",
+    ("loss", "fpcd"): "ebm-plugin-fpcd",
     ("energy", "rbm"): "ebm-plugin-rbm",
     ("sampler", "gibbs"): "ebm-plugin-rbm",
     ("sampler", "langevin"): "ebm-plugin-langevin",
