@@ -33,6 +33,7 @@ FIRST_PARTY = {
     ("dataset", "ring-of-gaussians"): "ebm-plugin-datasets",
     ("metric", "exact-ll"): "ebm-plugin-likelihood",
     ("metric", "ais-ll"): "ebm-plugin-likelihood",
+    ("metric", "pseudo-ll"): "ebm-plugin-likelihood",
 }
 
 

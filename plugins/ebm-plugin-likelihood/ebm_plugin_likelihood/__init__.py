@@ -9,3 +9,4 @@ import ebmcore
 def ebmcore_register(register):
     register.metric("exact-ll", "ebm_plugin_likelihood.exact:ExactLogLikelihood")
     register.metric("ais-ll", "ebm_plugin_likelihood.ais:AISLogLikelihood")
+    register.metric("pseudo-ll", "ebm_plugin_likelihood.pseudo:PseudoLogLikelihood")
