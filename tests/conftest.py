@@ -1,10 +1,14 @@
-"""One thread, so that results repeat and neighbours do not matter."""
+"""Fixtures of several test files; one thread, so that results repeat and neighbours do not matter."""
 
+import importlib
+import sys
+import textwrap
 from dataclasses import replace
 
 import pytest
 import torch
 from broken_plugins import NAME
+from installed_plugins import Installed
 
 torch.set_num_threads(1)
 
@@ -39,3 +43,21 @@ def install(tmp_path, monkeypatch):
             (tmp_path / "zother_plugin.py").write_text(case.hook)
 
     return make
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """Makes a distribution whose plugin is a module of the given source."""
+    monkeypatch.syspath_prepend(tmp_path)
+    made = []
+
+    def make(distribution, source, **metadata):
+        module = distribution.replace("-", "_")
+        (tmp_path / f"{module}.py").write_text(textwrap.dedent(source))
+        importlib.invalidate_caches()
+        made.append(module)
+        return Installed(distribution, module, **metadata)
+
+    yield make
+    for module in made:
+        sys.modules.pop(module, None)

@@ -126,6 +126,7 @@ class FastPersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
 def _mean_over_ranks(gradient: Tensor) -> Tensor:
     """The gradient of the batch of all ranks, as the slow weights get it."""
     if dist.is_available() and dist.is_initialized():
+        gradient = gradient.clone()  # autograd may hand out one tensor twice, or an expanded one
         dist.all_reduce(gradient)
         gradient /= dist.get_world_size()
     return gradient
