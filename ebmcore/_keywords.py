@@ -36,8 +36,9 @@ def reject_unknown(owner: str, function: Callable[..., Any], given: Iterable[str
 class StrictKeywords:
     """Mixin: every constructor of a subclass names its accepted keywords when it is given another.
 
-    Wrapping ``__init__`` where it is defined keeps the signature that ``inspect``, ``help`` and the command line read;
-    a metaclass or ``__new__`` would hide it.
+    A constructor that ends in ``**options`` and hands them to the one above accepts that one's keywords, by name: they are in
+    its signature, for ``inspect``, ``help`` and the command line, and any other is an error. Wrapping ``__init__`` where it is
+    defined keeps that signature; a metaclass or ``__new__`` would hide it.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -48,7 +49,29 @@ class StrictKeywords:
 
         @functools.wraps(init)
         def checked(self: Any, *args: Any, **kwargs: Any) -> None:
-            reject_unknown(type(self).__name__, init, kwargs)
+            reject_unknown(type(self).__name__, checked, kwargs)
             init(self, *args, **kwargs)
 
-        setattr(cls, "__init__", checked)  # noqa: B010 - mypy forbids the plain assignment
+        setattr(checked, "__signature__", _with_those_above(init, cls))  # noqa: B010 - mypy forbids the plain assignment
+        setattr(cls, "__init__", checked)  # noqa: B010
+
+
+def _with_those_above(init: Callable[..., None], cls: type[Any]) -> inspect.Signature:
+    """The signature of a constructor, its ``**options`` replaced by the keywords of the constructor above it."""
+    try:
+        signature = inspect.signature(init, eval_str=True)  # annotations are read in their own module, not in a subclass's
+    except NameError:  # a type that is imported for type checkers only
+        signature = inspect.signature(init)
+    *own, last = signature.parameters.values()
+    if last.kind is not last.VAR_KEYWORD:
+        return signature
+    above = inspect.signature(_next_constructor(cls)).parameters.values()
+    names = {p.name for p in own}
+    inherited = [p for p in above if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD) and p.name not in names]
+    return signature.replace(parameters=[*own, *inherited])
+
+
+def _next_constructor(cls: type[Any]) -> Callable[..., None]:
+    """What ``super().__init__`` is in the constructor of ``cls``."""
+    found: Callable[..., None] = next(base.__dict__["__init__"] for base in cls.__mro__[1:] if "__init__" in base.__dict__)
+    return found

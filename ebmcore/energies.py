@@ -6,7 +6,7 @@ high probability. Whatever else it can do is a *capability*: a protocol that a s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -65,7 +65,7 @@ class SupportsTempering(Protocol):
     """Its own path from a base distribution to itself, where ``beta * E`` is not the right one."""
 
     def tempered(self, beta: Tensor, base: BaseDistribution | None = None) -> nn.Module:
-        """The energy at inverse temperatures ``beta`` ``(N,)``: see `tempered`."""
+        """The energy at inverse temperatures ``beta`` ``(N,)`` or ``(K, N)``: see `tempered`."""
         ...
 
 
@@ -120,7 +120,7 @@ def check_energies(values: Tensor, x: Tensor) -> Tensor:
     return values
 
 
-def value_and_grad(energy: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_grad(energy: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """Energies and their gradient with respect to the positions, both detached.
 
     Args:
@@ -156,11 +156,20 @@ class Conditioned(nn.Module):
     def __init__(self, energy: nn.Module, conditions: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.energy = energy
+        self.conditions = conditions
         self.args, self.kwargs = split_conditions(conditions)
 
     def forward(self, x: Tensor) -> Tensor:
         energies: Tensor = self.energy(x, *self.args, **self.kwargs)
         return energies
+
+    def around(self, energy: nn.Module) -> Conditioned:
+        """Another energy under the same conditions."""
+        return Conditioned(energy, self.conditions)
+
+    def repeated(self, n: int) -> Conditioned:
+        """See `repeat_conditions`."""
+        return Conditioned(self.energy, {name: t.repeat_interleave(n, 0) for name, t in self.conditions.items()})
 
     def __getattr__(self, name: str) -> Any:
         if name not in self._CONDITIONED_METHODS:
@@ -197,7 +206,7 @@ def condition(energy: nn.Module, conditions: Mapping[str, Tensor]) -> nn.Module:
 
 
 class Tempered(nn.Module):
-    """``beta E(x) - (1 - beta) log p_0(x)``, with one ``beta`` for each chain."""
+    """``beta E(x) - (1 - beta) log p_0(x)``, with one ``beta`` for each chain; see `tempered`."""
 
     def __init__(self, energy: nn.Module, beta: Tensor, base: BaseDistribution | None = None) -> None:
         super().__init__()
@@ -205,11 +214,22 @@ class Tempered(nn.Module):
         self.beta = beta
         self.base = base
 
-    def forward(self, x: Tensor) -> Tensor:
-        energies: Tensor = self.beta * self.energy(x)
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        energies: Tensor = self.beta * self.energy(x, *args, **kwargs)
         if self.base is not None:
             energies = energies - (1 - self.beta) * self.base.log_prob(x)
         return energies
+
+    def value_and_grad(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Energies ``(N,)`` and their gradient; in closed form where the energy has one."""
+        value, grad = value_and_grad(condition(self.energy, name_conditions(args, kwargs, x)), x)
+        beta = self.beta.expand(len(x))
+        rows = beta.view(-1, *(1,) * (x.ndim - 1))
+        value, grad = beta * value, (rows * grad).to(grad.dtype)
+        if self.base is not None:
+            base_value, base_grad = value_and_grad(self.base.log_prob, x)
+            value, grad = value - (1 - beta) * base_value, (grad - (1 - rows) * base_grad).to(grad.dtype)
+        return value, grad
 
 
 def tempered(energy: nn.Module, beta: Tensor, base: BaseDistribution | None = None) -> nn.Module:
@@ -221,7 +241,8 @@ def tempered(energy: nn.Module, beta: Tensor, base: BaseDistribution | None = No
 
     Args:
         energy: The energy at ``beta = 1``.
-        beta: Inverse temperatures ``(N,)`` in [0, 1], or 0-dim for all chains.
+        beta: Inverse temperatures ``(N,)`` in [0, 1], or 0-dim for all chains. Several for each chain, ``(K, N)``, give energies
+            ``(K, N)`` from one evaluation.
         base: The distribution at ``beta = 0``.
 
     Example:
@@ -229,10 +250,17 @@ def tempered(energy: nn.Module, beta: Tensor, base: BaseDistribution | None = No
         >>> tempered(Quadratic((2,)), torch.tensor([0.0, 0.5, 1.0]))(torch.ones(3, 2)).tolist()
         [0.0, 0.5, 1.0]
     """
+    if isinstance(energy, Conditioned):  # the energy itself is tempered, so that its capabilities stay
+        return energy.around(tempered(energy.energy, beta, base))
     if supports(energy, SupportsTempering):
         own: nn.Module = energy.tempered(beta, base)  # type: ignore[operator]
         return own
     return Tempered(energy, beta, base)
+
+
+def repeat_conditions(energy: nn.Module, n: int) -> nn.Module:
+    """``energy`` for ``n`` rows of each chain in place of one, row ``i * n + j`` under the conditions of chain ``i``."""
+    return energy.repeated(n) if isinstance(energy, Conditioned) else energy
 
 
 @contextmanager

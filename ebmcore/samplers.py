@@ -30,8 +30,9 @@ _CONDITION = "conditions."
 class ChainState:
     """The state of ``N`` chains: tensors with the chain first.
 
-    A sampler that carries more than positions derives its own dataclass from it and adds tensors. Conditions (labels)
-    belong to the chain; the driver hands them to the energy.
+    A sampler that carries more than positions derives its own dataclass from it and adds tensors; one that carries something else
+    than tensors overrides `tensors` and `with_tensors`. Conditions (labels) belong to the chain; the driver hands them to the
+    energy.
 
     Args:
         x: Positions ``(N, *shape)``: what a loss sees as negative samples.
@@ -111,6 +112,8 @@ class BaseSampler(StrictKeywords, ABC):
         exact: Whether a step leaves the target distribution invariant. If not, `predicted_bias` says how far off it is.
         reversible: Whether a step is in detailed balance with the target distribution.
         deterministic: Whether it draws no random numbers.
+        has_memory: Whether a chain carries more than its position and what follows from it, such as replicas or a momentum:
+            from an exact sample and a fresh memory it is of the target distribution only in the long run.
         example_options: Options with which the conformance kit makes one, suited to targets of about unit scale.
     """
 
@@ -119,6 +122,7 @@ class BaseSampler(StrictKeywords, ABC):
     exact: ClassVar[bool] = False
     reversible: ClassVar[bool] = False
     deterministic: ClassVar[bool] = False
+    has_memory: ClassVar[bool] = False
     example_options: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self) -> None:

@@ -145,6 +145,7 @@ WRONG = {
         (samplers.Accepting, "check_a_proposal_without_energy_is_rejected"),
         (samplers.Breaking, "check_a_step_compiles_without_a_graph_break"),
         (samplers.Undeclared, "check_a_sampler_says_what_it_samples"),
+        (samplers.Forgetful, "check_a_memory_is_declared"),
         (samplers.StuckBelow, "check_the_transition_matrix_leaves_the_target_invariant"),
         (samplers.MeanField, "check_the_transition_matrix_leaves_the_target_invariant"),
         (samplers.WrongSwap, "check_the_law_of_the_whole_state_has_the_target_in_it"),

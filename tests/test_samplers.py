@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 
 import pytest
@@ -225,3 +226,27 @@ def test_a_sampler_rejects_an_unknown_keyword_and_names_the_accepted_ones():
 
     with pytest.raises(TypeError, match=r"unknown keyword 'step_sise'; it accepts: step_size\. Did you mean 'step_size'"):
         WithOption(step_sise=1.0)
+
+
+def test_a_constructor_that_ends_in_options_takes_those_of_the_one_above_it_by_name():
+    class Base(BaseSampler):
+        def __init__(self, step_size: float = 0.1, *, scale: float = 1.0):
+            self.options = (step_size, scale)
+
+        def step(self, energy, state, *, generator=None):
+            return state, {}
+
+    class Middle(Base):
+        pass
+
+    class Derived(Middle):
+        def __init__(self, step_size: float = 0.2, *, extra: int = 0, **options):
+            super().__init__(step_size, **options)
+
+    assert list(inspect.signature(Derived).parameters) == ["step_size", "extra", "scale"]
+    assert inspect.signature(Derived).parameters["scale"].annotation is float
+    assert Derived(scale=3.0).options == (0.2, 3.0)
+    with pytest.raises(
+        TypeError, match=r"Derived got the unknown keyword 'scael'; it accepts: step_size, extra, scale\. Did"
+    ):
+        Derived(scael=3.0)

@@ -109,7 +109,7 @@ def _describe(component: host.Component) -> dict[str, Any]:
 
 
 def _text(annotation: object) -> str:
-    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation).replace("typing.", "")
 
 
 def print_rows(rows: Sequence[dict[str, str]], fields: Sequence[str]) -> None:

@@ -64,6 +64,9 @@ class Watched(nn.Module):
     def __getattr__(self, name: str) -> Any:
         if name == "sample_visible":
             return self.energy.sample_visible
+        if name == "tempered":
+            own: Any = self.energy.tempered
+            return lambda beta, base=None: Watched(own(beta, base), self.watch)
         if name not in _AT_POSITIONS:
             return super().__getattr__(name)
         method = getattr(self.energy, name)

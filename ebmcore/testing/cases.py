@@ -303,7 +303,7 @@ class SamplerCase(SteppingCase):
     @property
     def space(self) -> str | None:
         """The state space that it declares."""
-        space: str | None = getattr(self.component, "state_space", None)
+        space: str | None = getattr(self.make(), "state_space", None)
         if space not in (None, *SPACES):
             raise ConformanceError(f"state_space is {space!r}: declare {', '.join(map(repr, SPACES))}, or None for any")
         return space
@@ -314,7 +314,7 @@ class SamplerCase(SteppingCase):
 
     def declares(self, name: str) -> bool:
         """Whether it declares a property, such as ``exact``."""
-        return bool(getattr(self.component, name, False))
+        return bool(getattr(self.make(), name, False))
 
     def fits(self, energy: nn.Module) -> bool:
         """Whether it can run on that energy."""
@@ -325,7 +325,7 @@ class SamplerCase(SteppingCase):
     @property
     def requires(self) -> tuple[type, ...]:
         """The capabilities that it asks of an energy."""
-        capabilities: tuple[type, ...] = getattr(self.component, "requires", ())
+        capabilities: tuple[type, ...] = getattr(self.make(), "requires", ())
         return capabilities
 
     @property
@@ -336,23 +336,13 @@ class SamplerCase(SteppingCase):
 
     @property
     def tiny(self) -> list[Enumerable]:
-        """Targets of two units, for samplers whose chains carry more than positions."""
+        """Targets of two units, for samplers whose chains have a memory."""
         targets: list[Enumerable] = [EnumerableRBM((2,), 1), Boltzmann(2), Potts(1, 3)]
         return [target.double() for target in targets if self.fits(target)]
 
-    @property
-    def carries_more(self) -> bool:
-        """Whether a chain's state is more than its position and what follows from it: replicas, momenta."""
-        sampler, energy, x = self.make(), self.energy(*self.shape), self.start()
-        with frozen(energy), torch.no_grad():
-            state = sampler.init(energy, x, generator=generator(2))
-            state, _ = run(sampler, energy, state, 3, generator=generator(3))
-            again = sampler.init(energy, state.x, generator=generator(2)).tensors()
-        return any(not torch.allclose(t.double(), again[name].double(), atol=1e-4) for name, t in state.tensors().items())
-
     def settled(self, n_steps: int) -> int:
-        """Steps from exact samples: those of a sampler whose chains carry more need time until that too is of its law."""
-        return 100 if self.carries_more else n_steps
+        """Steps from exact samples: those of a sampler with memory need time until what it remembers is of its law too."""
+        return 40 if self.declares("has_memory") else n_steps
 
     @property
     def continuous(self) -> bool:

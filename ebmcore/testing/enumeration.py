@@ -49,7 +49,7 @@ def transition_matrix(sampler: Sampler, energy: Enumerable) -> Tensor:
     """``P[i, j]``, the exact probability of going from state ``i`` to state ``j`` in one step; float64.
 
     Args:
-        sampler: A sampler whose chains are their positions, apart from what it computes from them.
+        sampler: A sampler whose chains have no memory.
         energy: A target in double precision; the order is that of ``energy.states()``.
 
     Raises:
@@ -97,7 +97,7 @@ def stationary_law(sampler: Sampler, energy: Enumerable) -> Tensor:
         shapes = {name: (t.shape[1:], t.dtype) for name, t in first.tensors().items()}
 
         def pack(state: ChainState) -> Tensor:
-            return torch.cat([t.double().flatten(1) for t in state.tensors().values()], 1)
+            return torch.cat([t.double().reshape(len(t), -1) for t in state.tensors().values()], 1)
 
         def unpack(packed: Tensor) -> ChainState:
             parts = packed.split([shape.numel() for shape, _ in shapes.values()], 1)
@@ -229,9 +229,9 @@ class _Draws(TorchFunctionMode):
 
     def uniform(self, size: Sequence[int], dtype: torch.dtype) -> _Uniform:
         n_rows = len(self.low)
-        if not size or size[0] != n_rows:
+        if not size or size[0] == 0 or size[0] % n_rows:
             raise NotEnumerableError(f"it draws numbers of shape {tuple(size)}, which are not one or more for each chain")
-        n = math.prod(size[1:])
+        n = math.prod(size) // n_rows  # replicas of a chain are rows of their own, one after the other
         if (missing := self._count + n - self.low.shape[1]) > 0:
             self.low = torch.cat([self.low, self.low.new_zeros(n_rows, missing)], 1)
             self.high = torch.cat([self.high, self.high.new_ones(n_rows, missing)], 1)

@@ -181,6 +181,8 @@ class Storages(TorchDispatchMode):
 class PermutedRandomness(TorchDispatchMode):
     """Permutes the random numbers along the axis that has as many entries as there are chains.
 
+    Where no axis has, but the first has several for each chain (its replicas, one after the other), these move together.
+
     Args:
         order: The permutation: chain ``i`` gets what chain ``order[i]`` would have had.
     """
@@ -204,5 +206,9 @@ class PermutedRandomness(TorchDispatchMode):
         return tree_map(lambda drawn: self._rows(drawn, self._order), out)
 
     def _rows(self, value: Any, order: Tensor) -> Any:
-        axes = [i for i, n in enumerate(value.shape) if n == len(order)] if isinstance(value, Tensor) else []
+        if not isinstance(value, Tensor):
+            return value
+        axes = [i for i, n in enumerate(value.shape) if n == len(order)]
+        if not axes and value.ndim and len(value) and len(value) % len(order) == 0:
+            return value.view(len(order), -1, *value.shape[1:]).index_select(0, order).view_as(value)
         return value.index_select(axes[0], order) if len(axes) == 1 else value

@@ -378,7 +378,7 @@ class _TemperedRBM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.beta.unsqueeze(-1) * self.rbm._hidden_logits(x)
-        return -self.beta * (x.flatten(1) @ self.rbm.visible_bias) - softplus(logits, threshold=40).sum(1)
+        return -self.beta * (x.flatten(1) @ self.rbm.visible_bias) - softplus(logits, threshold=40).sum(-1)
 
     def sample_hidden(self, x: Tensor, *, beta: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         return self.rbm.sample_hidden(x, beta=self._times(beta, x), generator=generator)

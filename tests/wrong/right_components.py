@@ -82,6 +82,7 @@ class Underdamped(BaseSampler):
     """Underdamped Langevin dynamics (BAOAB), unadjusted: on a Gaussian its variance is right."""
 
     state_space = "continuous"
+    has_memory = True
 
     def __init__(self, step_size: float = 0.3, temperature: float = 1.0):
         self.step_size = step_size
@@ -155,6 +156,7 @@ class Exchange(BaseSampler):
 
     requires = (SupportsBlockGibbs,)
     exact = True
+    has_memory = True
     beta = 0.3
 
     def init(self, energy, x, *, generator=None):

@@ -492,8 +492,12 @@ class AlwaysANumber(CD):
 class Keywords(CD):
     """Swallows typos."""
 
-    def __init__(self, energy, sampler, k_steps: int = 1, **kwargs: Any):
-        super().__init__(energy, sampler, k_steps)
+
+def _swallowing(self: Any, energy: Any, sampler: Any, k_steps: int = 1, **kwargs: Any) -> None:
+    CD.__init__(self, energy, sampler, k_steps)
+
+
+Keywords.__init__ = _swallowing  # put in afterwards, or the base would refuse what is unknown
 
 
 class Lambda(CD):

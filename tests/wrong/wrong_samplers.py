@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from dataclasses import replace
 
@@ -283,8 +284,12 @@ class Breaking(Langevin):
 class Keywords(Langevin):
     """Swallows typos."""
 
-    def __init__(self, step_size: float = 0.1, **kwargs):
-        super().__init__(step_size)
+
+def _swallowing(self, step_size: float = 0.1, **kwargs):
+    Langevin.__init__(self, step_size)
+
+
+Keywords.__init__ = _swallowing  # put in afterwards, or the base would refuse what is unknown
 
 
 class Lambda(Langevin):
@@ -310,7 +315,7 @@ class Elsewhere(Langevin):
 
     def __init__(self, step_size: float = 0.1, temperature: float = 1.0):
         super().__init__(step_size, temperature)
-        self.key = len(_SCALES)
+        self.key = os.getpid(), len(_SCALES)
         _SCALES[self.key] = 0.5
 
     def step(self, energy, state, *, generator=None):
@@ -331,6 +336,12 @@ class Undeclared(Langevin):
 
     def predicted_bias(self, precision):
         return None
+
+
+class Forgetful(Exchange):
+    """Does not say that its replicas outlast a step."""
+
+    has_memory = False
 
 
 class SlowStart(Langevin):

@@ -35,7 +35,7 @@ BINS = 20
 
 
 def _matrices(case: SamplerCase) -> Iterator[tuple[str, Tensor, Tensor]]:
-    if case.carries_more:
+    if case.declares("has_memory"):
         return  # the positions alone are no Markov chain
     for target in case.discrete:
         for at, temperature, sampler in case.laws():
@@ -47,7 +47,7 @@ def _matrices(case: SamplerCase) -> Iterator[tuple[str, Tensor, Tensor]]:
 
 
 def _laws_of_the_whole(case: SamplerCase) -> Iterator[tuple[str, Tensor, Tensor]]:
-    for target in case.tiny if case.carries_more else ():
+    for target in case.tiny if case.declares("has_memory") else ():
         for at, temperature, sampler in case.laws():
             try:
                 law = stationary_law(sampler, target)
@@ -58,11 +58,11 @@ def _laws_of_the_whole(case: SamplerCase) -> Iterator[tuple[str, Tensor, Tensor]
 
 _UNIFORM = "whose random numbers are uniform, Bernoulli or categorical, drawn for each chain"
 ENUMERABLE = Condition(
-    f"to samplers on small discrete spaces {_UNIFORM}, whose chains carry nothing but positions",
+    f"to samplers on small discrete spaces {_UNIFORM}, whose chains have no memory",
     lambda case: bool(list(_matrices(case))),
 )
 CARRIES_MORE = Condition(
-    f"to samplers on small discrete spaces {_UNIFORM}, whose chains carry more than positions",
+    f"to samplers on small discrete spaces {_UNIFORM}, whose chains have a memory",
     lambda case: bool(list(_laws_of_the_whole(case))),
 )
 BIASED = Condition(
@@ -124,7 +124,7 @@ def check_the_transition_matrix_is_in_detailed_balance(case: SamplerCase) -> Non
 
 @check(EXACT, DISCRETE, since="0.1")
 def check_exact_samples_of_a_discrete_target_stay_exact(case: SamplerCase) -> None:
-    """100,000 exact samples of a discrete target pass a chi-square test after three steps (100, where chains carry more)."""
+    """100,000 exact samples of a discrete target pass a chi-square test after three steps (40, where chains have a memory)."""
     for target in case.discrete:
         for at, temperature, sampler in case.laws():
             g = generator(3)
@@ -142,7 +142,7 @@ def _expect_law(target: Enumerable, x: Tensor, temperature: float, where: str) -
 
 @check(EXACT, CONTINUOUS, since="0.1")
 def check_exact_samples_of_a_density_stay_exact(case: SamplerCase) -> None:
-    """100,000 exact samples of densities with two modes pass a chi-square test after five steps (100, if chains carry more)."""
+    """100,000 exact samples of densities with two modes pass a chi-square test after five steps (40, if chains have a memory)."""
     densities = [t for t in (Mixture((0.3, 0.7)), DoubleWell(height=1.0, tilt=0.7)) if case.fits(t)]
     for target in densities:
         edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)[1:-1]

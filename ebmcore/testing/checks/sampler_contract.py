@@ -126,6 +126,25 @@ def check_refresh_keeps_positions_and_renews_what_was_cached(case: SamplerCase) 
         expect(off <= 1e-5, f"after refresh() {name} {what}: off by {off:.3g}")
 
 
+@check(since="0.1")
+def check_a_memory_is_declared(case: SamplerCase) -> None:
+    """A chain whose state is more than its position and what follows from it, such as replicas or a momentum, has_memory."""
+    sampler, energy = case.make(), case.energy(*case.shape)
+    used = run(sampler, energy, _init(case, sampler, energy, case.start()), 3, generator=generator(3))[0]
+    afresh = _init(case, sampler, energy, used.x).tensors()
+    kept = [
+        name
+        for name, t in used.tensors().items()
+        if not torch.allclose(t.double(), afresh[name].double(), atol=1e-4, equal_nan=True)
+    ]
+    if case.declares("has_memory"):
+        expect(
+            bool(kept), "it declares has_memory, but three steps leave nothing that init() would not give at that position"
+        )
+    else:
+        expect(not kept, f"init() does not give {', '.join(kept)} of a used state: declare has_memory = True")
+
+
 @check(CACHES, since="0.1")
 def check_what_is_cached_follows_the_chain(case: SamplerCase) -> None:
     """After each step, refresh() under the same parameters changes nothing: the cache is that of where the chain is."""

@@ -164,7 +164,9 @@ def check_inputs_are_unchanged(case: SteppingCase) -> None:
 def check_images_equal_flattened(case: SteppingCase) -> None:
     """Examples of shape (1, 2, 2) give what the same examples of shape (4,) give; categorical ones, of shape (2, 2)."""
     x = case.start(8)
-    image = [t.view(-1, *case.shape) if t.ndim == 4 else t for t in case.use(x=x.view(8, 1, 2, 2))]
+    image = [
+        t.reshape(*t.shape[:-3], *case.shape) if t.shape[-3:] == (1, 2, 2) else t for t in case.use(x=x.view(8, 1, 2, 2))
+    ]
     flat = case.use(x=x)
     alike = [t.shape for t in image] == [t.shape for t in flat] and all(
         torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-5) for a, b in zip(image, flat, strict=True)

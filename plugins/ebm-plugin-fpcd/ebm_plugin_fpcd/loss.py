@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ebmcore import BasePersistentContrastiveDivergence, Sampler
-from ebmcore.distributions import InitialDistribution
 
 
 class FastPersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
@@ -34,11 +33,8 @@ class FastPersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
         fast_lr: Learning rate of the fast weights, at least 0; 0 is persistent CD. The paper takes the rate that the slow
             weights begin with, and keeps it.
         fast_decay: What remains of the fast weights after a step, in [0, 1).
-        n_chains: Number of chains, independent of the batch size; in distributed training over all ranks.
-        restart_prob: Probability that a drawn chain starts anew from the initial distribution, in [0, 1].
-        initial: Where chains start: ``"model"``, ``"data"``, or an object with ``sample(n, *, generator)``.
-        energy_l2: Weight of the mean squared energies, a regulariser; 0 turns it off. It is part of ``L`` for both sets.
-        joint_forward: Score data and negatives in one forward of the concatenated batch.
+        options: Those of every persistent variant, see `ebmcore.BasePersistentContrastiveDivergence`: ``n_chains``,
+            ``restart_prob``, ``initial``, ``energy_l2`` (part of ``L`` for both sets of weights), ``joint_forward``.
 
     ``metrics["fast_weights"]`` is the norm of the fast weights.
 
@@ -61,22 +57,9 @@ class FastPersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
         *,
         fast_lr: float = 0.01,
         fast_decay: float = 19 / 20,
-        n_chains: int = 256,
-        restart_prob: float = 0.0,
-        initial: Literal["model", "data"] | InitialDistribution = "model",
-        energy_l2: float = 0.0,
-        joint_forward: bool = True,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            energy,
-            sampler,
-            k_steps,
-            n_chains=n_chains,
-            restart_prob=restart_prob,
-            initial=initial,
-            energy_l2=energy_l2,
-            joint_forward=joint_forward,
-        )
+        super().__init__(energy, sampler, k_steps, **options)
         if not fast_lr >= 0:
             raise ValueError(f"fast_lr must be at least 0, got {fast_lr!r}")
         if not 0 <= fast_decay < 1:

@@ -132,6 +132,11 @@ class AISLogLikelihood:
                 f"ais-ll needs a sampler that leaves its target invariant, which {type(sampler).__name__} does not: name one "
                 "that does, e.g. --metric.sampler mala --metric.sampler_options '{step_size: 0.1}'"
             )
+        if getattr(sampler, "has_memory", False):
+            raise UsageError(
+                f"ais-ll starts chains afresh at each temperature, which {type(sampler).__name__} does not bear: name a sampler "
+                "without a memory, e.g. --metric.sampler gibbs"
+            )
         if getattr(sampler, "temperature", 1.0) != 1.0:
             raise UsageError(
                 f"ais-ll needs a sampler of the model itself, but this one has temperature {sampler.temperature}: name one with "

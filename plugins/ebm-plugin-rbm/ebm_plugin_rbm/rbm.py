@@ -156,7 +156,7 @@ class TemperedRBM(BernoulliPair):
 
     Args:
         rbm: The model at ``beta = 1``.
-        beta: Inverse temperatures ``(N,)``, or 0-dim for all chains.
+        beta: Inverse temperatures ``(N,)``, or 0-dim for all chains, or ``(K, N)`` for ``K`` energies of each.
         base: Distribution at ``beta = 0``, a `Bernoulli`; `None` leaves it uniform and not normalised.
 
     Source: R. Salakhutdinov and I. Murray (2008), "On the quantitative analysis of deep belief networks".
@@ -175,7 +175,7 @@ class TemperedRBM(BernoulliPair):
 
     def forward(self, x: Tensor) -> Tensor:
         v = x.flatten(1)
-        energy = -self.beta * (v @ self.rbm.visible_bias) - _softplus(self.hidden_logits(x)).sum(1)
+        energy = -self.beta * (v @ self.rbm.visible_bias) - _softplus(self.hidden_logits(x)).sum(-1)
         if self.base is None:
             return energy
         n_hidden = len(self.rbm.hidden_bias)
