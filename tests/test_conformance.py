@@ -194,7 +194,7 @@ WRONG = {
     ],
     "metric": [
         (others.Tensors, "check_it_returns_named_numbers"),
-        (others.Optimistic, "check_the_log_likelihood_is_the_enumerated_one"),
+        (others.Optimistic, "check_the_log_likelihood_is_the_exact_one"),
         (others.Converting, "check_measuring_leaves_no_trace"),
     ],
     "observer": [

@@ -34,6 +34,8 @@ FIRST_PARTY = {
     ("dataset", "two-moons"): "ebm-plugin-datasets",
     ("dataset", "ring-of-gaussians"): "ebm-plugin-datasets",
     ("metric", "exact-ll"): "ebm-plugin-likelihood",
+    ("metric", "grid-ll"): "ebm-plugin-likelihood",
+    ("metric", "reverse-ais-ll"): "ebm-plugin-likelihood",
     ("metric", "ais-ll"): "ebm-plugin-likelihood",
     ("metric", "pseudo-ll"): "ebm-plugin-likelihood",
 }

@@ -8,5 +8,7 @@ import ebmcore
 @ebmcore.hookimpl
 def ebmcore_register(register):
     register.metric("exact-ll", "ebm_plugin_likelihood.exact:ExactLogLikelihood")
+    register.metric("grid-ll", "ebm_plugin_likelihood.grid:GridLogLikelihood")
     register.metric("ais-ll", "ebm_plugin_likelihood.ais:AISLogLikelihood")
+    register.metric("reverse-ais-ll", "ebm_plugin_likelihood.ais:ReverseAISLogLikelihood")
     register.metric("pseudo-ll", "ebm_plugin_likelihood.pseudo:PseudoLogLikelihood")

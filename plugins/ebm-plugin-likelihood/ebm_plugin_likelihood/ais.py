@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import ebmcore
-from ebm_plugin_likelihood.common import energies, float64_copy, interval, resample
-from ebmcore.distributions import BaseDistribution, Bernoulli, Normal
+from ebm_plugin_likelihood.common import energies, float64_copy, interval, resample, warn_of_temperature
+from ebmcore.distributions import BaseDistribution, Bernoulli, Empirical, Normal
 from ebmcore.errors import DivergenceError, UsageError
 from ebmcore.samplers import check_sampler
+
+_BELIEVABLE = 0.1  # effective share of the chains
 
 
 class AISLogLikelihood:
@@ -28,7 +32,8 @@ class AISLogLikelihood:
 
     The *weights* are averaged, not their logarithms. The run goes forward, from base to model: :math:`E[\log \hat Z]` is at
     most :math:`\log Z`, so the log-likelihood errs on the high side when there are too few temperatures. Believe it only with
-    an effective sample size of many chains, and when it no longer falls as ``n_temperatures`` grows.
+    an effective sample size of many chains, and when it no longer falls as ``n_temperatures`` grows; the metric
+    ``reverse-ais-ll`` errs on the low side. A warning tells where the effective sample size is below a tenth of the chains.
 
     Args:
         n_chains: Number of AIS chains.
@@ -53,6 +58,8 @@ class AISLogLikelihood:
         >>> bool((weights - math.log(2 * math.pi)).abs().max() < 1e-12)
         True
     """
+
+    name, direction, sign = "ais-ll", "forward", 1
 
     def __init__(
         self,
@@ -84,15 +91,57 @@ class AISLogLikelihood:
             generator: Randomness of the chains, on their device; that of the interval is derived from it.
         """
         if len(data.test) == 0:
-            raise UsageError("ais-ll needs at least one test example")
-        energy = float64_copy(energy)
-        log_weights = self.log_weights(energy, base_of(data), self._exact(sampler, energy, data), generator=generator).cpu()
-        log_z = log_mean_exp(log_weights)
-        minus_energy = -energies(energy, data.test.double()).cpu()
+            raise UsageError(f"{self.name} needs at least one test example")
+        if self.sampler is not None:
+            warn_of_temperature(sampler)
+        return self._measure(float64_copy(energy), data, self._exact(sampler, energy, data), generator)
 
+    def _measure(
+        self, energy: nn.Module, data: Any, sampler: Any, generator: torch.Generator | None
+    ) -> dict[str, float | str]:
+        log_weights = self.log_weights(energy, base_of(data), sampler, generator=generator)
+        return self._summary(energy, data, log_weights.cpu(), generator)
+
+    def log_weights(
+        self, energy: nn.Module, base: BaseDistribution, sampler: Any, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Log importance weights ``(n_chains,)`` of runs from the normalised ``base`` to ``exp(-E)``."""
+        x = base.sample(self.n_chains, generator=generator)
+        return self._anneal(x, self._path(energy, base, x.device), sampler, generator)
+
+    def _path(self, energy: nn.Module, base: BaseDistribution, device: torch.device) -> list[nn.Module]:
+        betas = torch.linspace(0, 1, self.n_temperatures + 1, dtype=torch.float64, device=device)
+        return [ebmcore.tempered(energy, beta, base) for beta in betas]
+
+    def _anneal(self, x: Tensor, path: Sequence[nn.Module], sampler: Any, generator: torch.Generator | None) -> Tensor:
+        """Log weights of chains that begin at samples ``x`` of the first energy and pass through all the others."""
+        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        with torch.no_grad():
+            for here, there in pairwise(path):
+                total += here(x) - there(x)
+                x = sampler.sample(there, x, 1, generator=generator)
+        if not total.isfinite().all():
+            raise DivergenceError(
+                f"{self.name} met weights that are not finite: the energy is not normalisable, or the sampler's step size is too "
+                "large"
+            )
+        return total
+
+    def _summary(
+        self, energy: nn.Module, data: Any, log_weights: Tensor, generator: torch.Generator | None
+    ) -> dict[str, float | str]:
+        minus_energy = -energies(energy, data.test.double()).cpu()
+        size = effective_sample_size(log_weights).item()
+        if size < _BELIEVABLE * self.n_chains:
+            warnings.warn(
+                f"{self.name}: {self.n_chains} chains are worth {size:.1f} equally weighted ones, too few to believe the result: "
+                "raise n_temperatures",
+                stacklevel=3,
+            )
         # The interval's randomness is its own, so that it does not depend on the device of the chains.
         own = torch.Generator().manual_seed(torch.initial_seed() if generator is None else generator.initial_seed())
-        log_zs = log_mean_exp(log_weights[resample(self.n_chains, self.n_bootstrap, own)])
+        log_z = self.sign * log_mean_exp(log_weights)
+        log_zs = self.sign * log_mean_exp(log_weights[resample(self.n_chains, self.n_bootstrap, own)])
         means = minus_energy[resample(len(minus_energy), self.n_bootstrap, own)].mean(1)
         low, high = interval(means - log_zs)
         return {
@@ -101,46 +150,28 @@ class AISLogLikelihood:
             "interval_high": high,
             "log_partition": log_z.item(),
             "log_partition_se": log_zs.std().item(),
-            "effective_sample_size": effective_sample_size(log_weights).item(),
-            "direction": "forward",
+            "effective_sample_size": size,
+            "direction": self.direction,
         }
-
-    def log_weights(
-        self, energy: nn.Module, base: BaseDistribution, sampler: Any, *, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Log importance weights ``(n_chains,)`` of runs from the normalised ``base`` to ``exp(-E)``."""
-        x = base.sample(self.n_chains, generator=generator)
-        total = torch.zeros(self.n_chains, dtype=torch.float64, device=x.device)
-        betas = torch.linspace(0, 1, self.n_temperatures + 1, dtype=torch.float64, device=x.device)
-        path = (ebmcore.tempered(energy, beta, base) for beta in betas)
-        with torch.no_grad():
-            for colder, warmer in pairwise(path):
-                total += colder(x) - warmer(x)
-                x = sampler.sample(warmer, x, 1, generator=generator)
-        if not total.isfinite().all():
-            raise DivergenceError(
-                "AIS met weights that are not finite: the energy is not normalisable, or the sampler's step size is too large"
-            )
-        return total
 
     def _exact(self, given: Any, energy: nn.Module, data: Any) -> Any:
         sampler = self.sampler or given
         if sampler is None:
-            raise UsageError("ais-ll needs a sampler: name one that is exact, e.g. sampler='mala'")
+            raise UsageError(f"{self.name} needs a sampler: name one that is exact, e.g. sampler='mala'")
         if not getattr(sampler, "exact", False):
             raise UsageError(
-                f"ais-ll needs a sampler that leaves its target invariant, which {type(sampler).__name__} does not: name one "
-                "that does, e.g. --metric.sampler mala --metric.sampler_options '{step_size: 0.1}'"
+                f"{self.name} needs a sampler that leaves its target invariant, which {type(sampler).__name__} does not: "
+                "name one that does, e.g. --metric.sampler mala --metric.sampler_options '{step_size: 0.1}'"
             )
         if getattr(sampler, "has_memory", False):
             raise UsageError(
-                f"ais-ll starts chains afresh at each temperature, which {type(sampler).__name__} does not bear: name a sampler "
-                "without a memory, e.g. --metric.sampler gibbs"
+                f"{self.name} starts chains afresh at each temperature, which {type(sampler).__name__} does not bear: "
+                "name a sampler without a memory, e.g. --metric.sampler gibbs"
             )
         if getattr(sampler, "temperature", 1.0) != 1.0:
             raise UsageError(
-                f"ais-ll needs a sampler of the model itself, but this one has temperature {sampler.temperature}: name one with "
-                "temperature 1, e.g. --metric.sampler mala --metric.sampler_options '{step_size: 0.1}'"
+                f"{self.name} needs a sampler of the model itself, but this one has temperature {sampler.temperature}: name "
+                "one with temperature 1, e.g. --metric.sampler mala --metric.sampler_options '{step_size: 0.1}'"
             )
         if getattr(sampler, "state_space", None) not in (None, data.state_space):
             raise UsageError(
@@ -149,6 +180,74 @@ class AISLogLikelihood:
             )
         check_sampler(sampler, energy)
         return sampler
+
+
+class ReverseAISLogLikelihood(AISLogLikelihood):
+    r"""Mean test log-likelihood in nats by annealed importance sampling in reverse, from model to base; all in float64.
+
+    .. math:: \log r = \sum_{k=K}^{1} E_{\beta_k}(x_k) - E_{\beta_{k-1}}(x_k), \qquad
+              Z^{-1} \approx \frac1N\sum_n r_n
+
+    along the path of ``ais-ll`` walked backwards, with one transition at each temperature that it comes to. The mean of
+    :math:`\log \hat Z` is at least :math:`\log Z` where chains begin at exact samples of the model, so the log-likelihood errs on
+    the low side, and that of ``ais-ll`` on the high side: between the two, the *bracket*, lies the exact one. Chains begin at
+    training examples and make ``n_equilibrate`` transitions first; where these do not suffice, the lower end is no bound.
+
+    Args:
+        n_equilibrate: Transitions under the model before a chain is taken for a sample of it.
+        options: Those of ``ais-ll``: ``n_chains``, ``n_temperatures``, ``sampler``, ``sampler_options``, ``n_bootstrap``.
+
+    The result holds what that of ``ais-ll`` does, and the bracket: ``bracket_low``, which is ``log_likelihood``, and
+    ``bracket_high``, from a forward run of the same length.
+
+    Source: R. B. Grosse, Z. Ghahramani and R. P. Adams (2015), "Sandwiching the marginal likelihood using bidirectional Monte
+    Carlo"; Y. Burda, R. B. Grosse and R. Salakhutdinov (2015), "Accurate and conservative estimates of MRF log-likelihood using
+    reverse annealing".
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from ebmcore.testing import Boltzmann, SiteGibbs
+        >>> energy = Boltzmann(3)
+        >>> data = SimpleNamespace(train=energy.states(), test=energy.states(), state_space="binary", shape=(3,))
+        >>> metric = ReverseAISLogLikelihood(n_chains=200, n_temperatures=20, n_equilibrate=20)
+        >>> result = metric(energy, data, sampler=SiteGibbs(), generator=torch.Generator().manual_seed(0))
+        >>> result["bracket_low"] < energy.probabilities().log().mean().item() < result["bracket_high"]
+        True
+    """
+
+    name, direction, sign = "reverse-ais-ll", "reverse", -1
+
+    def __init__(
+        self,
+        *,
+        n_equilibrate: int = 1000,
+        n_chains: int = 500,
+        n_temperatures: int = 1000,
+        sampler: str | None = None,
+        sampler_options: dict[str, Any] | None = None,
+        n_bootstrap: int = 1000,
+    ) -> None:
+        super().__init__(
+            n_chains=n_chains,
+            n_temperatures=n_temperatures,
+            sampler=sampler,
+            sampler_options=sampler_options,
+            n_bootstrap=n_bootstrap,
+        )
+        if n_equilibrate < 1:
+            raise ValueError(f"n_equilibrate must be at least 1, got {n_equilibrate!r}")
+        self.n_equilibrate = n_equilibrate
+
+    def _measure(
+        self, energy: nn.Module, data: Any, sampler: Any, generator: torch.Generator | None
+    ) -> dict[str, float | str]:
+        start = Empirical(data.train.double()).sample(self.n_chains, generator=generator)
+        samples = sampler.sample(energy, start, self.n_equilibrate, generator=generator)
+        path = self._path(energy, base_of(data), samples.device)
+        result = self._summary(energy, data, self._anneal(samples, path[::-1], sampler, generator).cpu(), generator)
+        forward = log_mean_exp(self.log_weights(energy, base_of(data), sampler, generator=generator)).item()
+        high = float(result["log_likelihood"]) + float(result["log_partition"]) - forward
+        return result | {"bracket_low": result["log_likelihood"], "bracket_high": high}
 
 
 def base_of(data: Any) -> BaseDistribution:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,3 +33,14 @@ def interval(bootstrap: Tensor) -> tuple[float, float]:
 def resample(n: int, n_bootstrap: int, generator: torch.Generator | None) -> Tensor:
     """Row numbers ``(n_bootstrap, n)`` drawn with replacement."""
     return torch.randint(n, (n_bootstrap, n), generator=generator)
+
+
+def warn_of_temperature(sampler: Any) -> None:
+    """Warn where the model was trained at another temperature than that at which a likelihood is measured."""
+    temperature = getattr(sampler, "temperature", 1.0)
+    if temperature != 1.0:
+        warnings.warn(
+            f"the model was trained with chains at temperature {temperature:g}, so they sampled exp(-E / {temperature:g}); "
+            "this is the likelihood of exp(-E), another distribution",
+            stacklevel=3,
+        )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ebm_plugin_likelihood.common import energies, float64_copy, interval, resample
+from ebm_plugin_likelihood.common import energies, float64_copy, interval, resample, warn_of_temperature
 from ebmcore.errors import UsageError
 
 _CHUNK = 2**16  # examples scored at a time
@@ -55,13 +55,14 @@ class PseudoLogLikelihood:
         Args:
             energy: The model; left as it is.
             data: Has ``test`` ``(N, *shape)`` of zeros and ones, and ``state_space``.
-            sampler: Not used.
+            sampler: That of training; a temperature other than 1 is warned of.
             generator: Randomness of the interval.
         """
         if data.state_space != "binary":
             raise UsageError(f"pseudo-ll flips binary units, but {type(data).__name__} is {data.state_space}")
         if len(data.test) == 0:
             raise UsageError("pseudo-ll needs at least one test example")
+        warn_of_temperature(sampler)
         energy, test = float64_copy(energy), data.test.double()
         parts = test.split(max(1, _CHUNK // test[0].numel()))
         values = torch.cat([_log_pseudo_likelihoods(energy, x) for x in parts]).cpu()

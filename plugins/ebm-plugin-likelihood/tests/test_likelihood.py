@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 import ebmcore
-from ebm_plugin_likelihood.ais import AISLogLikelihood, effective_sample_size, log_mean_exp
+from ebm_plugin_likelihood.ais import AISLogLikelihood, ReverseAISLogLikelihood, effective_sample_size, log_mean_exp
 from ebm_plugin_likelihood.exact import ExactLogLikelihood
+from ebm_plugin_likelihood.grid import GridLogLikelihood
+from ebm_plugin_likelihood.pseudo import PseudoLogLikelihood
 from ebmcore import BaseSampler
 from ebmcore.distributions import Bernoulli, Normal
 from ebmcore.errors import DivergenceError, MissingCapabilityError, UsageError
-from ebmcore.testing import Boltzmann, Identity, Quadratic
+from ebmcore.testing import Boltzmann, Identity, Quadratic, SiteGibbs
 
 
 class Flip(BaseSampler):
@@ -82,14 +84,14 @@ def test_the_energys_own_normaliser_is_used():
 
 @pytest.mark.parametrize("precision", [0.5, 1.0, 4.0])
 def test_the_grid_finds_the_normaliser_of_a_gaussian(precision):
-    result = ExactLogLikelihood()(Quadratic((2,), precision), gaussian_data(), generator=seeded())
+    result = GridLogLikelihood()(Quadratic((2,), precision), gaussian_data(), generator=seeded())
     assert result["log_partition"] == pytest.approx(math.log(2 * math.pi / precision), abs=1e-4)
     assert result["edge_mass"] < 1e-4
 
 
 def test_mass_beyond_the_grid_is_warned_of():
     with pytest.warns(UserWarning, match="raise grid_margin"):
-        ExactLogLikelihood(grid_margin=0.0)(Quadratic((2,), 0.1), gaussian_data(), generator=seeded())
+        GridLogLikelihood(grid_margin=0.0)(Quadratic((2,), 0.1), gaussian_data(), generator=seeded())
 
 
 def test_the_interval_shrinks_as_the_test_data_grow():
@@ -97,7 +99,7 @@ def test_the_interval_shrinks_as_the_test_data_grow():
     widths = []
     for n in (100, 10_000):
         data.test = data.train[:n]
-        result = ExactLogLikelihood()(Quadratic((2,)), data, generator=seeded())
+        result = GridLogLikelihood()(Quadratic((2,)), data, generator=seeded())
         widths.append(result["interval_high"] - result["interval_low"])
     # Mean of 0.5 * chi-square with 2 degrees of freedom: standard deviation 1.
     assert widths[1] == pytest.approx(2 * 1.96 / 100, rel=0.1)
@@ -267,3 +269,98 @@ def test_a_value_that_cannot_work_is_an_error(arguments):
 def test_they_are_installed_under_their_names():
     assert isinstance(ebmcore.create_metric("ais-ll", n_chains=10), AISLogLikelihood)
     assert isinstance(ebmcore.create_metric("exact-ll"), ExactLogLikelihood)
+
+
+def test_data_of_another_kind_are_an_error_of_the_grid():
+    with pytest.raises(UsageError, match="two real variables, but the data are binary examples of shape"):
+        GridLogLikelihood()(Boltzmann(2), binary_data(Boltzmann(2)))
+
+
+@pytest.mark.parametrize("n_temperatures", [3, 10, 30])
+def test_the_exact_normaliser_lies_between_forward_and_reverse_annealing(n_temperatures):
+    energy = Boltzmann(6, scale=1.5, seed=3)
+    data, exact = binary_data(energy), energy.double().log_partition().item()
+    energy.float()
+    metric = ReverseAISLogLikelihood(n_chains=2000, n_temperatures=n_temperatures, n_equilibrate=100)
+    low, high = [], []
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        result = metric(energy, data, sampler=SiteGibbs(), generator=generator)
+        mean = result["log_likelihood"] + result["log_partition"]
+        low.append(mean - result["bracket_high"])
+        high.append(mean - result["bracket_low"])
+    assert result["direction"] == "reverse"
+    low, high = torch.tensor(low), torch.tensor(high)
+    error = (low.std() + high.std()) / 5**0.5
+    assert low.mean() < exact + 3 * error
+    assert high.mean() > exact - 3 * error
+    assert abs(low.mean() - exact) < 0.3
+    assert abs(high.mean() - exact) < 0.3
+
+
+def test_reverse_annealing_between_equal_distributions_is_exact_with_one_temperature():
+    energy = Boltzmann(4)
+    with torch.no_grad():
+        energy.coupling.zero_()
+    data = binary_data(energy, 4000)
+    result = ReverseAISLogLikelihood(n_chains=500, n_temperatures=1, n_equilibrate=1)(
+        energy, data, sampler=SiteGibbs(), generator=seeded()
+    )
+    assert result["log_partition"] == pytest.approx(energy.log_partition().item(), abs=0.02)
+    assert result["effective_sample_size"] > 490
+
+
+def test_with_few_temperatures_forward_annealing_errs_above_and_reverse_below():
+    energy = Boltzmann(8, scale=2.0, seed=1)
+    data, low, high = binary_data(energy), [], []
+    data.train = energy.states()  # base rates of one half: far from the model
+    for seed in range(20):
+        result = ReverseAISLogLikelihood(n_chains=20, n_temperatures=3, n_equilibrate=200)(
+            energy, data, sampler=SiteGibbs(), generator=torch.Generator().manual_seed(seed)
+        )
+        low.append(result["bracket_low"])
+        high.append(result["bracket_high"])
+    exact = ExactLogLikelihood()(energy, data, generator=seeded())["log_likelihood"]
+    assert sum(low) / 20 < exact - 0.1
+    assert sum(high) / 20 > exact + 0.1
+
+
+def test_too_small_an_effective_sample_size_is_warned_of():
+    energy = Boltzmann(8, scale=8.0)
+    data = binary_data(energy)
+    data.train = torch.tensor([[0.0], [1.0]]).expand(2, 8)
+    with pytest.warns(UserWarning, match=r"100 chains are worth \d+\.\d equally weighted ones, .* raise n_temperatures"):
+        AISLogLikelihood(n_chains=100, n_temperatures=1)(energy, data, sampler=Flip(), generator=seeded())
+
+
+class Cold(Flip):
+    temperature = 0.25
+
+
+@pytest.mark.parametrize("metric", [ExactLogLikelihood, PseudoLogLikelihood], ids=lambda m: m.__name__)
+def test_a_model_trained_at_another_temperature_is_warned_of(metric):
+    energy = Boltzmann(4)
+    with pytest.warns(UserWarning, match=r"trained with chains at temperature 0.25, .* the likelihood of exp\(-E\)"):
+        metric()(energy, binary_data(energy), sampler=Cold())
+
+
+def test_ais_with_a_sampler_of_its_own_warns_of_the_temperature_of_training():
+    class Plugin:
+        @ebmcore.hookimpl
+        def ebmcore_register(self, register):
+            register.sampler("flip", Flip)
+
+    energy = Boltzmann(4)
+    with ebmcore.temporary_plugin(Plugin()):
+        metric = AISLogLikelihood(n_chains=50, n_temperatures=20, sampler="flip")
+    with pytest.warns(UserWarning, match="trained with chains at temperature 0.25"):
+        metric(energy, binary_data(energy), sampler=Cold(), generator=seeded())
+
+
+def test_a_sampler_with_a_memory_is_refused():
+    class Remembering(Flip):
+        has_memory = True
+
+    energy = Boltzmann(4)
+    with pytest.raises(UsageError, match="ais-ll starts chains afresh .* which Remembering does not bear"):
+        AISLogLikelihood()(energy, binary_data(energy), sampler=Remembering())

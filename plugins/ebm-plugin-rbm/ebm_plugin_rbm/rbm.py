@@ -14,7 +14,8 @@ from ebmcore.distributions import BaseDistribution, Bernoulli
 from ebmcore.errors import UsageError
 
 MAX_ENUMERATED_UNITS = 25
-_CHUNK_ELEMENTS = 2**21  # of float64: 16 MB
+_CHUNK_ELEMENTS = 2**18  # of float64: 2 MB, which a processor's cache holds
+_LARGEST_EXPONENT = 700.0  # of a float64
 
 
 class BernoulliPair(nn.Module):
@@ -137,12 +138,40 @@ class RBM(BernoulliPair):
         # The states of the first units make one chunk; each state of the others shifts it as a whole.
         n_low = min(len(outer), max(0, int(math.log2(_CHUNK_ELEMENTS / len(inner)))))
         low = _states(n_low, outer)
-        low_energy, low_logits = low @ outer[:n_low], low @ weight[:n_low] + inner
+        low_energy, low_logits = low @ outer[:n_low], inner[:, None] + weight[:n_low].T @ low.T
+        sum_softplus = _SumOfSoftplus(low_logits, reach=float((inner.abs() + weight.abs().sum(0)).max()))
         chunks = []
         for high in _states(len(outer) - n_low, outer):
-            logits = low_logits + high @ weight[n_low:]
-            chunks.append(torch.logsumexp(low_energy + _softplus(logits).sum(1), dim=0) + high @ outer[n_low:])
+            shift = high @ weight[n_low:]
+            chunks.append(torch.logsumexp(low_energy + sum_softplus(shift), dim=0) + high @ outer[n_low:])
         return torch.logsumexp(torch.stack(chunks), dim=0)
+
+
+class _SumOfSoftplus:
+    """``sum_i log(1 + e^(a_ij + b_i))`` for one ``a`` ``(I, J)`` and many ``b``, with one logarithm for many ``i``.
+
+    Several factors ``1 + e^a e^b`` are multiplied before the logarithm is taken, as many as float64 bears: a tenth of the time
+    that a softplus of each takes.
+
+    Args:
+        logits: ``a``.
+        reach: Bound on ``|a|``, ``|b|`` and ``|a + b|``.
+    """
+
+    def __init__(self, logits: Tensor, reach: float) -> None:
+        self.logits = logits
+        self.together = min(len(logits), int(_LARGEST_EXPONENT / (reach + 1)))
+        if self.together:
+            padded = F.pad(logits.exp(), (0, 0, 0, -len(logits) % self.together))  # a factor of 1 changes nothing
+            self.factors, self.products = padded, torch.empty_like(padded)
+
+    def __call__(self, shift: Tensor) -> Tensor:
+        """The sums ``(J,)`` for ``b`` ``(I,)``."""
+        if not self.together:
+            return _softplus(self.logits + shift[:, None]).sum(0)
+        scale = F.pad(shift.exp(), (0, len(self.factors) - len(shift)))
+        torch.mul(self.factors, scale[:, None], out=self.products).add_(1)
+        return self.products.view(-1, self.together, self.products.shape[1]).prod(1).log().sum(0)
 
 
 class TemperedRBM(BernoulliPair):

@@ -157,3 +157,11 @@ def test_a_value_that_cannot_work_is_an_error(arguments):
 
 def test_it_is_installed_under_its_name():
     assert isinstance(ebmcore.create_energy("rbm", (1, 8, 8), hidden=4), RBM)
+
+
+@pytest.mark.parametrize("scale", [0.3, 5.0, 300.0], ids=["small", "large", "beyond float64"])
+@pytest.mark.parametrize("hidden", [3, 9])
+def test_the_normaliser_is_the_sum_over_all_visible_states(hidden, scale):
+    rbm = random_rbm((6,), hidden, scale)
+    with torch.no_grad():
+        torch.testing.assert_close(rbm.log_partition(), torch.logsumexp(-rbm(states(6)), 0), rtol=1e-12, atol=1e-10)
