@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from small_runs import table
 
 import ebmcore as ebmcore_
 from ebmcore.cli import main
@@ -138,6 +139,33 @@ def test_evaluating_prints_the_likelihood_with_its_interval(run, capsys):
     assert "log-likelihood -" in capsys.readouterr().out
 
 
+def test_several_metrics_each_with_its_options_and_at_an_interval(tmp_path):
+    out = tmp_path / "run"
+    metrics = "--metric exact-ll --metric.n_bootstrap 20 --metric pseudo-ll --metric.n_bootstrap=30"
+    assert train(f"{RBM} --loss cd --steps 10 --log_every 5 {metrics} --measure_every 4", out) == 0
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["metric"] == [{"name": "exact-ll", "n_bootstrap": 20}, {"name": "pseudo-ll", "n_bootstrap": 30}]
+    assert list(json.loads((out / "evaluation.json").read_text())) == ["exact-ll", "pseudo-ll"]
+    rows = table(out / "metrics.csv")
+    measured = {row["step"]: row["exact-ll.log_likelihood"] for row in rows}
+    assert [step for step, value in measured.items() if value] == ["4", "8"]
+    assert list(measured) == ["4", "5", "8", "10"]
+    assert all(float(row["pseudo-ll.log_pseudo_likelihood"]) < 0 for row in rows if row["step"] in ("4", "8"))
+
+    assert train(f"--config {out / 'config.yaml'} --metric.n_bootstrap 9", tmp_path / "wrong") == 2
+    again = f"--config {out / 'config.yaml'} --metric pseudo-ll --metric ais-ll --metric.n_chains 10 --measure_every 20"
+    assert train(again, tmp_path / "again") == 0
+    config = yaml.safe_load((tmp_path / "again/config.yaml").read_text())["metric"]
+    assert [m["name"] for m in config] == ["pseudo-ll", "ais-ll"]
+    assert (config[0]["n_bootstrap"], config[1]["n_chains"]) == (30, 10)
+
+
+def test_a_configuration_with_one_metric_may_name_it_as_before(tmp_path):
+    (tmp_path / "one.yaml").write_text("metric: {name: exact-ll, n_bootstrap: 9}")
+    assert train(f"{RBM} --loss cd --steps 1 --config {tmp_path / 'one.yaml'} --metric.n_bootstrap 8", tmp_path / "run") == 0
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["metric"] == [{"name": "exact-ll", "n_bootstrap": 8}]
+
+
 def test_the_moving_average_is_what_is_evaluated(moons):
     from ebmcore.cli.runs import load_run
 
@@ -242,6 +270,11 @@ WRONG = {
         f"train {FULL} --metric ais-ll --metric.n_chains 1",
         "need n_chains >= 2",
     ),
+    "option of no metric": (f"train {FULL} --metric.n_chains 5", "belongs to a metric: name it before, --metric NAME"),
+    "metric without a name": (f"train {FULL} --metric --steps 1", "--metric needs the name of a metric"),
+    "metric twice": (f"train {FULL} --metric exact-ll --metric exact-ll", "--metric exact-ll stands twice"),
+    "interval without a metric": (f"train {FULL} --measure_every 5", "--measure_every needs a metric"),
+    "interval of nothing": (f"train {FULL} --metric exact-ll --measure_every 0", "measure_every must be at least 1"),
     "device that is not there": (f"train {FULL} --accelerator abacus", "accelerator='abacus'"),
     "missing parts": ("train --energy rbm --energy.hidden 3", "--data, --sampler, --loss"),
 }

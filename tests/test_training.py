@@ -260,3 +260,15 @@ def test_data_of_the_wrong_shape_are_an_error_before_the_first_step():
 def test_no_data_are_an_error():
     with pytest.raises(UsageError, match="at least one example"):
         quiet(pcd(), torch.zeros(0, 2), steps=1)
+
+
+def test_what_is_measured_during_training_is_the_moving_average_where_there_is_one():
+    for average in (None, 0.5):
+        found, loss = [], pcd()
+        result = quiet(
+            loss, data(), steps=6, ema_decay=average, measure=lambda e, f=found: f.append(e) or {"a": 1.0}, measure_every=3
+        )
+        assert len(found) == 2
+        assert all(e is result.energy for e in found)
+        assert (result.energy is loss.energy) is (average is None)
+        assert result.metrics["a"] == 1.0

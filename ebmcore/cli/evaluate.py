@@ -9,11 +9,11 @@ from ebmcore.errors import UsageError
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    """Measure the energy of a run: ``ebmcore evaluate RUN --metric NAME [--metric.OPTION ...]``."""
+    """Measure the energy of a run: ``ebmcore evaluate RUN --metric NAME [--metric.OPTION ...] [--metric NAME ...]``."""
     from ebmcore.training.fit import require_train_extra
 
     require_train_extra()
-    from ebmcore.cli.options import parse
+    from ebmcore.cli.options import create_metrics, parse
     from ebmcore.cli.runs import load_run, measure
 
     prog = "ebmcore evaluate"
@@ -26,4 +26,4 @@ def evaluate(arguments: Sequence[str]) -> None:
     if "metric" not in asked:
         raise UsageError(f"name a metric: {prog} {run} --metric NAME (see 'ebmcore list metric')")
     config, parts, step = load_run(Path(run))
-    measure({**config, **asked}, parts, Path(run), step)
+    measure(config, create_metrics(asked), parts, Path(run), step)

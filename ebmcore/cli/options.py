@@ -2,6 +2,7 @@
 
 ``--energy rbm --energy.hidden 64`` on the command line is ``energy: {name: rbm, hidden: 64}`` in a YAML file. The options of
 a component, their types and their help come from its own constructor, so a third-party plugin's appear by themselves.
+``--metric`` may stand several times, and ``--metric.OPTION`` belongs to the metric named before it; in a file they are a list.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ PARTS: dict[str, tuple[str, set[str | int]]] = {
     "observer": ("observer", set()),
 }
 REQUIRED = ("data", "energy", "sampler", "loss")
-_NOT_OPTIONS: set[str | int] = {"loss", "data", "resume", "observers", "optimizer"}
+_NOT_OPTIONS: set[str | int] = {"loss", "data", "resume", "observers", "optimizer", "measure"}
 
 
 def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(PARTS), base: Config | None = None) -> Config:
@@ -43,25 +44,68 @@ def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(P
         UsageError: For an unknown name or option or a value of the wrong type, in one line.
     """
     arguments, loaded = _split_off_files(arguments)
-    merged = _merge(_named_parts(base or {}), *(_named_parts(c) for c in loaded))
-    normal = _name_parts(arguments, parts)
+    sources = [_named_parts(config) for config in (base or {}, *loaded)]
+    known = [metrics for source in sources if (metrics := source.pop("metric", None))][-1:]
+    normal, metrics = _split_off_metrics(_name_parts(arguments, parts), known[0] if known else [])
+    merged = _merge(*sources)
     names = {part: merged.get(part, {}).get("name") for part in parts} | _names_in(normal, parts)
     for part in parts:  # another component than the base's takes none of the base's options
         if merged.get(part, {}).get("name") not in (None, names[part]):
             merged[part] = {"name": names[part]}
+    if metrics:  # for the help
+        names["metric"] = metrics[0][0]["name"]
+    config = _parsed(prog, names, parts, merged, normal)
+    if config.pop("resume", None) is not None:
+        raise UsageError("resume is no option of a configuration file: ebmcore train --resume RUN")
+    config = {key: value for key, value in config.items() if not (key in PARTS and not value.get("name"))}
+    config.pop("metric", None)
+    if metrics:
+        parsed = [
+            _parsed(prog, {"metric": options["name"]}, ("metric",), {"metric": options}, given) for options, given in metrics
+        ]
+        config["metric"] = [metric["metric"] for metric in parsed]
+    return config
+
+
+def _parsed(
+    prog: str, names: dict[str, str | None], parts: Sequence[str], merged: Config, arguments: Sequence[str]
+) -> Config:
     parser = _parser(prog, {part: name for part, name in names.items() if name is not None}, parts)
     try:
-        config = parser.parse_args(["--config", yaml.safe_dump(merged), *normal]).as_dict()
+        config = parser.parse_args(["--config", yaml.safe_dump(merged), *arguments]).as_dict()
     except argparse.ArgumentError as error:
         raise UsageError(_one_line(error, parser, prog)) from error
     except SystemExit as end:
         if end.code:
             raise UsageError(f"wrong options; see '{prog} --help'") from end
         raise
-    config.pop("config", None)
-    if config.pop("resume", None) is not None:
-        raise UsageError("resume is no option of a configuration file: ebmcore train --resume RUN")
-    return {key: _plain(value) for key, value in config.items() if not (key in PARTS and not value.get("name"))}
+    return {key: _plain(value) for key, value in config.items() if key != "config"}
+
+
+def _split_off_metrics(arguments: Sequence[str], known: list[Config]) -> tuple[list[str], list[tuple[Config, list[str]]]]:
+    """Arguments without those of metrics; and each metric with the options that it has already, and its arguments."""
+    rest: list[str] = []
+    metrics: list[tuple[Config, list[str]]] = []
+    following = iter(arguments)
+    for argument in following:
+        flag, sign, value = argument.partition("=")
+        if not flag.startswith("--metric."):
+            rest.append(argument)
+            continue
+        value = value if sign else next(following, "")
+        if flag == "--metric.name":
+            if not value or value.startswith("-"):
+                raise UsageError("--metric needs the name of a metric: see 'ebmcore list metric'")
+            if value in (options["name"] for options, _ in metrics):
+                raise UsageError(f"--metric {value} stands twice: name it once, with its options after it")
+            metrics.append((next((m for m in known if m["name"] == value), {"name": value}), []))
+            continue
+        if not metrics:
+            if len(known) != 1:
+                raise UsageError(f"{flag} belongs to a metric: name it before, --metric NAME {flag} {value}")
+            metrics.append((known[0], []))
+        metrics[-1][1].append(f"{flag}={value}")
+    return rest, metrics or [(options, []) for options in known]
 
 
 def create(config: Config, part: str, **given: Any) -> Any:
@@ -70,12 +114,20 @@ def create(config: Config, part: str, **given: Any) -> Any:
     Raises:
         UsageError: If its constructor refuses a value.
     """
-    kind, _ = PARTS[part]
-    options = {name: value for name, value in config[part].items() if name != "name"}
+    return _create(PARTS[part][0], config[part], **given)
+
+
+def create_metrics(config: Config) -> dict[str, Any]:
+    """The metrics of a run, by name, made with their options."""
+    return {metric["name"]: _create("metric", metric) for metric in config.get("metric", [])}
+
+
+def _create(kind: str, chosen: Config, **given: Any) -> Any:
+    options = {name: value for name, value in chosen.items() if name != "name"}
     try:
-        return host.create(kind, config[part]["name"], **given, **options)
+        return host.create(kind, chosen["name"], **given, **options)
     except (ValueError, TypeError) as error:
-        raise UsageError(f"the {kind} {config[part]['name']!r}: {error}") from error
+        raise UsageError(f"the {kind} {chosen['name']!r}: {error}") from error
 
 
 def read_config(path: Path) -> Config:
@@ -145,15 +197,21 @@ def _names_in(arguments: Sequence[str], parts: Sequence[str]) -> dict[str, str]:
 
 
 def _named_parts(config: Config) -> Config:
-    """``energy: rbm`` as ``energy: {name: rbm}``."""
-    for part in PARTS:
-        value = config.get(part, "")
-        if value is not None and not isinstance(value.get("name", "") if isinstance(value, dict) else value, str):
-            raise UsageError(
-                f"the configuration's {part!r} must be a name, or a mapping with one under 'name'; got {value!r}"
-            )
+    """``energy: rbm`` as ``energy: {name: rbm}``, and ``metric`` as a list of these."""
     config = {key: value for key, value in config.items() if not (key in PARTS and value is None)}
-    return {key: {"name": value} if key in PARTS and isinstance(value, str) else value for key, value in config.items()}
+    named: Config = {part: _named(part, config[part]) for part in PARTS if part in config and part != "metric"}
+    if "metric" in config:
+        metrics = config["metric"] if isinstance(config["metric"], list) else [config["metric"]]
+        named["metric"] = [_named("metric", metric) for metric in metrics]
+        if not all("name" in metric for metric in named["metric"]):
+            raise UsageError("every metric of a configuration needs its name")
+    return config | named
+
+
+def _named(part: str, value: Any) -> Config:
+    if not isinstance(value.get("name", "") if isinstance(value, dict) else value, str):
+        raise UsageError(f"the configuration's {part!r} must be a name, or a mapping with one under 'name'; got {value!r}")
+    return {"name": value} if isinstance(value, str) else value
 
 
 def _merge(*configs: Config) -> Config:

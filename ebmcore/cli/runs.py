@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,17 +130,32 @@ def report(metric: str, result: dict[str, Any]) -> str:
     )
 
 
-def measure(config: Config, parts: Parts, run: Path, step: int) -> dict[str, Any]:
-    """Measure the energy with the configured metric; print the result and keep it beside the run."""
-    name, path = config["metric"]["name"], run / "evaluation.json"
+def measure(config: Config, metrics: Mapping[str, Any], parts: Parts, run: Path, step: int) -> None:
+    """Measure the energy with each metric; print the results and keep them beside the run."""
+    path = run / "evaluation.json"
     try:
-        known = json.loads(path.read_text()) if path.exists() else {}
-        known = dict(known)
+        known = dict(json.loads(path.read_text())) if path.exists() else {}
     except (ValueError, TypeError) as error:
         raise UsageError(f"{path} is damaged ({error}): move it away") from error
-    metric = create(config, "metric")
+    for name, metric in metrics.items():
+        result = results(config, metric, parts, parts.energy)
+        known |= {name: {"step": step, **result}}
+        write_text(path, json.dumps(known, indent=2))
+        print(report(name, result))
+
+
+def results(config: Config, metric: Any, parts: Parts, energy: nn.Module) -> dict[str, Any]:
+    """What a metric finds; its randomness is a stream of its own."""
     generator = stream_generator(config.get("seed", 0), "metric")
-    result: dict[str, Any] = metric(parts.energy, parts.data, sampler=parts.sampler, generator=generator)
-    write_text(path, json.dumps(known | {name: {"step": step, **result}}, indent=2))
-    print(report(name, result))
-    return result
+    found: dict[str, Any] = metric(energy, parts.data, sampler=parts.sampler, generator=generator)
+    return found
+
+
+def measuring(config: Config, metrics: Mapping[str, Any], parts: Parts) -> Callable[[nn.Module], dict[str, float]]:
+    """All metrics as one function of the energy that gives numbers: what `ebmcore.training.fit` logs."""
+
+    def measured(energy: nn.Module) -> dict[str, float]:
+        found = {name: results(config, metric, parts, energy) for name, metric in metrics.items()}
+        return {f"{name}.{key}": v for name, result in found.items() for key, v in result.items() if not isinstance(v, str)}
+
+    return measured

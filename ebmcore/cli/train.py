@@ -15,8 +15,8 @@ def train(arguments: Sequence[str]) -> None:
     from ebmcore.training.fit import require_train_extra
 
     require_train_extra()
-    from ebmcore.cli.options import PARTS, REQUIRED, create, parse
-    from ebmcore.cli.runs import CONFIG, SavedConfig, build, check_plugins, measure, run_config
+    from ebmcore.cli.options import PARTS, REQUIRED, create, create_metrics, parse
+    from ebmcore.cli.runs import CONFIG, SavedConfig, build, check_plugins, measure, measuring, run_config
     from ebmcore.training import fit
 
     prog = "ebmcore train"
@@ -42,25 +42,26 @@ def train(arguments: Sequence[str]) -> None:
         if changed:
             raise UsageError(f"a resumed run keeps its {', '.join(changed)}: start another run to change that")
     parts = build(config)
-    if "metric" in config:
-        create(config, "metric")  # a wrong option is told before training, not after it
+    metrics = create_metrics(config)  # a wrong option is told before training, not after it
+    if config["measure_every"] is not None and not metrics:
+        raise UsageError("--measure_every needs a metric: name it with --metric NAME")
     options = {name: value for name, value in config.items() if name not in PARTS}
     observers = [SavedConfig(run / CONFIG, config)]
     if "observer" in config:
         observers.append(create(config, "observer"))
-    result = fit(parts.loss, parts.data, **options, resume=resumed is not None, observers=observers)
+    options |= {"measure": measuring(config, metrics, parts) if metrics else None, "observers": observers}
+    result = fit(parts.loss, parts.data, **options, resume=resumed is not None)
     parts.energy = result.energy.cpu()
     if not _is_first_process():
         return
     print(f"trained {result.step} steps; {run} holds the results")
-    if "metric" in config:
-        measure(config, parts, run, result.step)
+    measure(config, metrics, parts, run, result.step)
 
 
 # What may be otherwise in a resumed run; all else would make it another run.
 CHANGEABLE = {
     "epochs", "steps", "metric", "observer", "lr", "lr_schedule", "clip_grad", "accelerator", "devices", "precision",
-    "log_every", "checkpoint_every", "progress",
+    "log_every", "checkpoint_every", "measure_every", "progress",
 }  # fmt: skip
 
 _EXAMPLE = (

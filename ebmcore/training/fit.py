@@ -66,6 +66,8 @@ def fit(
     resume: bool = False,
     log_every: int = 10,
     checkpoint_every: int = 500,
+    measure: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    measure_every: int | None = None,
     progress: bool = True,
     observers: Sequence[BaseObserver] = (),
 ) -> FitResult:
@@ -95,6 +97,9 @@ def fit(
         resume: Go on from the last checkpoint in ``out``, or from the beginning if it has none.
         log_every: Steps between two logged metrics.
         checkpoint_every: Steps between two checkpoints; one more is written at the end.
+        measure: Gives named numbers for the energy, or for its moving average where one is kept, on the first rank; they are
+            logged with the metrics of that step.
+        measure_every: Steps between two measurements; `None` makes none.
         progress: Show a progress bar.
         observers: Further observers.
 
@@ -111,7 +116,7 @@ def fit(
         4
     """
     require_train_extra()
-    _check_options(batch_size, lr, clip_grad, ema_decay, log_every, checkpoint_every)
+    _check_options(batch_size, lr, clip_grad, ema_decay, log_every, checkpoint_every, measure_every)
     fabric = _fabric(accelerator, devices, precision)
     rank, world = fabric.global_rank, fabric.world_size
 
@@ -171,8 +176,11 @@ def fit(
 
             done = step + 1
             last = done == n_steps
-            if done % log_every == 0 or last:
+            measuring = measure is not None and measure_every is not None and done % measure_every == 0
+            if done % log_every == 0 or last or measuring:
                 metrics = _read_metrics(fabric, loss, value, done)
+                if measuring and measure is not None and rank == 0:
+                    metrics |= measure(energy if average is None else average.module)
                 notify(watching, "on_log", done, metrics)
             if out is not None and (done % checkpoint_every == 0 or last):
                 _check_finite(fabric, energy, done)
@@ -189,8 +197,10 @@ def _check_options(
     ema_decay: float | None,
     log_every: int,
     checkpoint_every: int,
+    measure_every: int | None,
 ) -> None:
-    for name, count in (("batch_size", batch_size), ("log_every", log_every), ("checkpoint_every", checkpoint_every)):
+    counts = {"batch_size": batch_size, "log_every": log_every, "checkpoint_every": checkpoint_every}
+    for name, count in (counts | {"measure_every": 1 if measure_every is None else measure_every}).items():
         if count < 1:
             raise UsageError(f"{name} must be at least 1, got {count!r}")
     if not 0 < lr < math.inf:
