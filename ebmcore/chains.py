@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ebmcore.distributions import InitialDistribution
 from ebmcore.errors import UsageError
+from ebmcore.ranks import world
 from ebmcore.samplers import ChainState, where
 
 State = TypeVar("State", bound=ChainState)
@@ -205,28 +205,22 @@ class PersistentChains(nn.Module):
         self._tensors = {name: _own_shard(value).clone() for name, value in loaded.items()}
 
 
-def _world() -> tuple[int, int]:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
 def _shard(n_chains: int) -> tuple[int, int]:
     """This rank's chains ``[start, stop)``, cut as DTensor cuts dimension 0: like ``torch.chunk``."""
-    rank, world = _world()
-    size = -(-n_chains // world)
-    if (world - 1) * size >= n_chains:
-        raise UsageError(f"{n_chains} chains leave one of {world} ranks without any: use a multiple of {world}")
+    rank, n_ranks = world()
+    size = -(-n_chains // n_ranks)
+    if (n_ranks - 1) * size >= n_chains:
+        raise UsageError(f"{n_chains} chains leave one of {n_ranks} ranks without any: use a multiple of {n_ranks}")
     return rank * size, min((rank + 1) * size, n_chains)
 
 
 def _as_sharded(tensor: Tensor, n_chains: int) -> Tensor:
-    if _world()[1] == 1:
+    if world()[1] == 1:
         return tensor.detach()
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard
 
-    mesh = init_device_mesh(tensor.device.type, (_world()[1],))
+    mesh = init_device_mesh(tensor.device.type, (world()[1],))
     size = torch.Size((n_chains, *tensor.shape[1:]))
     stride = torch.empty(size, device="meta").stride()
     sharded: Tensor = DTensor.from_local(tensor.detach(), mesh, [Shard(0)], shape=size, stride=stride)

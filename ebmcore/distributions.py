@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, one_hot
 
 
 @runtime_checkable
@@ -89,6 +89,39 @@ class Bernoulli:
     def log_prob(self, x: Tensor) -> Tensor:
         log_density = x * logsigmoid(self.logits) + (1 - x) * logsigmoid(-self.logits)
         return log_density.flatten(1).sum(1)
+
+
+class Categorical:
+    """Independent categorical components, each one-hot along the last axis, with ``p = softmax(logits)``.
+
+    Args:
+        logits: Log-odds, of the shape of one example ``(*units, values)``.
+
+    Example:
+        >>> Categorical(torch.zeros(3, 4)).log_prob(torch.eye(4)[None, :3]).exp() * 4**3
+        tensor([1.])
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+    @classmethod
+    def from_data(cls, x: Tensor, pseudo_count: float = 1.0) -> Categorical:
+        """Base rates of one-hot data ``(N, *units, values)``, smoothed so that no value is impossible."""
+        return cls(torch.log(x.double().sum(0) + pseudo_count))
+
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        return one_hot_sample(self.logits.expand(n, *self.logits.shape), generator)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return (x * self.logits.log_softmax(-1)).flatten(1).sum(1)
+
+
+def one_hot_sample(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """One-hot vectors along the last axis of ``logits`` ``(N, *units, values)``, drawn with ``softmax(logits)``."""
+    probabilities = logits.softmax(-1).flatten(0, -2)
+    drawn = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+    return one_hot(drawn, logits.shape[-1]).to(logits.dtype).view(logits.shape)
 
 
 class Empirical:

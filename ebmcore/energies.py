@@ -78,6 +78,15 @@ class SupportsInitialDistribution(Protocol):
         ...
 
 
+@runtime_checkable
+class SupportsDataStatistics(Protocol):
+    """Statistics of the data that it keeps while it is trained, such as the offsets of a centred RBM."""
+
+    def observe(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Take note of a batch of data ``(B, *shape)`` and its conditions; called in training, before negatives are drawn."""
+        ...
+
+
 def supports(energy: object, capability: type) -> bool:
     """Whether ``energy``, an instance or a class, has every method of the protocol ``capability``."""
     return all(callable(getattr(energy, name, None)) for name in vars(capability) if not name.startswith("_"))

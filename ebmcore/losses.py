@@ -14,6 +14,7 @@ from ebmcore._keywords import StrictKeywords
 from ebmcore.chains import PersistentChains
 from ebmcore.distributions import InitialDistribution, Normal
 from ebmcore.energies import (
+    SupportsDataStatistics,
     SupportsInitialDistribution,
     check_energies,
     condition,
@@ -209,6 +210,9 @@ class BaseContrastiveDivergence(BaseLoss):
             DivergenceError: If no chain is finite.
         """
         self._check_batch(x)
+        if self.training and torch.is_grad_enabled() and supports(self.energy, SupportsDataStatistics):
+            with torch.no_grad():
+                self.energy.observe(x, *args, **kwargs)  # type: ignore[operator]
         with frozen(self.energy), torch.no_grad():
             state = self.start_chains(x, *args, **kwargs)
             state, info = run(self.sampler, self.energy, state, self.k_steps, generator=self.generator)

@@ -23,6 +23,8 @@ FIRST_PARTY = {
     ("loss", "fpcd"): "ebm-plugin-fpcd",
     ("loss", "ptcd"): "ebm-plugin-tempering",
     ("energy", "rbm"): "ebm-plugin-rbm",
+    ("energy", "gaussian-rbm"): "ebm-plugin-rbm",
+    ("energy", "potts-rbm"): "ebm-plugin-rbm",
     ("sampler", "tempering"): "ebm-plugin-tempering",
     ("sampler", "gibbs"): "ebm-plugin-rbm",
     ("sampler", "langevin"): "ebm-plugin-langevin",

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from ebmcore.energies import frozen, require, supports
 from ebmcore.errors import EbmcoreError, MissingCapabilityError
@@ -435,12 +436,20 @@ class EnergyCase(Case):
     def batch(self, n: int = 5) -> Tensor:
         """Examples ``(n, 1, 2, 2)`` in its state space."""
         x = torch.randn(n, 1, 2, 2, generator=generator(1))
-        return (x > 0).float() if self.binary else x
+        if self.space == "categorical":
+            return one_hot(x.argmax(-1), 2).to(x.dtype)
+        return (x > 0).to(x.dtype) if self.space == "binary" else x
 
     @property
-    def binary(self) -> bool:
-        """Whether it is an energy of binary units."""
-        return getattr(self.component, "state_space", None) == "binary"
+    def space(self) -> str | None:
+        """The state space that it declares."""
+        space: str | None = getattr(self.component, "state_space", None)
+        return space
+
+    @property
+    def discrete(self) -> bool:
+        """Whether it is an energy of binary or categorical units."""
+        return self.space in ("binary", "categorical")
 
     def can(self, capability: type) -> bool:
         """Whether it has a capability."""

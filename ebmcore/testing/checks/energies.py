@@ -20,7 +20,7 @@ from ebmcore.testing.cases import Condition, EnergyCase, check, expect, generato
 from ebmcore.testing.enumeration import transition_matrix
 from ebmcore.testing.targets import Enumerable, binary_states
 
-BINARY = Condition("to energies of binary units", lambda case: case.binary)
+DISCRETE = Condition("to energies of binary or categorical units", lambda case: case.discrete)
 
 
 def has(capability: type) -> Condition:
@@ -29,10 +29,11 @@ def has(capability: type) -> Condition:
 
 
 class _Listed(Enumerable):
-    """An energy of binary units of shape ``(1, 2, 2)``, with its states listed and its conditionals passed through."""
+    """An energy of discrete units of shape ``(1, 2, 2)``, with its states listed and its conditionals passed through."""
 
-    def __init__(self, energy: nn.Module, beta: float | None = None) -> None:
+    def __init__(self, case: EnergyCase, energy: nn.Module, beta: float | None = None) -> None:
         super().__init__()
+        self.case = case
         self.energy = energy
         self.beta = beta
 
@@ -41,7 +42,8 @@ class _Listed(Enumerable):
         return energies
 
     def states(self) -> Tensor:
-        return binary_states(4, torch.zeros((), dtype=torch.float64)).view(-1, 1, 2, 2)
+        states = binary_states(4, torch.zeros((), dtype=torch.float64)).view(-1, 1, 2, 2)
+        return states[(states.sum(-1) == 1).all(-1).flatten()] if self.case.space == "categorical" else states
 
     def sample_hidden(self, x: Tensor, **kwargs: Any) -> Tensor:
         hidden: Tensor = self.energy.sample_hidden(x, **self._at(x) | kwargs)  # type: ignore[operator]
@@ -105,20 +107,20 @@ def check_value_and_grad_agree_with_forward(case: EnergyCase) -> None:
     expect(off < 1e-10, f"value_and_grad() is off forward() and its gradient by {off:.3g}")
 
 
-@check(has(SupportsBlockGibbs), BINARY, since="0.1")
+@check(has(SupportsBlockGibbs), DISCRETE, since="0.1")
 def check_the_conditionals_agree_with_the_energy(case: EnergyCase) -> None:
     """A sweep through both conditionals leaves exp(-E) invariant, as an exact transition matrix, to 1e-12."""
-    _expect_invariant(_Listed(case.make().double()), "one sweep")
+    _expect_invariant(_Listed(case, case.make().double()), "one sweep")
 
 
-@check(has(SupportsBlockGibbs), has(SupportsTempering), BINARY, since="0.1")
+@check(has(SupportsBlockGibbs), has(SupportsTempering), DISCRETE, since="0.1")
 def check_the_conditionals_agree_with_the_energy_at_each_temperature(case: EnergyCase) -> None:
     """Conditionals given beta, and those of tempered(beta), leave the distribution of tempered(beta) invariant, to 1e-12."""
     energy = case.make().double()
     for beta in (0.0, 0.4, 1.0):
-        hot = _Listed(tempered(energy, torch.tensor(beta, dtype=torch.float64)))
+        hot = _Listed(case, tempered(energy, torch.tensor(beta, dtype=torch.float64)))
         _expect_invariant(hot, f"a sweep of tempered({beta})")
-        matrix = transition_matrix(_Sweep(), _Listed(energy, beta))
+        matrix = transition_matrix(_Sweep(), _Listed(case, energy, beta))
         off = float((matrix - transition_matrix(_Sweep(), hot)).abs().max())
         expect(off < 1e-12, f"conditionals given beta={beta} are off those of tempered({beta}) by {off:.3g}")
 
@@ -141,13 +143,13 @@ def check_tempering_ends_at_the_energy(case: EnergyCase) -> None:
     expect(spread < 1e-10, f"at beta = 0 energies still differ by {spread:.3g}")
 
 
-@check(has(SupportsEnumeration), BINARY, since="0.1")
+@check(has(SupportsEnumeration), DISCRETE, since="0.1")
 def check_log_partition_is_the_sum_over_all_states(case: EnergyCase) -> None:
     """log_partition() is the logarithm of the sum of exp(-E) over all states, to 1e-10, in float64 whatever the model is in."""
     energy = case.make()
     found = energy.log_partition()
     expect(found.dtype == torch.float64, f"log_partition() is {found.dtype}: likelihoods need float64")
-    wanted = _Listed(energy.double()).log_partition()
+    wanted = _Listed(case, energy.double()).log_partition()
     off = float((energy.log_partition() - wanted).detach().abs())
     expect(off < 1e-10, f"log_partition() is off the sum over all states by {off:.3g} nats")
 
@@ -161,5 +163,7 @@ def check_chains_can_start_at_its_initial_distribution(case: EnergyCase) -> None
     expect(tuple(a.shape) == (200, 1, 2, 2), f"200 examples of shape (1, 2, 2) come as {tuple(a.shape)}")
     expect(a.dtype == torch.float64, f"the model is in float64, its chains start in {a.dtype}")
     expect(torch.equal(a, b), "two draws from generators in the same state differ")
-    outside = sorted(set(a.unique().tolist()) - {0.0, 1.0}) if case.binary else []
-    expect(not outside, f"binary chains start at {outside[:3]}")
+    outside = sorted(set(a.unique().tolist()) - {0.0, 1.0}) if case.discrete else []
+    expect(not outside, f"{case.space} chains start at {outside[:3]}")
+    many = case.space == "categorical" and bool((a.sum(-1) != 1).any())
+    expect(not many, "categorical chains do not start one-hot along the last axis")

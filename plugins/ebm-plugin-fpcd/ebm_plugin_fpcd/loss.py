@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ebmcore import BasePersistentContrastiveDivergence, Sampler
+from ebmcore.ranks import mean_over_ranks
 
 
 class FastPersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
@@ -102,14 +102,5 @@ class FastPersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
         ]
         gradients = torch.autograd.grad(loss, [p for p, _ in trained], retain_graph=True, materialize_grads=True)
         for (_, fast), gradient in zip(trained, gradients, strict=True):
-            fast.mul_(self.fast_decay).add_(_mean_over_ranks(gradient).to(fast), alpha=-self.fast_lr)
+            fast.mul_(self.fast_decay).add_(mean_over_ranks(gradient).to(fast), alpha=-self.fast_lr)
         self.metrics["fast_weights"] = torch.stack([fast.norm() for fast in self.fast.buffers()]).norm()
-
-
-def _mean_over_ranks(gradient: Tensor) -> Tensor:
-    """The gradient of the batch of all ranks, as the slow weights get it."""
-    if dist.is_available() and dist.is_initialized():
-        gradient = gradient.clone()  # autograd may hand out one tensor twice, or an expanded one
-        dist.all_reduce(gradient)
-        gradient /= dist.get_world_size()
-    return gradient

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import ebmcore
 from ebm_plugin_likelihood.common import energies, float64_copy, interval, resample, warn_of_temperature
-from ebmcore.distributions import BaseDistribution, Bernoulli, Empirical, Normal
+from ebmcore.distributions import BaseDistribution, Bernoulli, Categorical, Empirical, Normal
 from ebmcore.errors import DivergenceError, UsageError
 from ebmcore.samplers import check_sampler
 
@@ -23,7 +23,7 @@ _BELIEVABLE = 0.1  # effective share of the chains
 class AISLogLikelihood:
     r"""Mean test log-likelihood in nats, with :math:`\log Z` from annealed importance sampling (AIS); all in float64.
 
-    Chains start as exact samples of a base distribution :math:`p_0` fitted to the training data (base rates of binary data,
+    Chains start as exact samples of a base distribution :math:`p_0` fitted to the training data (base rates of discrete data,
     mean and variance of real data) and pass through the path :math:`E_\beta` of `ebmcore.tempered`, from
     :math:`\beta_0 = 0` to :math:`\beta_K = 1`, with one transition at each temperature:
 
@@ -251,8 +251,10 @@ class ReverseAISLogLikelihood(AISLogLikelihood):
 
 
 def base_of(data: Any) -> BaseDistribution:
-    """The base distribution that fits the training data: base rates of binary units, else independent normals."""
+    """The base distribution that fits the training data: base rates of discrete units, else independent normals."""
     x = data.train.double()
+    if data.state_space == "categorical":
+        return Categorical.from_data(x)
     if data.state_space == "binary":
         return Bernoulli.from_data(x)
     return Normal(x.mean(0), x.std(0).clamp_min(1e-3))

@@ -8,4 +8,6 @@ import ebmcore
 @ebmcore.hookimpl
 def ebmcore_register(register):
     register.energy("rbm", "ebm_plugin_rbm.rbm:RBM")
+    register.energy("gaussian-rbm", "ebm_plugin_rbm.gaussian:GaussianRBM")
+    register.energy("potts-rbm", "ebm_plugin_rbm.potts:PottsRBM")
     register.sampler("gibbs", "ebm_plugin_rbm.gibbs:Gibbs")

@@ -61,7 +61,7 @@ def test_log_partition_of_a_float32_model_is_computed_in_float64():
 
 
 def test_too_many_units_to_enumerate_is_an_error_with_advice():
-    with pytest.raises(UsageError, match=r"up to 25 units .* has 26: .*'ais-ll'"):
+    with pytest.raises(UsageError, match=r"up to 25 units, .* has 26: .*'ais-ll'"):
         RBM((30,), 26).log_partition()
 
 
@@ -115,18 +115,19 @@ def test_a_tempered_rbm_keeps_its_conditionals_in_agreement_with_its_energy():
     # One exact Gibbs sweep, as a matrix, must leave the tempered free energy's distribution invariant.
     rbm, v, h = random_rbm(), states(4), states(3)
     base = Bernoulli(torch.randn(2, 2).double())
-    for beta in (0.0, 0.4, 1.0):
-        hot = rbm.tempered(torch.tensor(beta).double(), base)
+    for beta in torch.tensor([0.0, 0.4, 1.0]).double():
+        hot = rbm.tempered(beta, base)
         p = torch.softmax(-hot(v.view(-1, 2, 2)), 0)
-        to_h = torch.distributions.Bernoulli(logits=hot.hidden_logits(v.view(-1, 2, 2))).log_prob
+        to_h = torch.distributions.Bernoulli(logits=beta * rbm.hidden_logits(v.view(-1, 2, 2))).log_prob
         to_hidden = torch.stack([to_h(row.expand(16, 3)).sum(1) for row in h], 1).exp()
-        to_v = torch.distributions.Bernoulli(logits=hot.visible_logits(h)).log_prob
+        visible_logits = beta * (rbm.visible_bias + h @ rbm.weight.T) + (1 - beta) * base.logits.flatten()
+        to_v = torch.distributions.Bernoulli(logits=visible_logits).log_prob
         to_visible = torch.stack([to_v(row.expand(8, 4)).sum(1) for row in v], 1).exp()
         torch.testing.assert_close(p @ to_hidden @ to_visible, p, atol=1e-12, rtol=0)
 
 
 def test_a_base_that_is_not_binary_is_an_error():
-    with pytest.raises(UsageError, match="must be a Bernoulli"):
+    with pytest.raises(UsageError, match="the base of RBM must be a Bernoulli"):
         random_rbm().tempered(torch.tensor(0.5), Normal(torch.zeros(2, 2)))
 
 

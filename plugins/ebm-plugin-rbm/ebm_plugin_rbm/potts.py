@@ -1,0 +1,87 @@
+"""The restricted Boltzmann machine with categorical visible units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebm_plugin_rbm.base import BaseRBM, binary_states, check_enumerable, softplus
+from ebmcore.distributions import Categorical, one_hot_sample
+from ebmcore.errors import UsageError
+
+_CHUNK_ELEMENTS = 2**20  # of float64: 8 MB
+
+
+class PottsRBM(BaseRBM):
+    r"""Restricted Boltzmann machine with categorical (Potts) visible units, one-hot, and binary hidden units.
+
+    .. math:: E(v, h) = -\sum_{ia} b_{ia} v_{ia} - c^\top h - \sum_{iaj} v_{ia} W_{iaj} h_j, \qquad \sum_a v_{ia} = 1
+
+    Given the hidden units the values of each visible unit have probabilities :math:`\mathrm{softmax}_a(b_{ia} + (W h)_{ia})`.
+    ``forward`` is the free energy of the visible units.
+
+    Args:
+        shape: Shape of one example ``(*units, values)``: the last axis is the one-hot one.
+        hidden: Number of hidden units.
+        weight_std: Standard deviation of the initial weights; biases start at 0.
+
+    Source: R. Salakhutdinov, A. Mnih and G. Hinton (2007), "Restricted Boltzmann machines for collaborative filtering".
+
+    Example:
+        >>> rbm = PottsRBM((4, 3), hidden=2, weight_std=0.0)
+        >>> bool(abs(rbm.log_partition() - 4 * math.log(3) - 2 * math.log(2)) < 1e-12)
+        True
+    """
+
+    state_space = "categorical"
+    base_type = Categorical
+
+    def __init__(self, shape: Sequence[int], hidden: int, *, weight_std: float = 0.01) -> None:
+        super().__init__(shape, hidden, weight_std)
+        if len(self.visible_shape) < 2:
+            raise UsageError(
+                f"the shape of categorical examples is (*units, values), got {tuple(shape)}: encode them one-hot"
+            )
+
+    def visible_energy(self, v: Tensor) -> Tensor:
+        return -(v @ self.visible_bias)
+
+    def visible_given(
+        self, field: Tensor, beta: Tensor | float, base: Any, share: Tensor | float, generator: torch.Generator | None
+    ) -> Tensor:
+        logits = beta * (self.visible_bias + field)
+        if base is not None:
+            logits = logits + share * base.logits.log_softmax(-1).flatten().to(logits)
+        return one_hot_sample(logits.view(-1, *self.visible_shape), generator).flatten(1)
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Free energy ``(N,)`` and its gradient with respect to ``x``, in closed form."""
+        logits = self.hidden_logits(x)
+        energy = self.visible_energy(x.flatten(1)) - softplus(logits).sum(1)
+        grad = -torch.addmm(self.visible_bias, logits.sigmoid(), self.weight.T)
+        return energy, grad.view_as(x)
+
+    def initial_distribution(self, shape: Sequence[int]) -> Categorical:
+        """All values alike: the model at infinite temperature."""
+        return Categorical(torch.zeros(tuple(shape), dtype=self.weight.dtype, device=self.weight.device))
+
+    @torch.no_grad()
+    def log_partition(self) -> Tensor:
+        """Exact ``log Z`` in nats, 0-dim float64, by enumeration of the hidden layer in chunks.
+
+        Raises:
+            UsageError: If it has more than 25 units.
+        """
+        check_enumerable(len(self.hidden_bias))
+        weight, b, c = self.weight.double(), self.visible_bias.double(), self.hidden_bias.double()
+        n_low = min(len(c), max(0, int(math.log2(_CHUNK_ELEMENTS / len(b)))))
+        low, parts = binary_states(n_low, c), []
+        low_logits = b + low @ weight[:, :n_low].T
+        for high in binary_states(len(c) - n_low, c):
+            logits = (low_logits + weight[:, n_low:] @ high).view(len(low), -1, self.visible_shape[-1])
+            parts.append(torch.logsumexp(low @ c[:n_low] + torch.logsumexp(logits, 2).sum(1), 0) + high @ c[n_low:])
+        return torch.logsumexp(torch.stack(parts), 0)
