@@ -57,7 +57,7 @@ def same(a, b):
 
 def test_training_leaves_its_configuration_metrics_checkpoint_and_evaluation(run):
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config["energy"] == {"name": "rbm", "hidden": 4, "weight_std": 0.01}
+    assert config["energy"] == {"name": "rbm", "hidden": 4, "weight_std": 0.01, "centered": False}
     assert config["loss"]["n_chains"] == 10
     assert config["optimizer"] == "sgd"  # what the energy recommends
     assert (run / "metrics.csv").read_text().startswith("step,loss,")

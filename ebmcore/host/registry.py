@@ -31,6 +31,7 @@ FIRST_PARTY = {
     ("sampler", "mala"): "ebm-plugin-langevin",
     ("energy", "mlp"): "ebm-plugin-nets",
     ("energy", "conv"): "ebm-plugin-nets",
+    ("dataset", "mnist"): "ebm-plugin-datasets",
     ("dataset", "digits"): "ebm-plugin-datasets",
     ("dataset", "bars-and-stripes"): "ebm-plugin-datasets",
     ("dataset", "two-moons"): "ebm-plugin-datasets",

@@ -131,7 +131,8 @@ class Case:
     @property
     def options(self) -> dict[str, Any]:
         """Options with which it is made unless a check says otherwise."""
-        return dict(getattr(self.component, "example_options", {}))
+        options = getattr(self.component, "example_options", {})
+        return dict(options() if callable(options) else options)
 
     def accepts(self, *options: str) -> bool:
         """Whether its constructor names these options."""

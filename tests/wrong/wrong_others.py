@@ -59,8 +59,8 @@ class WrongGradient(RBM):
 class WrongConditional(RBM):
     """Forgets the visible bias in the conditional."""
 
-    def visible_logits(self, hidden):
-        return hidden @ self.weight.T
+    def visible_given(self, field, *args):
+        return super().visible_given(field - self.visible_bias, *args)
 
 
 class ColdConditional(RBM):

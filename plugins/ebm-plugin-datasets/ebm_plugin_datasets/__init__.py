@@ -11,3 +11,4 @@ def ebmcore_register(register):
     register.dataset("bars-and-stripes", "ebm_plugin_datasets.bars_and_stripes:BarsAndStripes")
     register.dataset("two-moons", "ebm_plugin_datasets.two_moons:TwoMoons")
     register.dataset("ring-of-gaussians", "ebm_plugin_datasets.ring_of_gaussians:RingOfGaussians")
+    register.dataset("mnist", "ebm_plugin_datasets.mnist:Mnist")
