@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -58,6 +59,37 @@ class Normal:
         z = (x - self.mean) / self.std
         log_density = -0.5 * (z.square() + torch.log(2 * torch.pi * self.std.square()))
         return log_density.flatten(1).sum(1)
+
+
+class Uniform:
+    """Independent uniform components in ``[low, high]``.
+
+    Args:
+        like: Gives the shape of one example, dtype and device.
+        low: Lower end.
+        high: Upper end.
+
+    Example:
+        >>> Uniform(torch.zeros(3), -2.0, 2.0).log_prob(torch.ones(1, 3)).exp() * 4**3
+        tensor([1.])
+    """
+
+    def __init__(self, like: Tensor, low: float = -1.0, high: float = 1.0) -> None:
+        if not low < high:
+            raise ValueError(f"low must be below high, got {low!r} and {high!r}")
+        self.like = like
+        self.low = low
+        self.high = high
+
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        like = self.like
+        uniform = torch.rand((n, *like.shape), generator=generator, dtype=like.dtype, device=like.device)
+        return self.low + (self.high - self.low) * uniform
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        inside = ((x >= self.low) & (x <= self.high)).flatten(1).all(1)
+        log_density = -self.like.numel() * math.log(self.high - self.low)
+        return torch.where(inside, log_density, -torch.inf).to(x.dtype)
 
 
 class Bernoulli:

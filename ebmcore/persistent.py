@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ebmcore.distributions import Empirical, InitialDistribution
+from ebmcore.distributions import Empirical, InitialDistribution, Uniform
 from ebmcore.energies import condition, name_conditions
 from ebmcore.errors import UsageError
 from ebmcore.losses import BaseContrastiveDivergence
@@ -28,8 +28,8 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
         n_chains: Number of chains, independent of the batch size; in distributed training over all ranks.
         restart_prob: Probability that a drawn chain starts anew from the initial distribution, in [0, 1].
         initial: Where chains start: ``"model"``, the energy's own initial distribution (Bernoulli for binary units) or a
-            standard normal where it has none; ``"data"``, rows of the batch; or an object with
-            ``sample(n, *, generator)``.
+            standard normal where it has none; ``"data"``, rows of the batch; ``"uniform"``, uniform noise in [-1, 1]; or an
+            object with ``sample(n, *, generator)``.
         energy_l2: Weight of the mean squared energies, a regulariser; 0 turns it off.
         joint_forward: Score data and negatives in one forward of the concatenated batch.
 
@@ -62,7 +62,7 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
         *,
         n_chains: int = 256,
         restart_prob: float = 0.0,
-        initial: Literal["model", "data"] | InitialDistribution = "model",
+        initial: Literal["model", "data", "uniform"] | InitialDistribution = "model",
         energy_l2: float = 0.0,
         joint_forward: bool = True,
     ) -> None:
@@ -71,8 +71,8 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
             raise ValueError(f"n_chains must be a whole number of at least 1, got {n_chains!r}")
         if not 0 <= restart_prob <= 1:
             raise ValueError(f"restart_prob must be a probability in [0, 1], got {restart_prob!r}")
-        if initial not in ("model", "data") and not isinstance(initial, InitialDistribution):
-            raise ValueError(f"initial must be 'model', 'data' or have sample(n, *, generator), got {initial!r}")
+        if initial not in ("model", "data", "uniform") and not isinstance(initial, InitialDistribution):
+            raise ValueError(f"initial must be 'model', 'data', 'uniform' or have sample(n, *, generator), got {initial!r}")
         self.n_chains = n_chains
         self.restart_prob = restart_prob
         self.initial = initial
@@ -110,6 +110,8 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
     def initial_distribution(self, shape: Sequence[int], x: Tensor | None = None) -> InitialDistribution:
         if self.initial == "model":
             return super().initial_distribution(shape, x)
+        if self.initial == "uniform":
+            return Uniform(torch.zeros(tuple(shape), dtype=self.dtype, device=self.device))
         if self.initial != "data":
             return self.initial
         if x is None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from ebmcore import BasePersistentContrastiveDivergence
+from ebmcore import BasePersistentContrastiveDivergence, Sampler
+from ebmcore.distributions import normal_like
 
 
 class PersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
@@ -26,8 +27,10 @@ class PersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
         n_chains: Number of chains, independent of the batch size; in distributed training over all ranks.
         restart_prob: Probability that a drawn chain starts anew from the initial distribution, in [0, 1].
         initial: Where chains start: ``"model"``, the energy's own initial distribution (Bernoulli for binary units) or a
-            standard normal where it has none; ``"data"``, rows of the batch; or an object with
-            ``sample(n, *, generator)``.
+            standard normal where it has none; ``"data"``, rows of the batch; ``"uniform"``, uniform noise in [-1, 1]; or an
+            object with ``sample(n, *, generator)``.
+        data_noise: Standard deviation of normal noise that is added to the data, at least 0: the model then learns the smoothed
+            data.
         energy_l2: Weight of the mean squared energies, a regulariser; 0 turns it off.
         joint_forward: Score data and negatives in one forward of the concatenated batch.
 
@@ -43,7 +46,26 @@ class PersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
         (torch.Size([4, 2]), torch.Size([10, 2]))
     """
 
+    def __init__(
+        self,
+        energy: nn.Module,
+        sampler: Sampler,
+        k_steps: int = 1,
+        *,
+        data_noise: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(energy, sampler, k_steps, **options)
+        if not data_noise >= 0:
+            raise ValueError(f"data_noise must be at least 0, got {data_noise!r}")
+        self.data_noise = data_noise
+
+    def fitted_precision(self, variance: float) -> float:
+        return 1 / (variance + self.data_noise**2)
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.data_noise:
+            x = x + self.data_noise * normal_like(x, self.generator)
         pred_x = self.draw_negatives(x, *args, **kwargs)
         return self.compute_loss(x, pred_x, *args, **kwargs), pred_x
 

@@ -89,3 +89,27 @@ def test_a_value_that_cannot_work_is_an_error_with_advice(arguments, message):
 
 def test_it_is_installed_under_its_name():
     assert ebmcore.load("loss", "ebm-plugin-pcd:pcd") is PCD
+
+
+def test_noise_is_added_to_the_data_and_drawn_from_the_losss_generator():
+    x, losses = torch.zeros(2000, 2), []
+    for noise in (0.0, 0.5, 0.5):
+        loss = PCD(Quadratic(), Identity(), n_chains=10, data_noise=noise)
+        loss.generator = torch.Generator().manual_seed(0)
+        loss(x)
+        losses.append(loss.metrics["energy_data"].item())
+    assert losses[0] == 0
+    assert losses[1] == losses[2] == pytest.approx(0.25, rel=0.1)  # mean of (x^2 + y^2) / 2
+    assert (x == 0).all()
+
+
+def test_chains_may_start_from_uniform_noise():
+    loss = PCD(Quadratic(), Identity(), n_chains=5000, initial="uniform")
+    x = loss.initialize_persistent_chain((5000, 2))
+    assert x.abs().max() <= 1
+    assert x.var().item() == pytest.approx(1 / 3, rel=0.05)
+
+
+def test_negative_noise_is_an_error():
+    with pytest.raises(ValueError, match="data_noise must be at least 0"):
+        PCD(Quadratic(), Identity(), data_noise=-1.0)
