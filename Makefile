@@ -40,7 +40,7 @@ bench: install
 	$(BIN)/python benchmarks/listing.py
 
 studies: install
-	$(ONE_THREAD) $(BIN)/python studies/bars_and_stripes.py
+	$(ONE_THREAD) $(BIN)/python studies/run.py $(if $(DATA),--data $(DATA))
 
 wheels: install
 	set -e; for source in . $(PLUGINS); do $(BIN)/python -m build --wheel --no-isolation --outdir dist $$source; done
