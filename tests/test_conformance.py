@@ -182,6 +182,7 @@ WRONG = {
         (others.WrongConditional, "check_the_conditionals_agree_with_the_energy"),
         (others.ColdConditional, "check_the_conditionals_agree_with_the_energy_at_each_temperature"),
         (others.WrongTempering, "check_tempering_ends_at_the_energy"),
+        (others.OneTemperature, "check_tempering_ends_at_the_energy"),
         (others.WrongNormaliser, "check_log_partition_is_the_sum_over_all_states"),
         (others.SingleNormaliser, "check_log_partition_is_the_sum_over_all_states"),
         (others.GreyStart, "check_chains_can_start_at_its_initial_distribution"),

@@ -14,6 +14,7 @@ from ebmcore.energies import (
     SupportsValueAndGrad,
     check_energies,
     name_conditions,
+    repeat_conditions,
     require,
     split_conditions,
     supports,
@@ -21,7 +22,7 @@ from ebmcore.energies import (
     value_and_grad,
 )
 from ebmcore.errors import MissingCapabilityError
-from ebmcore.testing import Boltzmann, DoubleWell, Quadratic
+from ebmcore.testing import Boltzmann, DoubleWell, Gaussian, Quadratic, Watched
 
 
 @pytest.mark.parametrize("shape", [(4,), (1, 2, 2)])
@@ -158,3 +159,57 @@ def test_the_double_well_is_symmetric_with_its_wells_at_the_width():
     well = DoubleWell(height=8.0, width=2.0)
     x = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 0.0]])
     assert well(x).tolist() == [0.0, 0.0, 8.0]
+
+
+@pytest.mark.parametrize("base", [None, Normal(torch.zeros(3), 2.0)], ids=["no base", "base"])
+@pytest.mark.parametrize("energy", [Quadratic((3,)), Gaussian(torch.eye(3))], ids=["autograd", "closed form"])
+def test_a_tempered_energy_has_the_gradient_of_what_it_returns(energy, base):
+    beta, x = torch.tensor([0.0, 0.3, 1.0]), torch.randn(3, 3, requires_grad=True)
+    wanted = tempered(energy, beta, base)(x)
+    (slope,) = torch.autograd.grad(wanted.sum(), x)
+    value, grad = value_and_grad(tempered(energy, beta, base), x.detach())
+    torch.testing.assert_close(value, wanted.detach())
+    torch.testing.assert_close(grad, slope)
+    assert grad.dtype == torch.float32
+
+
+def test_a_conditioned_energy_is_tempered_inside_and_keeps_its_conditions():
+    class Labelled(nn.Module):
+        def forward(self, x, scale):
+            return scale * x.sum(1)
+
+        def tempered(self, beta, base=None):
+            return Hot(self, beta)
+
+    class Hot(nn.Module):
+        def __init__(self, energy, beta):
+            super().__init__()
+            self.energy, self.beta = energy, beta
+
+        def forward(self, x, scale):
+            return self.beta * self.energy(x, scale)
+
+        def sample_hidden(self, x, scale, **kwargs):
+            return scale
+
+    scale = torch.tensor([1.0, 10.0])
+    hot = tempered(Conditioned(Labelled(), {"0": scale}), torch.tensor([0.5, 1.0]))
+    assert hot(torch.ones(2, 3)).tolist() == [1.5, 30.0]
+    assert torch.equal(hot.sample_hidden(torch.ones(2, 3)), scale)
+
+
+def test_conditions_are_repeated_for_the_rows_of_a_chain():
+    energy = Conditioned(Quadratic((2,)), {"0": torch.tensor([1, 2]), "y": torch.ones(2, 3)})
+    repeated = repeat_conditions(energy, 3)
+    assert repeated.args[0].tolist() == [1, 1, 1, 2, 2, 2]
+    assert repeated.kwargs["y"].shape == (6, 3)
+    plain = Quadratic((2,))
+    assert repeat_conditions(plain, 3) is plain
+
+
+def test_several_temperatures_take_one_evaluation():
+    calls = []
+    energy = Watched(Quadratic((2,)), lambda x: calls.append(len(x)))
+    values = tempered(energy, torch.tensor([[0.0, 1.0], [0.5, 2.0]]))(torch.ones(2, 2))
+    assert values.tolist() == [[0.0, 1.0], [0.5, 2.0]]
+    assert calls == [2]

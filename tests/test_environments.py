@@ -223,6 +223,12 @@ def test_wheels_hold_no_tests_and_carry_types_licence_and_readme(wheels):
         assert len(metadata.split("\n\n", 1)[1]) > 200  # the README
 
 
+def test_recipes_are_in_the_wheel(wheels):
+    (path,) = wheels.glob("ebm_plugin_pcd-*.whl")
+    recipes = [name for name in zipfile.ZipFile(path).namelist() if name.startswith("ebm_plugin_pcd/recipes/")]
+    assert len(recipes) == len(list((ROOT / "plugins/ebm-plugin-pcd/ebm_plugin_pcd/recipes").iterdir())) == 2
+
+
 def test_a_plugin_asks_only_for_what_it_needs(wheels):
     needs = {}
     for path in wheels.iterdir():

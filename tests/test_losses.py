@@ -330,3 +330,27 @@ def test_a_sampler_that_the_energy_does_not_support_is_an_error_at_once():
 def test_an_energy_with_one_column_too_many_is_an_error_that_says_so():
     with pytest.raises(ValueError, match=r"must return \(8,\)"):
         Data(nn.Linear(2, 1), Identity())(torch.zeros(4, 2))
+
+
+class Counting(Quadratic):
+    """Notes the data that it is told of."""
+
+    def __init__(self):
+        super().__init__((2,))
+        self.observed = []
+
+    def observe(self, x, *args, **kwargs):
+        self.observed.append((x, torch.is_grad_enabled()))
+
+
+def test_an_energy_that_keeps_statistics_is_told_of_the_data_of_each_training_step():
+    energy, x = Counting(), torch.ones(4, 2)
+    loss = Persistent(energy, Identity())
+    loss(x)
+    ((seen, graded),) = energy.observed
+    assert seen is x
+    assert graded is False
+    with torch.no_grad():
+        loss(x)
+    loss.eval()(x)
+    assert len(energy.observed) == 1

@@ -133,7 +133,7 @@ def _expect_invariant(target: Enumerable, what: str) -> None:
 
 @check(has(SupportsTempering), since="0.1")
 def check_tempering_ends_at_the_energy(case: EnergyCase) -> None:
-    """tempered(1) is the energy, and tempered(0) is the same for all examples, each row at its own beta."""
+    """tempered(1) is the energy, tempered(0) the same for all examples; beta may be one for each row, or several (K, N)."""
     energy, x = case.make().double(), case.batch(6).double()
     beta = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
     found, wanted = tempered(energy, beta)(x), energy(x)
@@ -141,6 +141,10 @@ def check_tempering_ends_at_the_energy(case: EnergyCase) -> None:
     expect(off < 1e-10, f"tempered(1) is off the energy by {off:.3g}")
     spread = float((found[3:].max() - found[3:].min()).detach())
     expect(spread < 1e-10, f"at beta = 0 energies still differ by {spread:.3g}")
+    several = tempered(energy, torch.stack([beta, 1 - beta]))(x)
+    expect(tuple(several.shape) == (2, 6), f"beta (2, 6) gives energies {tuple(several.shape)} of 6 examples, not (2, 6)")
+    off = float((several - torch.stack([found, tempered(energy, 1 - beta)(x)])).detach().abs().max())
+    expect(off < 1e-10, f"two betas at once are off each by itself by {off:.3g}")
 
 
 @check(has(SupportsEnumeration), DISCRETE, since="0.1")
