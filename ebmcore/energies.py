@@ -82,7 +82,7 @@ class SupportsInitialDistribution(Protocol):
 class SupportsDataStatistics(Protocol):
     """Statistics of the data that it keeps while it is trained, such as the offsets of a centred RBM."""
 
-    def observe(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
+    def observe_data(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
         """Take note of a batch of data ``(B, *shape)`` and its conditions; called in training, before negatives are drawn."""
         ...
 

@@ -212,7 +212,7 @@ class BaseContrastiveDivergence(BaseLoss):
         self._check_batch(x)
         if self.training and torch.is_grad_enabled() and supports(self.energy, SupportsDataStatistics):
             with torch.no_grad():
-                self.energy.observe(x, *args, **kwargs)  # type: ignore[operator]
+                self.energy.observe_data(x, *args, **kwargs)  # type: ignore[operator]
         with frozen(self.energy), torch.no_grad():
             state = self.start_chains(x, *args, **kwargs)
             state, info = run(self.sampler, self.energy, state, self.k_steps, generator=self.generator)

@@ -339,7 +339,7 @@ class Counting(Quadratic):
         super().__init__((2,))
         self.observed = []
 
-    def observe(self, x, *args, **kwargs):
+    def observe_data(self, x, *args, **kwargs):
         self.observed.append((x, torch.is_grad_enabled()))
 
 

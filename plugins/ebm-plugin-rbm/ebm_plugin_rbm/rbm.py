@@ -99,7 +99,7 @@ class RBM(BaseRBM):
         return w.detach() + u, b.detach() + db - u @ self.hidden_offset, c.detach() + dc - self.visible_offset @ u
 
     @torch.no_grad()
-    def observe(self, x: Tensor) -> None:
+    def observe_data(self, x: Tensor) -> None:
         """Slide the offsets of a centred machine towards the means of a batch of data and of its hidden probabilities."""
         if not self.centered:
             return

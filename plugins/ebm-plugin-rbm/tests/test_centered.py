@@ -106,7 +106,7 @@ def test_learning_is_the_same_on_flipped_data_with_centring_only(centered):
             (rbm(x).mean() - (p * rbm(everything)).sum()).backward()
             optimizer.step()
             if centered:
-                rbm.observe(x)
+                rbm.observe_data(x)
         results.append((-rbm(x).mean() - rbm.log_partition()).item())
     assert (abs(results[0] - results[1]) < 1e-9) is centered
 
