@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -213,7 +214,7 @@ class BaseContrastiveDivergence(BaseLoss):
         if self.training and torch.is_grad_enabled() and supports(self.energy, SupportsDataStatistics):
             with torch.no_grad():
                 self.energy.observe_data(x, *args, **kwargs)  # type: ignore[operator]
-        with frozen(self.energy), torch.no_grad():
+        with self.negative_phase(), frozen(self.energy), torch.no_grad():
             state = self.start_chains(x, *args, **kwargs)
             state, info = run(self.sampler, self.energy, state, self.k_steps, generator=self.generator)
             self.keep_chains(state)
@@ -223,6 +224,10 @@ class BaseContrastiveDivergence(BaseLoss):
             finite = state.finite()
             self.metrics = {n: torch.where(finite, v, 0).sum() / finite.sum() for n, v in info.items()}
         return state.x
+
+    def negative_phase(self) -> AbstractContextManager[None]:
+        """What holds while chains start and move: nothing, unless a variant's negatives are those of another energy."""
+        return nullcontext()
 
     def start_chains(self, x: Tensor, *args: Any, **kwargs: Any) -> ChainState:
         """Where the chains of this call start: a copy of the data, unless a variant says otherwise."""

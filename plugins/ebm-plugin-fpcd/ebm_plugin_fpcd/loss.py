@@ -71,8 +71,7 @@ class FastPersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
             self.fast.register_buffer(name.replace(".", "/"), torch.zeros_like(parameter))
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        with self.fast_weights():
-            pred_x = self.draw_negatives(x, *args, **kwargs)
+        pred_x = self.draw_negatives(x, *args, **kwargs)  # under theta + theta_fast
         loss = self.compute_loss(x, pred_x, *args, **kwargs)
         self.update_fast_weights(loss)
         return loss, pred_x
@@ -81,8 +80,8 @@ class FastPersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
         return self.energy_gap(x, pred_x, *args, **kwargs)
 
     @contextmanager
-    def fast_weights(self) -> Iterator[None]:
-        """Within it the energy has the parameters ``theta + theta_fast``; afterwards the very ones it had."""
+    def negative_phase(self) -> Iterator[None]:
+        """Within it, while chains start and move, the energy has the parameters ``theta + theta_fast``; afterwards the very ones it had."""
         parameters = list(self.energy.parameters())
         slow = [parameter.data for parameter in parameters]
         try:

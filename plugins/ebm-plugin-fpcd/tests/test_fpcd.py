@@ -100,9 +100,20 @@ def test_fast_weights_raise_the_energy_where_the_chains_stay():
     loss.initialize_persistent_chain((8, 2)).fill_(2.0)
     for _ in range(10):
         loss(torch.tensor([[2.0, 0.0], [-2.0, 0.0]] * 4))
-    with loss.fast_weights():
+    with loss.negative_phase():
         assert (loss.energy(loss.chain) > 1).all()
     assert (loss.energy(loss.chain) == 0).all()
+
+
+def test_statistics_of_the_data_are_taken_at_the_slow_weights():
+    class Observing(Quadratic):
+        def observe_data(self, x):
+            self.seen = self.precision.item()
+
+    loss = FPCD(Observing((2,), precision=1.5), Identity(), n_chains=10)
+    loss.fast.precision.fill_(7.0)
+    loss(torch.ones(4, 2))
+    assert loss.energy.seen == 1.5
 
 
 def test_capabilities_of_the_energy_see_the_fast_weights():
