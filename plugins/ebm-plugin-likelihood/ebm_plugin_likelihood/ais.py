@@ -131,17 +131,9 @@ class AISLogLikelihood:
         self, energy: nn.Module, data: Any, log_weights: Tensor, generator: torch.Generator | None
     ) -> dict[str, float | str]:
         minus_energy = -energies(energy, data.test.double()).cpu()
-        size = effective_sample_size(log_weights).item()
-        if size < _BELIEVABLE * self.n_chains:
-            warnings.warn(
-                f"{self.name}: {self.n_chains} chains are worth {size:.1f} equally weighted ones, too few to believe the result: "
-                "raise n_temperatures",
-                stacklevel=3,
-            )
-        # The interval's randomness is its own, so that it does not depend on the device of the chains.
-        own = torch.Generator().manual_seed(torch.initial_seed() if generator is None else generator.initial_seed())
+        own = _own_randomness(generator)
         log_z = self.sign * log_mean_exp(log_weights)
-        log_zs = self.sign * log_mean_exp(log_weights[resample(self.n_chains, self.n_bootstrap, own)])
+        log_zs = self.sign * self._replications(log_weights, own)
         means = minus_energy[resample(len(minus_energy), self.n_bootstrap, own)].mean(1)
         low, high = interval(means - log_zs)
         return {
@@ -150,9 +142,24 @@ class AISLogLikelihood:
             "interval_high": high,
             "log_partition": log_z.item(),
             "log_partition_se": log_zs.std().item(),
-            "effective_sample_size": size,
+            "effective_sample_size": self._believable_size(log_weights, self.direction),
             "direction": self.direction,
         }
+
+    def _replications(self, log_weights: Tensor, generator: torch.Generator) -> Tensor:
+        """Bootstrap replications, over the chains, of the logarithm of the mean weight."""
+        return log_mean_exp(log_weights[resample(self.n_chains, self.n_bootstrap, generator)])
+
+    def _believable_size(self, log_weights: Tensor, direction: str) -> float:
+        """Effective sample size of a run; warns where it is too small."""
+        size = effective_sample_size(log_weights).item()
+        if size < _BELIEVABLE * self.n_chains:
+            warnings.warn(
+                f"{self.name}, {direction} run: {self.n_chains} chains are worth {size:.1f} equally weighted ones, too few to "
+                "believe the result: raise n_temperatures",
+                stacklevel=5,
+            )
+        return size
 
     def _exact(self, given: Any, energy: nn.Module, data: Any) -> Any:
         sampler = self.sampler or given
@@ -190,14 +197,18 @@ class ReverseAISLogLikelihood(AISLogLikelihood):
 
     along the path of ``ais-ll`` walked backwards, with one transition at each temperature that it comes to. The mean of
     :math:`\log \hat Z` is at least :math:`\log Z` where chains begin at exact samples of the model, so the log-likelihood errs on
-    the low side, and that of ``ais-ll`` on the high side: between the two, the *bracket*, lies the exact one. Chains begin at
-    training examples and make ``n_equilibrate`` transitions first; where these do not suffice, the lower end is no bound.
+    the low side, and that of ``ais-ll`` on the high side. So it is in expectation only: of few chains each end has an error of
+    its own. The *bracket* is therefore widened, from the lower end of the reverse run's 95 % bootstrap interval over the chains
+    to the upper end of that of a forward run. It is about the likelihood of these test examples, whose sampling error it leaves
+    to the interval. Chains begin at training examples and make ``n_equilibrate`` transitions first; where these do not
+    suffice, the lower end is no bound. Warnings tell where the effective sample size of either run is below a tenth of the
+    chains, and where the two runs contradict each other: the lower end is above the upper one by more than their errors.
 
     Args:
         n_equilibrate: Transitions under the model before a chain is taken for a sample of it.
         options: Those of ``ais-ll``: ``n_chains``, ``n_temperatures``, ``sampler``, ``sampler_options``, ``n_bootstrap``.
 
-    The result holds what that of ``ais-ll`` does, and the bracket: ``bracket_low``, which is ``log_likelihood``, and
+    The result holds what that of ``ais-ll`` does, and the bracket: ``bracket_low``, below ``log_likelihood``, and
     ``bracket_high``, from a forward run of the same length.
 
     Source: R. B. Grosse, Z. Ghahramani and R. P. Adams (2015), "Sandwiching the marginal likelihood using bidirectional Monte
@@ -244,10 +255,33 @@ class ReverseAISLogLikelihood(AISLogLikelihood):
         start = Empirical(data.train.double()).sample(self.n_chains, generator=generator)
         samples = sampler.sample(energy, start, self.n_equilibrate, generator=generator)
         path = self._path(energy, base_of(data), samples.device)
-        result = self._summary(energy, data, self._anneal(samples, path[::-1], sampler, generator).cpu(), generator)
-        forward = log_mean_exp(self.log_weights(energy, base_of(data), sampler, generator=generator)).item()
-        high = float(result["log_likelihood"]) + float(result["log_partition"]) - forward
-        return result | {"bracket_low": result["log_likelihood"], "bracket_high": high}
+        reverse = self._anneal(samples, path[::-1], sampler, generator).cpu()
+        forward = self.log_weights(energy, base_of(data), sampler, generator=generator).cpu()
+        result = self._summary(energy, data, reverse, generator)
+        minus_energy = float(result["log_likelihood"]) + float(result["log_partition"])
+        low, high = self._bracket(minus_energy, reverse, forward, generator)
+        return result | {"bracket_low": low, "bracket_high": high}
+
+    def _bracket(
+        self, minus_energy: float, reverse: Tensor, forward: Tensor, generator: torch.Generator | None
+    ) -> tuple[float, float]:
+        """``minus_energy - log Z``, with the largest believable ``log Z`` of the reverse run and the smallest of the forward."""
+        self._believable_size(forward, "forward")
+        own = _own_randomness(generator)
+        low = minus_energy + interval(self._replications(reverse, own))[0]  # whose weights average to 1 / Z
+        high = minus_energy - interval(self._replications(forward, own))[0]
+        if low > high:
+            warnings.warn(
+                f"{self.name}: the two runs contradict each other, as the lower end of the bracket, {low:.4f}, is above the "
+                f"upper one, {high:.4f}: raise n_equilibrate, so that the reverse run begins at samples of the model",
+                stacklevel=4,
+            )
+        return low, high
+
+
+def _own_randomness(generator: torch.Generator | None) -> torch.Generator:
+    """The bootstrap's, so that it does not depend on the device of the chains."""
+    return torch.Generator().manual_seed(torch.initial_seed() if generator is None else generator.initial_seed())
 
 
 def base_of(data: Any) -> BaseDistribution:
