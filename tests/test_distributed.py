@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import ebmcore
+from ebmcore import BaseSampler
 from ebmcore.errors import UsageError
 from ebmcore.testing import Identity, Quadratic
 
@@ -72,6 +74,29 @@ def gradients(rank, expected):
     torch.testing.assert_close(loss.energy.precision.grad, expected)
 
 
+class Downhill(BaseSampler):
+    """Follows the gradient of the energy that it is given, without noise."""
+
+    def step(self, energy, state, *, generator=None):
+        return replace(state, x=state.x - 0.1 * ebmcore.value_and_grad(energy, state.x)[1]), {}
+
+
+def two_steps_of_fpcd(rank, world):
+    """Chains and fast weights after two batches, of which this process has its part."""
+    loss = ebmcore.create_loss("fpcd", Quadratic((2,)), Downhill(), fast_lr=0.3, n_chains=8)
+    part, x = slice(rank * 8 // world, (rank + 1) * 8 // world), torch.arange(16.0).view(8, 2) / 8
+    loss.initialize_persistent_chain((8, 2)).copy_(1 - x[part])
+    for batch in (x, x.square()):
+        loss(batch[part])
+    return loss.chain, list(loss.fast.buffers())
+
+
+def fast_weights(rank, chain, fast):
+    own_chain, own_fast = two_steps_of_fpcd(rank, 2)
+    torch.testing.assert_close(own_fast, fast)
+    torch.testing.assert_close(own_chain, chain[4 * rank : 4 * rank + 4])
+
+
 def too_few(rank):
     with pytest.raises(UsageError, match="use a multiple of 3"):
         pcd(n_chains=4)(torch.zeros(2, 2))
@@ -106,6 +131,10 @@ def test_gradients_of_two_ranks_are_those_of_the_whole_batch():
     x = torch.arange(16.0).view(8, 2)
     loss.compute_loss(x, 2 * x).backward()
     run(gradients, 2, loss.energy.precision.grad)
+
+
+def test_fast_weights_of_two_ranks_are_those_of_the_whole_batch_and_move_the_chains_of_both():
+    run(fast_weights, 2, *two_steps_of_fpcd(0, 1))
 
 
 def test_too_few_chains_for_the_ranks_are_an_error_with_advice():
