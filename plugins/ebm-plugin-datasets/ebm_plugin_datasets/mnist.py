@@ -5,9 +5,13 @@ from __future__ import annotations
 import atexit
 import functools
 import gzip
+import io
 import shutil
 import struct
 import tempfile
+import tokenize
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,8 @@ from ebmcore.errors import UsageError
 SIDE = 28
 PARTS = {"train": ("train-images-idx3-ubyte", ("x_train", "tr")), "test": ("t10k-images-idx3-ubyte", ("x_test", "te"))}
 _IDX3_BYTES = 0x00000803  # unsigned bytes in three dimensions
+# What numpy, zipfile and zlib raise of files that are cut, changed, encrypted or hold Python objects.
+_DAMAGE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, tokenize.TokenError)
 
 
 def _example() -> dict[str, Any]:
@@ -90,7 +96,9 @@ def _read(directory: Path) -> dict[str, np.ndarray]:
         with _open_archive(path) as archive:
             names = {part: next((n for n in keys if n in archive), None) for part, (_, keys) in PARTS.items()}
             if all(names.values()):
-                return {part: _images(archive[name], path) for part, name in names.items() if name is not None}
+                return {
+                    part: _images(_member(archive, name, path), path) for part, name in names.items() if name is not None
+                }
     raise UsageError(
         f"{directory} holds no MNIST: put {' and '.join(name + '.gz' for name, _ in PARTS.values())} there, e.g. from "
         "https://ossci-datasets.s3.amazonaws.com/mnist/, or an .npz file with x_train and x_test of shape (N, 28, 28)"
@@ -105,19 +113,34 @@ def _find(directory: Path, name: str) -> Path | None:
 def _read_idx(path: Path) -> np.ndarray:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{path} cannot be read ({error}): get it again") from error
     magic, n, height, width = struct.unpack(">4I", content[:16]) if len(content) >= 16 else (0, 0, 0, 0)
     if (magic, height, width) != (_IDX3_BYTES, SIDE, SIDE) or len(content) != 16 + n * SIDE * SIDE:
         raise UsageError(f"{path} is not a whole idx file of 28x28 images: get it again")
+    if n == 0:
+        raise UsageError(f"{path} is an idx file of no images: get it again")
     return np.frombuffer(content, np.uint8, offset=16).reshape(n, SIDE, SIDE).copy()
 
 
 def _open_archive(path: Path) -> Any:
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        archive = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)  # from a path it leaves damaged files open
+    except _DAMAGE as error:
         raise UsageError(f"{path} cannot be read ({error}): get it again, or move it away") from error
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise UsageError(f"{path} is a single array, not an archive of several: write it with numpy.savez, or move it away")
+    return archive
+
+
+def _member(archive: Any, name: str, path: Path) -> np.ndarray:
+    try:
+        array: np.ndarray = archive[name]
+    except _DAMAGE as error:
+        raise UsageError(
+            f"{name} in {path} cannot be read ({error}): get the file again, or write it with numpy.savez from arrays of bytes"
+        ) from error
+    return array
 
 
 def _images(array: np.ndarray, path: Path) -> np.ndarray:

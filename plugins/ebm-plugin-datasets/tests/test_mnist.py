@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import struct
 
 import numpy as np
@@ -18,6 +19,27 @@ EXPECTED = torch.from_numpy(GREY > 127.5).float().unsqueeze(1)
 
 def idx(images):
     return struct.pack(">4I", 0x803, len(images), 28, 28) + images.tobytes()
+
+
+def npz(**arrays):
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def damaged(content, at):
+    return content[:at] + bytes(255 - byte for byte in content[at : at + 50]) + content[at + 50 :]
+
+
+GZIPPED = gzip.compress(idx(GREY // 64))
+ARCHIVE = npz(x_train=GREY, x_test=GREY)
+OBJECTS = npz(x_train=np.array([None, "an image"], dtype=object), x_test=GREY)
 
 
 def write(directory, how):
@@ -58,7 +80,16 @@ def test_grey_levels_are_scaled(tmp_path):
         ("train-images-idx3-ubyte", b"\x00" * 20, "is not a whole idx file"),
         ("train-images-idx3-ubyte", idx(GREY)[:-1], "is not a whole idx file"),
         ("train-images-idx3-ubyte.gz", b"nothing", "cannot be read"),
+        ("train-images-idx3-ubyte.gz", GZIPPED[:-100], "idx3-ubyte.gz cannot be read .*: get it again"),
+        ("train-images-idx3-ubyte.gz", damaged(GZIPPED, 50), "idx3-ubyte.gz cannot be read .*: get it again"),
+        ("train-images-idx3-ubyte", idx(GREY[:0]), "idx3-ubyte is an idx file of no images: get it again"),
         ("mnist.npz", b"nothing", "cannot be read"),
+        ("mnist.npz", b"", r"mnist\.npz cannot be read .*: get it again, or move it away"),
+        ("mnist.npz", ARCHIVE[:-100], r"mnist\.npz cannot be read .*: get it again, or move it away"),
+        ("mnist.npz", damaged(ARCHIVE, 1000), r"x_train in .*mnist\.npz cannot be read .*: get the file"),
+        ("mnist.npz", damaged(ARCHIVE, 100), r"x_train in .*mnist\.npz cannot be read .*: get the file"),
+        ("mnist.npz", OBJECTS, r"x_train in .*mnist\.npz .*Object arrays.* from arrays of bytes"),
+        ("mnist.npz", npy(GREY), r"mnist\.npz is a single array, not an archive of several: write it with numpy\.savez"),
     ],
 )
 def test_files_that_are_not_mnist_are_an_error_with_advice(name, content, message, tmp_path):
