@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 import torch
-from machines import Machines, best_possible, for_each, summed_log_likelihoods
+from machines import Machines, alone, best_possible, for_each, summed_log_likelihoods
 from table import Row, mean_and_error
 
 import ebmcore
@@ -106,8 +106,7 @@ def tempered_curve(seed: int) -> list[float]:
         value.backward()
         optimizer.step()
         if (update + 1) % EVERY == 0:
-            with torch.no_grad():
-                curve.append(float(-rbm(x).double().sum() - len(x) * rbm.log_partition()))
+            curve.append(float(summed_log_likelihoods(alone(rbm), x)))
     return curve
 
 

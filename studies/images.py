@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machines import alone, summed_log_likelihoods
 from scipy.ndimage import shift
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -35,8 +36,7 @@ def mnist(loss: str, seed: int, directory: Path, epochs: int = 50) -> float:
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
-    with torch.no_grad():
-        return float(-rbm(data.test).double().mean() - rbm.log_partition())
+    return float(summed_log_likelihoods(alone(rbm), data.test)) / len(data.test)
 
 
 def mnist_rows(pcd: list[float], cd: list[float]) -> list[Row]:

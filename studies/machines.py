@@ -1,9 +1,13 @@
-"""Many small RBMs side by side, as one energy: a loss, a sampler and an optimizer of the plugins train all of them at once."""
+"""Many small RBMs side by side, as one energy: a loss, a sampler and an optimizer of the plugins train all of them at once.
+
+Their likelihoods, and those of an RBM of the plugin, are enumerated here, not by the plugin that is studied.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,21 +63,33 @@ def for_each(x: Tensor, n_machines: int) -> Tensor:
     return x.flatten(1).unsqueeze(1).expand(-1, n_machines, -1).contiguous()
 
 
+def alone(rbm: Any) -> Machines:
+    """One RBM of the plugin as the only machine."""
+    return Machines(rbm.weight[None], rbm.visible_bias[None], rbm.hidden_bias[None])
+
+
 @torch.no_grad()
 def summed_log_likelihoods(machines: Machines, x: Tensor) -> Tensor:
-    """Exact log-likelihood of ``x`` ``(N, visible)`` under each machine, summed over the examples, ``(T,)`` float64."""
+    """Exact log-likelihood of ``x`` ``(N, *shape)`` under each machine, summed over the examples, ``(T,)`` float64."""
     weight, b, c = (p.double() for p in (machines.weight, machines.visible_bias, machines.hidden_bias))
     x = x.flatten(1).double()
     minus_energy = x @ b.T + softplus(torch.einsum("nv,tvh->nth", x, weight) + c).sum(2)
+    return minus_energy.sum(0) - len(x) * log_partitions(machines)
+
+
+@torch.no_grad()
+def log_partitions(machines: Machines, chunk: int = 4096) -> Tensor:
+    """Exact ``log Z`` of each machine, ``(T,)`` float64, from all states of the smaller layer, ``chunk`` of them at a time."""
+    weight, b, c = (p.double() for p in (machines.weight, machines.visible_bias, machines.hidden_bias))
     if weight.shape[2] < weight.shape[1]:
         weight, b, c = weight.transpose(1, 2), c, b
     n_units = weight.shape[1]
     parts = []
-    for codes in torch.arange(2**n_units).split(2**12):
+    for codes in torch.arange(2**n_units).split(chunk):
         states = ((codes[:, None] >> torch.arange(n_units)) & 1).double()
         free = states @ b.T + softplus(torch.einsum("sv,tvh->sth", states, weight) + c).sum(2)
         parts.append(torch.logsumexp(free, 0))
-    return minus_energy.sum(0) - len(x) * torch.logsumexp(torch.stack(parts), 0)
+    return torch.logsumexp(torch.stack(parts), 0)
 
 
 def best_possible(x: Tensor) -> float:

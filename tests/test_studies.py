@@ -49,6 +49,39 @@ def test_machines_side_by_side_have_the_gradients_of_each_alone():
             torch.testing.assert_close(getattr(machines, name).grad[i], parameter.grad)
 
 
+def states(n):
+    return torch.cartesian_prod(*[torch.tensor([0.0, 1.0]).double()] * n)
+
+
+@torch.no_grad()
+def joint_log_partition(rbm):
+    """From the table of ``-E(v, h)`` of all pairs of a visible and a hidden state."""
+    v, h = states(len(rbm.visible_bias)), states(len(rbm.hidden_bias))
+    minus_energy = (v @ rbm.visible_bias)[:, None] + h @ rbm.hidden_bias + v @ rbm.weight @ h.T
+    return torch.logsumexp(minus_energy.flatten(), 0)
+
+
+@pytest.mark.parametrize(("visible", "hidden"), [(5, 3), (3, 5), (4, 4)])
+@pytest.mark.parametrize("chunk", [3, 4096])
+def test_the_enumerator_agrees_with_all_joint_states(visible, hidden, chunk):
+    from machines import alone, log_partitions
+
+    machines, rbms = side_by_side(3, visible, hidden)
+    wanted = torch.stack([joint_log_partition(rbm) for rbm in rbms])
+    torch.testing.assert_close(log_partitions(machines, chunk), wanted, rtol=0, atol=1e-8)
+    torch.testing.assert_close(log_partitions(alone(rbms[1]), chunk), wanted[1:2], rtol=0, atol=1e-8)
+
+
+def test_likelihoods_are_enumerated_in_float64_from_what_float32_machines_hold():
+    from machines import alone, summed_log_likelihoods
+
+    _, rbms = side_by_side(1)
+    found = summed_log_likelihoods(alone(rbms[0].float()), states(4).float())
+    rbm = rbms[0].double()
+    wanted = -rbm(states(4)).sum() - 16 * joint_log_partition(rbm)
+    torch.testing.assert_close(found, wanted[None].detach(), rtol=0, atol=1e-8)
+
+
 def test_their_likelihoods_are_those_of_each_alone():
     from machines import summed_log_likelihoods
 
@@ -57,8 +90,21 @@ def test_their_likelihoods_are_those_of_each_alone():
         x = torch.randint(2, (5, visible), generator=torch.Generator().manual_seed(1)).double()
         found = summed_log_likelihoods(machines, x)
         with torch.no_grad():
-            wanted = torch.stack([-rbm(x).sum() - 5 * rbm.log_partition() for rbm in alone])
+            wanted = torch.stack([-rbm(x).sum() - 5 * joint_log_partition(rbm) for rbm in alone])
         torch.testing.assert_close(found, wanted)
+
+
+def test_no_study_asks_the_plugin_for_its_normaliser(monkeypatch):
+    import bars
+    import images
+
+    from ebm_plugin_datasets.mnist import Mnist
+
+    monkeypatch.delattr(RBM, "log_partition")
+    monkeypatch.setattr(bars, "UPDATES", 1)
+    monkeypatch.setattr(bars, "EVERY", 1)
+    assert -356 < bars.tempered_curve(0)[0] < -353  # about 32 * 16 * log 2, that of fair coins
+    assert images.mnist("pcd", 0, **Mnist.example_options(), epochs=1) < 0
 
 
 def test_their_conditionals_are_those_of_each_alone():
