@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -137,21 +136,27 @@ def identities() -> list[Row]:
     return [pseudo_likelihood(), score_matching(), second_eigenvalue()]
 
 
+BOUNDS = {100: 0.5, 1000: 0.05, 10_000: 0.005}  # of the error in log Z, by the number of temperatures
+
+
 def annealing(n_runs: int = 10) -> list[Row]:
-    """Mean error of log Z by annealed importance sampling with 100 chains, of an RBM whose normaliser is enumerated."""
+    """Largest error of log Z by annealed importance sampling with 100 chains, of an RBM whose normaliser is enumerated."""
     torch.manual_seed(0)
     rbm = RBM((20,), hidden=20, weight_std=0.5).double()
     exact, base = float(log_partitions(alone(rbm))), Bernoulli(torch.zeros(20, dtype=torch.float64))
-    errors = {}
-    for n_temperatures in (100, 1000, 10_000):
+    rows = []
+    for n_temperatures, bound in BOUNDS.items():
         metric, found = AISLogLikelihood(n_chains=100, n_temperatures=n_temperatures), []
         for seed in range(n_runs if n_temperatures < 10_000 else n_runs // 2):
             g = torch.Generator().manual_seed(seed)
             weights = metric.log_weights(rbm, base, ebmcore.create_sampler("gibbs"), generator=g)
-            found.append(abs(float(log_mean_exp(weights)) - exact))
-        errors[n_temperatures] = statistics.mean(found)
-    bounds = {100: 0.5, 1000: 0.05, 10_000: 0.005}
-    return [
-        Row(f"AIS, 100 chains, {n:,} temperatures: error of log Z", f"under {bounds[n]}", f"{error:.4f}", error < bounds[n])
-        for n, error in errors.items()
-    ]
+            found.append(float(log_mean_exp(weights)) - exact)
+        rows.append(annealing_row(n_temperatures, bound, found))
+    return rows
+
+
+def annealing_row(n_temperatures: int, bound: float, errors: list[float]) -> Row:
+    """Whether the largest error is within the bound."""
+    study = f"AIS, 100 chains, {n_temperatures:,} temperatures: largest error of log Z in {len(errors)} runs"
+    largest = max(abs(error) for error in errors)
+    return Row(study, f"under {bound}", f"{largest:.4f}", largest < bound)
