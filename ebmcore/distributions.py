@@ -33,7 +33,7 @@ class BaseDistribution(InitialDistribution, Protocol):
 
 def normal_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Standard normal noise of the shape, dtype and device of ``x``, drawn from ``generator``."""
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+    return torch.randn_like(x, generator=generator)
 
 
 class Normal:
@@ -151,9 +151,10 @@ class Categorical:
 
 def one_hot_sample(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """One-hot vectors along the last axis of ``logits`` ``(N, *units, values)``, drawn with ``softmax(logits)``."""
-    probabilities = logits.softmax(-1).flatten(0, -2)
-    drawn = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
-    return one_hot(drawn, logits.shape[-1]).to(logits.dtype).view(logits.shape)
+    # By uniform numbers, not torch.multinomial: each chain's draw is its own, and a step can be compiled.
+    below = logits.softmax(-1).cumsum(-1)[..., :-1]
+    uniform = torch.rand(logits.shape[:-1], generator=generator, dtype=logits.dtype, device=logits.device)
+    return one_hot((uniform.unsqueeze(-1) > below).sum(-1), logits.shape[-1]).to(logits.dtype)
 
 
 class Empirical:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward
 
 from ebmcore.distributions import BaseDistribution
 from ebmcore.errors import EbmcoreError, MissingCapabilityError
@@ -148,13 +149,40 @@ def value_and_grad(energy: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Te
     if closed_form is not None:
         value, grad = closed_form(x)
         return value.detach(), grad.detach()
+    value, grad = differentiate(energy, x)
+    return value.detach(), grad
+
+
+def gradient(energy: Callable[..., Tensor], x: Tensor) -> Tensor:
+    """The gradient of the energy with respect to the positions alone, detached: `value_and_grad` without the value.
+
+    Example:
+        >>> from ebmcore.testing import Quadratic
+        >>> gradient(Quadratic((2,)), torch.tensor([[1.0, 2.0]]))
+        tensor([[1., 2.]])
+    """
+    closed_form = getattr(energy, "value_and_grad", None)
+    grad: Tensor = closed_form(x)[1].detach() if closed_form is not None else differentiate(energy, x)[1]
+    return grad
+
+
+def differentiate(energy: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """`value_and_grad` by automatic differentiation; the value still has its graph."""
     if not x.is_floating_point():
         raise TypeError(f"a gradient needs floating-point positions, but x is {x.dtype}: convert it with x.float()")
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        value = check_energies(energy(x), x)
-        (grad,) = torch.autograd.grad(value.sum(), x)
-    return value.detach(), grad
+    if x.requires_grad:
+        x = x.detach()
+    x.requires_grad_()  # for the time of the call, which is cheaper than a detached copy in every step of a chain
+    try:
+        with torch.enable_grad():
+            value = check_energies(energy(x), x)
+            # What torch.autograd.grad does after a tenth of a small network's time spent on its arguments.
+            (grad,) = _engine_run_backward(
+                (value,), (torch.ones_like(value),), False, False, (x,), False, accumulate_grad=False
+            )
+    finally:
+        x.requires_grad_(False)
+    return value, grad
 
 
 class Conditioned(nn.Module):
@@ -296,21 +324,23 @@ def frozen(energy: nn.Module) -> Iterator[None]:
             "sampling takes gradients of the energy, which torch.inference_mode() forbids: use torch.no_grad() instead"
         )
     modules, parameters, buffers = [], [], []
-    for module in energy.modules():  # one pass, in every training step: parameters() and buffers() would make their own
+    for module in all_modules(energy):
         modules.append((module, module.training))
         parameters += [(p, p.requires_grad) for p in module._parameters.values() if p is not None]
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 buffers.append((module, name, buffer, buffer.detach().clone(), buffer._version))
     try:
-        for module, _ in modules:
-            module.training = False
+        for module, training in modules:
+            if training:
+                _set_training(module, False)
         for parameter, _ in parameters:
             parameter.requires_grad = False
         yield
     finally:
         for module, training in modules:
-            module.training = training
+            if module.training is not training:
+                _set_training(module, training)
         for parameter, requires_grad in parameters:
             parameter.requires_grad = requires_grad
         for owner, name, buffer, saved, version in buffers:
@@ -319,3 +349,18 @@ def frozen(energy: nn.Module) -> Iterator[None]:
             if buffer._version != version:
                 with torch.no_grad():
                     buffer.copy_(saved)
+
+
+def _set_training(module: nn.Module, training: bool) -> None:
+    object.__setattr__(module, "training", training)  # a tenth of the time that nn.Module's own takes
+
+
+def all_modules(energy: nn.Module) -> list[nn.Module]:
+    """``energy.modules()`` in a third of the time, for this happens in every training step."""
+    found, waiting = {energy: None}, [energy]
+    while waiting:
+        for module in waiting.pop()._modules.values():
+            if module is not None and module not in found:
+                found[module] = None
+                waiting.append(module)
+    return list(found)

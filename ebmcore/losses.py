@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from ebmcore._keywords import StrictKeywords
 from ebmcore.chains import PersistentChains
+from ebmcore.diagnostics import Diagnostics
 from ebmcore.distributions import InitialDistribution, Normal
 from ebmcore.energies import (
     SupportsDataStatistics,
@@ -25,7 +25,7 @@ from ebmcore.energies import (
     supports,
 )
 from ebmcore.errors import DivergenceError, UsageError
-from ebmcore.samplers import ChainState, Sampler, check_sampler, rows, run
+from ebmcore.samplers import ChainState, Sampler, advance, check_sampler, finite_rows, rows
 
 
 class BaseLoss(StrictKeywords, nn.Module, ABC):
@@ -47,7 +47,7 @@ class BaseLoss(StrictKeywords, nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.metrics: dict[str, Tensor] = {}
+        self.metrics: MutableMapping[str, Tensor] = {}
         self.generator: torch.Generator | None = None
 
     def fitted_precision(self, variance: float) -> float:
@@ -88,6 +88,7 @@ class BaseContrastiveDivergence(BaseLoss):
         persistent: Whether chains go on where they stopped in the last call. Its constructor then takes ``n_chains``.
         starts_at_data: Whether new chains start at a copy of the data; a persistent variant's do not.
         chains: The store of persistent chains; empty in a variant that has none.
+        compiled: Whether transitions are compiled, see `compile`.
 
     Source: G. E. Hinton (2002), "Training products of experts by minimizing contrastive divergence".
 
@@ -138,6 +139,7 @@ class BaseContrastiveDivergence(BaseLoss):
         self.energy_l2 = energy_l2
         self.joint_forward = joint_forward
         self.chains = PersistentChains()
+        self.compiled = False
         self._negatives: ChainState | None = None
         self.register_load_state_dict_post_hook(_move_loaded_chains)  # type: ignore[no-untyped-call]
 
@@ -216,14 +218,24 @@ class BaseContrastiveDivergence(BaseLoss):
                 self.energy.observe_data(x, *args, **kwargs)  # type: ignore[operator]
         with self.negative_phase(), frozen(self.energy), torch.no_grad():
             state = self.start_chains(x, *args, **kwargs)
-            state, info = run(self.sampler, self.energy, state, self.k_steps, generator=self.generator)
+            state, info = advance(
+                self.sampler, self.energy, state, self.k_steps, generator=self.generator, compile=self.compiled
+            )
             self.keep_chains(state)
         self._negatives = state
-        self.metrics = {}
-        if info:
-            finite = state.finite()
-            self.metrics = {n: torch.where(finite, v, 0).sum() / finite.sum() for n, v in info.items()}
+        self.metrics = Diagnostics()
+        for name, value in info.items():
+            self.metrics.later(name, _mean_of_finite, state, value)
         return state.x
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Draw negatives by compiled graphs from now on, see `ebmcore.samplers.run`.
+
+        Unlike ``torch.nn.Module.compile`` it takes no options, and leaves scoring as it is: a step's time is in its transitions.
+        """
+        if args or kwargs:
+            raise UsageError("compile() of a loss takes no options: compile the energy yourself for others")
+        self.compiled = True
 
     def negative_phase(self) -> AbstractContextManager[None]:
         """What holds while chains start and move: nothing, unless a variant's negatives are those of another energy."""
@@ -257,41 +269,37 @@ class BaseContrastiveDivergence(BaseLoss):
             )
         conditions = name_conditions(args, kwargs, x)
         negative_conditions = self._conditions_of(pred_x, conditions)
-        pred_x = pred_x.detach()
-        finite = pred_x.isfinite().flatten(1).all(1)
-        _assert_async(finite.any(), "every negative sample has left the finite numbers")
+        finite = finite_rows(pred_x)
         # A stand-in with weight 0 where a chain is not finite: 0 * NaN would still be NaN in the gradient.
-        scored = torch.where(rows(finite, pred_x), pred_x, x[:1])
-        energy_data, energy_negatives = self._score(x, scored, conditions, negative_conditions)
-        weight = finite.to(energy_negatives.dtype)
-        weight = weight / weight.sum()
-        mean_data, mean_negatives = energy_data.mean(), (weight * energy_negatives).sum()  # a dot product would be autocast
-        gap = mean_data - mean_negatives
-        self.metrics = self.metrics | {
-            "energy_data": mean_data.detach(),
-            "energy_negatives": mean_negatives.detach(),
-            "energy_gap": gap.detach(),
-            "quarantined": (~finite).sum(),
-        }
+        stand_in = x if x.shape == pred_x.shape else x[:1]
+        scored = torch.where(rows(finite, pred_x), pred_x.detach() if pred_x.requires_grad else pred_x, stand_in)
+        energies = self._score(x, scored, conditions, negative_conditions)
+        n_finite = finite.sum(dtype=energies.dtype)
+        _assert_async(n_finite, "every negative sample has left the finite numbers")
+        weights = torch.cat([energies.new_full((len(x),), 1 / len(x)), finite / -n_finite])
+        gap = (weights * energies).sum()  # a dot product would be autocast
+        self.metrics, scores = Diagnostics(self.metrics), (energies.detach(), weights, len(x))
+        for name, measure in _MEASURES.items():
+            self.metrics.later(name, measure, *scores)
         if not self.energy_l2:
             return gap
-        l2 = self.energy_l2 * (energy_data.square().mean() + (weight * energy_negatives.square()).sum())
+        l2 = self.energy_l2 * (weights.abs() * energies.square()).sum()
         self.metrics["energy_l2"] = l2.detach()
         return gap + l2
 
     def _score(
         self, x: Tensor, pred_x: Tensor, conditions: Mapping[str, Tensor], negative_conditions: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
+        """Energies of the data, then of the negatives."""
         if self.joint_forward:
             both = {name: torch.cat([t, negative_conditions[name]]) for name, t in conditions.items()}
-            energy_data, energy_negatives = self._energies(torch.cat([x, pred_x]), both).split([len(x), len(pred_x)])
-            return energy_data, energy_negatives
-        return self._energies(x, conditions), self._energies(pred_x, negative_conditions)
+            return self._energies(torch.cat([x, pred_x]), both)
+        return torch.cat([self._energies(x, conditions), self._energies(pred_x, negative_conditions)])
 
     def _energies(self, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         args, kwargs = split_conditions(conditions)
         values = check_energies(self.energy(x, *args, **kwargs), x)
-        return values.to(torch.promote_types(values.dtype, torch.float32))  # means of half-precision energies
+        return values if values.dtype.itemsize >= 4 else values.float()  # for means of half-precision energies
 
     def _conditions_of(self, pred_x: Tensor, conditions: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         last = None if self._negatives is None else self._negatives.x
@@ -301,7 +309,8 @@ class BaseContrastiveDivergence(BaseLoss):
         return name_conditions((), conditions, pred_x)  # one row for each negative, or an error that says so
 
     def _energy_tensors(self) -> Iterator[Tensor]:
-        return itertools.chain(self.energy.parameters(), self.energy.buffers())
+        for module in self.energy.modules():  # lazily: device and dtype, asked for in every step, need the first alone
+            yield from (t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)
 
     def _allocate(self, shape: tuple[int, ...], x: Tensor | None) -> Tensor:
         if self.chain is not None and (self.chain.dtype, self.chain.device) != (self.dtype, self.device):
@@ -322,6 +331,36 @@ class BaseContrastiveDivergence(BaseLoss):
             raise UsageError(f"x must be a tensor (B, *shape) with at least one example, got {given}")
         if x.dtype != self.dtype and not torch.is_autocast_enabled(x.device.type):
             raise UsageError(f"x is {x.dtype} but the loss is {self.dtype}: pass x.to(loss.dtype), or move the loss")
+
+
+def _mean_of_finite(state: ChainState, value: Tensor) -> Tensor:
+    finite = state.finite()
+    return torch.where(finite, value, 0).sum() / finite.sum()
+
+
+# What a loss tells: of the energies of a batch's ``n`` data and its negatives, and of their weights.
+def _mean_data(energies: Tensor, weights: Tensor, n: int) -> Tensor:
+    return energies[:n].mean()
+
+
+def _mean_negatives(energies: Tensor, weights: Tensor, n: int) -> Tensor:
+    return -(weights * energies)[n:].sum()
+
+
+def _gap(energies: Tensor, weights: Tensor, n: int) -> Tensor:
+    return (weights * energies).sum()
+
+
+def _number_lost(energies: Tensor, weights: Tensor, n: int) -> Tensor:
+    return (weights[n:] == 0).sum()
+
+
+_MEASURES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "energy_data": _mean_data,
+    "energy_negatives": _mean_negatives,
+    "energy_gap": _gap,
+    "quarantined": _number_lost,
+}
 
 
 def _assert_async(condition: Tensor, message: str) -> None:

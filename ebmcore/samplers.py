@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -58,11 +59,19 @@ class ChainState:
 
     def finite(self) -> Tensor:
         """``(N,)`` bool: which chains hold only finite numbers."""
-        floating = [t for t in self.tensors().values() if t.is_floating_point()]
-        finite = [t.isfinite() if t.ndim == 1 else t.isfinite().flatten(1).all(1) for t in floating]
+        finite = [finite_rows(t) for t in self.tensors().values() if t.is_floating_point()]
         if not finite:
             return torch.ones(len(self), dtype=torch.bool, device=self.x.device)
         return finite[0] if len(finite) == 1 else torch.stack(finite).all(0)
+
+
+def finite_rows(t: Tensor) -> Tensor:
+    """``(N,)`` bool: which rows of ``t`` ``(N, ...)`` hold only finite numbers."""
+    if not t.numel():
+        return torch.ones(len(t), dtype=torch.bool, device=t.device)
+    size = t.abs()  # the largest is not a number where one of them is not: one pass, where isfinite() of each makes several
+    largest = size.amax(tuple(range(1, t.ndim))) if t.ndim > 1 else size
+    return largest.mul(0) == 0
 
 
 def where(mask: Tensor, chosen: State, other: State) -> State:
@@ -183,6 +192,7 @@ def run(
     n_steps: int,
     *,
     generator: torch.Generator | None = None,
+    compile: bool = False,
     observers: Sequence[Observer] = (),
 ) -> tuple[ChainState, dict[str, Tensor]]:
     """Run ``n_steps`` transitions of every chain. The only driver: losses, metrics and `BaseSampler.sample` use it.
@@ -198,6 +208,9 @@ def run(
         state: Where the chains are; not modified.
         n_steps: Number of transitions, at least 1.
         generator: The only source of randomness; `None` uses torch's global one.
+        compile: Make the transitions by one compiled graph, see `ebmcore.compiled`: from the same generator the same up to
+            rounding. The first call takes seconds, for each number of chains and of steps; fewer chains than a graph has move
+            without one. Where the sampler's step cannot be traced, a warning says why.
         observers: Called as ``observer(i, state, info)`` after each transition; they must not change the state.
 
     Returns:
@@ -215,19 +228,60 @@ def run(
     """
     if n_steps < 1:
         raise ValueError(f"n_steps must be at least 1, got {n_steps}")
+    with frozen(energy), torch.no_grad():
+        return advance(sampler, energy, state, n_steps, generator=generator, compile=compile, observers=observers)
+
+
+def advance(
+    sampler: Sampler,
+    energy: nn.Module,
+    state: ChainState,
+    n_steps: int,
+    *,
+    generator: torch.Generator | None = None,
+    compile: bool = False,
+    observers: Sequence[Observer] = (),
+) -> tuple[ChainState, dict[str, Tensor]]:
+    """`run` for who has frozen the energy already and is under ``torch.no_grad``, as a loss is around more than this."""
+    move: Callable[..., tuple[ChainState, dict[str, Tensor]]] = transitions
+    if compile:
+        from ebmcore.compiled import compiled_transitions  # with all that only compiling needs
+
+        move = partial(compiled_transitions, transitions)
+    if not observers:
+        state, totals = move(sampler, energy, state, n_steps, generator=generator)
+    else:
+        totals = {}
+        for i in range(n_steps):
+            state, info = move(sampler, energy, state, 1, generator=generator)
+            _add(totals, info)
+            for observe in observers:
+                observe(i, state, info)
+    return state, {name: total / n_steps for name, total in totals.items()}
+
+
+def transitions(
+    sampler: Sampler, energy: nn.Module, state: ChainState, n_steps: int, *, generator: torch.Generator | None = None
+) -> tuple[ChainState, dict[str, Tensor]]:
+    """The state after ``n_steps`` transitions, detached and quarantined, and the sum of what each told."""
     conditions = state.conditions
     energy = condition(energy, conditions)
     totals: dict[str, Tensor] = {}
-    with frozen(energy), torch.no_grad():
-        for i in range(n_steps):
-            state, info = sampler.step(energy, state, generator=generator)
-            for name, value in info.items():
-                totals[name] = totals[name] + value if name in totals else value
-            for observe in observers:
-                observe(i, state, info)
-        state = state.with_tensors({name: t.detach() for name, t in replace(state, conditions={}).tensors().items()})
-        state = _quarantine(replace(state, conditions=conditions))
-    return state, {name: total.detach() / n_steps for name, total in totals.items()}
+    for _ in range(n_steps):
+        state, info = sampler.step(energy, state, generator=generator)
+        _add(totals, info)
+    state = _quarantine(_detached(replace(state, conditions={}), conditions))
+    return state, {name: total.detach() for name, total in totals.items()}
+
+
+def _add(totals: dict[str, Tensor], info: Info) -> None:
+    for name, value in info.items():
+        totals[name] = totals[name] + value if name in totals else value
+
+
+def _detached(state: State, conditions: Mapping[str, Tensor]) -> State:
+    own = {name: t.detach() if t.requires_grad else t for name, t in state.tensors().items()}
+    return replace(state.with_tensors(own), conditions=conditions)
 
 
 def _quarantine(state: ChainState) -> ChainState:

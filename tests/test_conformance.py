@@ -143,7 +143,7 @@ WRONG = {
         (samplers.StaleAfterRejection, "check_what_is_cached_follows_the_chain"),
         (samplers.Constant, "check_a_chain_without_energy_is_given_up_and_the_others_go_on"),
         (samplers.Accepting, "check_a_proposal_without_energy_is_rejected"),
-        (samplers.Breaking, "check_a_step_compiles_without_a_graph_break"),
+        (samplers.Breaking, "check_compiled_steps_are_the_steps"),
         (samplers.Undeclared, "check_a_sampler_says_what_it_samples"),
         (samplers.Forgetful, "check_a_memory_is_declared"),
         (samplers.StuckBelow, "check_the_transition_matrix_leaves_the_target_invariant"),

@@ -61,7 +61,7 @@ def train(arguments: Sequence[str]) -> None:
 # What may be otherwise in a resumed run; all else would make it another run.
 CHANGEABLE = {
     "epochs", "steps", "metric", "observer", "lr", "lr_schedule", "clip_grad", "accelerator", "devices", "precision",
-    "log_every", "checkpoint_every", "measure_every", "progress",
+    "log_every", "checkpoint_every", "measure_every", "compile", "progress",
 }  # fmt: skip
 
 _EXAMPLE = (

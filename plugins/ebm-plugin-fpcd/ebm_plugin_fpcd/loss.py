@@ -81,7 +81,7 @@ class FastPersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
 
     @contextmanager
     def negative_phase(self) -> Iterator[None]:
-        """Within it, while chains start and move, the energy has the parameters ``theta + theta_fast``; afterwards the very ones it had."""
+        """While chains start and move, the energy has the parameters ``theta + theta_fast``; afterwards the very ones it had."""
         parameters = list(self.energy.parameters())
         slow = [parameter.data for parameter in parameters]
         try:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from ebmcore import BaseSampler, ChainState, value_and_grad
-from ebmcore.samplers import Info, normal_like
+from ebmcore import BaseSampler, ChainState
+from ebmcore.energies import gradient
+from ebmcore.samplers import Info
 
 
 class Langevin(BaseSampler):
@@ -55,16 +55,15 @@ class Langevin(BaseSampler):
     @property
     def noise_scale(self) -> float:
         """Standard deviation of the noise of one step."""
-        return math.sqrt(2 * self.step_size * self.temperature)
+        return (2 * self.step_size * self.temperature) ** 0.5
 
     def predicted_bias(self, precision: float) -> float:
         """Relative error of the stationary variance on a Gaussian of that precision: ``1 / (1 - a h / 2) - 1``."""
         return 1 / (1 - precision * self.step_size / 2) - 1
 
     def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
-        _, grad = value_and_grad(energy, state.x)
+        grad = gradient(energy, state.x)
         if self.clip_grad is not None:
             grad = grad.clamp(-self.clip_grad, self.clip_grad)
-        noise = normal_like(state.x, generator)
-        x = torch.add(state.x, grad, alpha=-self.step_size).add_(noise, alpha=self.noise_scale)
-        return replace(state, x=x), {}
+        mean = torch.sub(state.x, grad, alpha=self.step_size)
+        return replace(state, x=torch.normal(mean, self.noise_scale, generator=generator)), {}

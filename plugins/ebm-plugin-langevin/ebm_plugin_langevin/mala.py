@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -68,7 +67,7 @@ class MALA(BaseSampler):
     def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
         h, T = self.step_size, self.temperature
         noise = normal_like(state.x, generator)
-        y = torch.add(state.x, state.grad, alpha=-h).add_(noise, alpha=math.sqrt(2 * h * T))
+        y = torch.add(state.x, state.grad, alpha=-h).add_(noise, alpha=(2 * h * T) ** 0.5)
         value, grad = value_and_grad(energy, y)
         proposal = replace(state, x=y, energy=value, grad=grad)
 
