@@ -19,7 +19,6 @@ State = TypeVar("State", bound=ChainState)
 class _Drawn(NamedTuple):
     slots: Tensor
     fresh: ChainState
-    ids: Tensor
     ages: Tensor
 
 
@@ -147,24 +146,23 @@ class PersistentChains(nn.Module):
         if n > local:
             raise UsageError(f"cannot draw {n} different chains from {local}")
         slots = torch.randperm(local, generator=generator, device=fresh.x.device)[:n]
-        drawn = {name: tensor.index_select(0, slots) for name, tensor in self._tensors.items()}
-        ids, ages = drawn.pop("id"), drawn.pop("age")
-        state = fresh.with_tensors({name: drawn[name] for name in fresh.tensors()})
+        state = fresh.with_tensors({name: self._tensors[name].index_select(0, slots) for name in fresh.tensors()})
+        ages = self.ages.index_select(0, slots)
         if restart_prob:
             restarted = torch.rand(n, generator=generator, device=fresh.x.device) < restart_prob
             state = where(restarted, fresh, state)
             ages = ages.masked_fill(restarted, 0)
-        self._drawn = _Drawn(slots, fresh, ids, ages)
+        self._drawn = _Drawn(slots, fresh, ages)
         return state
 
     def write(self, state: ChainState) -> None:
         """Put the drawn chains back into their slots; those that are not finite are started anew instead."""
         if self._drawn is None or len(self._drawn.slots) != len(state):
             raise UsageError("write() puts back the chains of the last draw(): draw them first, and write all of them")
-        slots, fresh, ids, ages = self._drawn
+        slots, fresh, ages = self._drawn
         self._drawn = None
         finite = state.finite()
-        kept = where(finite, state, fresh).tensors() | {"id": ids, "age": (ages + 1).masked_fill(~finite, 0)}
+        kept = where(finite, state, fresh).tensors() | {"age": (ages + 1) * finite}  # the slot's chain keeps its id
         for name, tensor in kept.items():
             self._tensors[name].index_copy_(0, slots, tensor.to(self._tensors[name].dtype))
 

@@ -106,7 +106,7 @@ class Graph:
 
     def compile(self, sampler: Any, state: Any) -> None:
         """Compile it by inductor."""
-        self.call = torch.compile(self.module, fullgraph=True, dynamic=False)
+        self.call = torch.compile(self.module, dynamic=False)
         noise = [node.meta["val"] for node in self.module.graph.nodes if node.name.startswith("noise_")]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, of its own parts

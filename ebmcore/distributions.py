@@ -50,10 +50,19 @@ class Normal:
 
     def __init__(self, mean: Tensor, std: Tensor | float = 1.0) -> None:
         self.mean = mean
-        self.std = torch.as_tensor(std, dtype=mean.dtype, device=mean.device).expand(mean.shape)
+        self._std = std
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviations, of the shape of the mean."""
+        return torch.as_tensor(self._std, dtype=self.mean.dtype, device=self.mean.device).expand(self.mean.shape)
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        return self.mean + self.std * normal_like(self.mean.expand(n, *self.mean.shape), generator)
+        mean = self.mean
+        noise = torch.randn((n, *mean.shape), generator=generator, dtype=mean.dtype, device=mean.device)
+        if isinstance(self._std, Tensor):
+            return mean + self.std * noise
+        return torch.add(mean, noise, alpha=self._std)  # chains start here in every step
 
     def log_prob(self, x: Tensor) -> Tensor:
         z = (x - self.mean) / self.std
@@ -116,7 +125,7 @@ class Bernoulli:
         uniform = torch.rand(
             (n, *self.logits.shape), generator=generator, dtype=self.logits.dtype, device=self.logits.device
         )
-        return uniform.lt(self.logits.sigmoid()).to(self.logits.dtype)
+        return uniform.lt_(self.logits.sigmoid())
 
     def log_prob(self, x: Tensor) -> Tensor:
         log_density = x * logsigmoid(self.logits) + (1 - x) * logsigmoid(-self.logits)

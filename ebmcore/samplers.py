@@ -82,7 +82,7 @@ def where(mask: Tensor, chosen: State, other: State) -> State:
 
 def rows(mask: Tensor, like: Tensor) -> Tensor:
     """``mask`` ``(N,)`` shaped to broadcast over the rows of ``like`` ``(N, ...)``."""
-    return mask.view(-1, *(1,) * (like.ndim - 1))
+    return mask if like.ndim == 1 else mask.view(-1, *(1,) * (like.ndim - 1))
 
 
 @runtime_checkable

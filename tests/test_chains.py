@@ -35,9 +35,10 @@ def test_identity_and_age_travel_with_the_chain_through_the_store():
     chains = store(10)
     chains._tensors["id"].copy_(torch.arange(10).flip(0))  # not the slot's number
     moved = chains.draw(fresh(10))
-    ids = chains._drawn.ids.clone()
-    chains.write(ChainState(moved.x + ids[:, None]))
+    before = chains.x.clone()
+    chains.write(ChainState(moved.x + chains.ids[chains._drawn.slots, None]))
     assert torch.equal(chains.ids, torch.arange(10).flip(0))
+    assert torch.equal(chains.x, before + chains.ids[:, None])
     assert chains.ages.tolist() == [1] * 10
 
 

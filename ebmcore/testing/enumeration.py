@@ -293,7 +293,7 @@ class _Uniform(Tensor):
             return func(*plain)
         if name in ("dim", "size", "numel", "len"):
             return func(*plain)
-        if name in cls._COMPARISONS and len(args) == 2:
+        if name.removesuffix("_") in cls._COMPARISONS and len(args) == 2:
             u, other = args if isinstance(args[0], _Uniform) else args[::-1]
             if isinstance(other, _Uniform):
                 raise NotEnumerableError("it compares two random numbers with each other")

@@ -53,13 +53,13 @@ class BaseRBM(nn.Module):
         return v
 
     def visible_given(
-        self, field: Tensor, beta: Tensor | float, base: Any, share: Tensor | float, generator: torch.Generator | None
+        self, field: Tensor, beta: Tensor | None, base: Any, share: Tensor | float, generator: torch.Generator | None
     ) -> Tensor:
         """Draw ``v`` ``(N, visible)`` under ``beta E + share E_0`` given ``field = W h``, with ``E_0`` the energy of the base.
 
         Args:
             field: ``(N, visible)``.
-            beta: Inverse temperatures ``(N, 1)``.
+            beta: Inverse temperatures ``(N, 1)``; `None` for 1.
             base: A distribution of `base_type`, or `None`.
             share: Weights of the base ``(N, 1)``.
             generator: Source of randomness.
@@ -67,7 +67,8 @@ class BaseRBM(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.visible_energy(x.flatten(1)) - softplus(self.hidden_logits(x)).sum(1)
+        v = x.flatten(1)
+        return self.visible_energy(v) - HiddenUnits.apply(self.inputs(v), self.weight, self.hidden_bias)[0]
 
     def hidden_logits(self, x: Tensor) -> Tensor:
         """Log-odds of the hidden units ``(N, hidden)`` given ``x`` ``(N, *shape)``."""
@@ -82,7 +83,7 @@ class BaseRBM(nn.Module):
         self, hidden: Tensor, *, beta: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draw the visible units ``(N, *shape)`` given ``hidden``, at one inverse temperature ``beta`` ``(N,)`` per chain."""
-        at = 1.0 if beta is None else beta.unsqueeze(-1)
+        at = None if beta is None else beta.unsqueeze(-1)
         v = self.visible_given(hidden @ self.weight.T, at, None, 0.0, generator)
         return v.to(hidden.dtype).view(-1, *self.visible_shape)
 
@@ -142,6 +143,42 @@ class TemperedRBM(nn.Module):
         return self.beta if beta is None else beta * self.beta
 
 
+class HiddenUnits(torch.autograd.Function):
+    r"""What the hidden units contribute to the free energy, ``sum_j log(1 + e^{a_j})`` with ``a = c + f W``, and ``a`` itself.
+
+    Its gradient in closed form, with :math:`p` the hidden probabilities and :math:`g` the gradient that arrives:
+    :math:`(g p) W^\top` for ``f``, :math:`f^\top (g p)` for ``W`` and the sum of :math:`g p` for ``c``. No gradient passes through ``a``.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(f: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        logits = torch.addmm(bias, f, weight)
+        return softplus(logits).sum(1), logits
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs, output[1])
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, None, None
+        f, weight, bias, logits = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for second derivatives the logits are a function, not a number
+            logits = torch.addmm(bias, f, weight)
+        share = grad.unsqueeze(1) * logits.sigmoid()
+        of_f, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            share @ weight.T if of_f else None,
+            f.T @ share if of_weight else None,
+            share.sum(0) if of_bias else None,
+        )
+
+
 class SumOfSoftplus:
     """``sum_i log(1 + e^(a_ij + b_i))`` for one ``a`` ``(I, J)`` and many ``b``, with one logarithm for many ``i``.
 
@@ -181,7 +218,7 @@ def check_enumerable(n_units: int) -> None:
 def bernoulli(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     """Zeros and ones with ``p(1) = sigmoid(logits)``."""
     uniform = torch.rand(logits.shape, generator=generator, dtype=logits.dtype, device=logits.device)
-    return uniform.lt(logits.sigmoid()).to(logits.dtype)
+    return uniform.lt_(logits.sigmoid())  # in the place of the random numbers
 
 
 def softplus(x: Tensor) -> Tensor:

@@ -65,14 +65,14 @@ class GaussianRBM(BaseRBM):
         return v * self._precision()
 
     def visible_given(
-        self, field: Tensor, beta: Tensor | float, base: Any, share: Tensor | float, generator: torch.Generator | None
+        self, field: Tensor, beta: Tensor | None, base: Any, share: Tensor | float, generator: torch.Generator | None
     ) -> Tensor:
-        precision = beta * self._precision()
+        precision = self._precision() if beta is None else beta * self._precision()
         weighted = precision * (self.visible_bias + field)
         if base is not None:
             of_base = share * base.std.flatten().square().reciprocal().to(field)
             precision, weighted = precision + of_base, weighted + of_base * base.mean.flatten().to(field)
-        return weighted / precision + normal_like(field, generator) / torch.as_tensor(precision).sqrt()
+        return weighted / precision + normal_like(field, generator) / precision.sqrt()
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Free energy ``(N,)`` and its gradient with respect to ``x``, in closed form."""

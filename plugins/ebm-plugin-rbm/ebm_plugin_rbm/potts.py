@@ -51,9 +51,11 @@ class PottsRBM(BaseRBM):
         return -(v @ self.visible_bias)
 
     def visible_given(
-        self, field: Tensor, beta: Tensor | float, base: Any, share: Tensor | float, generator: torch.Generator | None
+        self, field: Tensor, beta: Tensor | None, base: Any, share: Tensor | float, generator: torch.Generator | None
     ) -> Tensor:
-        logits = beta * (self.visible_bias + field)
+        logits = self.visible_bias + field
+        if beta is not None:
+            logits = beta * logits
         if base is not None:
             logits = logits + share * base.logits.log_softmax(-1).flatten().to(logits)
         return one_hot_sample(logits.view(-1, *self.visible_shape), generator).flatten(1)

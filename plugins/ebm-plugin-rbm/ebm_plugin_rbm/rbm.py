@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ebm_plugin_rbm.base import BaseRBM, SumOfSoftplus, bernoulli, binary_states, check_enumerable, softplus
+from ebm_plugin_rbm.base import BaseRBM, HiddenUnits, SumOfSoftplus, bernoulli, binary_states, check_enumerable, softplus
 from ebmcore.distributions import Bernoulli
 from ebmcore.ranks import mean_over_ranks
 
@@ -78,9 +78,11 @@ class RBM(BaseRBM):
         return -(v @ self.visible_bias)
 
     def visible_given(
-        self, field: Tensor, beta: Tensor | float, base: Any, share: Tensor | float, generator: torch.Generator | None
+        self, field: Tensor, beta: Tensor | None, base: Any, share: Tensor | float, generator: torch.Generator | None
     ) -> Tensor:
-        logits = beta * (self.visible_bias + field)
+        logits = self.visible_bias + field
+        if beta is not None:
+            logits = beta * logits
         if base is not None:
             logits = logits + share * base.logits.flatten().to(logits)
         return bernoulli(logits, generator)
@@ -89,7 +91,7 @@ class RBM(BaseRBM):
         if not self.centered or not torch.is_grad_enabled():
             return super().forward(x)
         v, (weight, visible_bias, hidden_bias) = x.flatten(1), self._centered_parameters()
-        return -(v @ visible_bias) - softplus(torch.addmm(hidden_bias, v, weight)).sum(1)
+        return -(v @ visible_bias) - HiddenUnits.apply(v, weight, hidden_bias)[0]
 
     def _centered_parameters(self) -> tuple[Tensor, Tensor, Tensor]:
         """The parameters themselves, as functions of the centred ones: equal in value, and what differs is the gradient."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ebmcore
 from ebm_plugin_rbm import rbm as module
+from ebm_plugin_rbm.base import HiddenUnits
 from ebm_plugin_rbm.rbm import RBM
 from ebmcore.distributions import Bernoulli, Normal
 from ebmcore.energies import SupportsBlockGibbs, SupportsEnumeration, SupportsTempering, SupportsValueAndGrad, supports
@@ -166,3 +168,52 @@ def test_the_normaliser_is_the_sum_over_all_visible_states(hidden, scale):
     rbm = random_rbm((6,), hidden, scale)
     with torch.no_grad():
         torch.testing.assert_close(rbm.log_partition(), torch.logsumexp(-rbm(states(6)), 0), rtol=1e-12, atol=1e-10)
+
+
+def hidden_units(*inputs):
+    return HiddenUnits.apply(*inputs)[0]
+
+
+def hidden_inputs():
+    torch.manual_seed(0)
+    return tuple(torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((5, 4), (4, 3), (3,)))
+
+
+def test_the_closed_form_gradient_is_that_of_the_free_energy_and_has_one_itself():
+    inputs = hidden_inputs()
+    assert torch.autograd.gradcheck(hidden_units, inputs)
+    assert torch.autograd.gradgradcheck(hidden_units, inputs)
+
+
+def test_the_closed_form_gradient_equals_automatic_differentiation():
+    f, weight, bias = hidden_inputs()
+    automatic = torch.nn.functional.softplus(f @ weight + bias, threshold=40).sum(1)
+    values = hidden_units(f, weight, bias)
+    signs = torch.tensor([1.0, -1.0, 2.0, 0.5, -3.0], dtype=torch.float64)
+    assert torch.allclose(values, automatic, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad((signs * of).sum(), (f, weight, bias)) for of in (values, automatic)]
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(*gradients, strict=True))
+
+
+def test_the_gradient_of_each_example_can_be_taken_at_once():
+    f, weight, bias = (t.detach() for t in hidden_inputs())
+    each = torch.func.vmap(torch.func.grad(lambda x: hidden_units(x[None], weight, bias).sum()))(f)
+    assert torch.allclose(each, torch.sigmoid(f @ weight + bias) @ weight.T)
+
+
+def test_drawing_units_makes_no_further_tensor_of_their_size():
+    rbm = RBM((8,), hidden=500)
+    x = torch.zeros(40, 8)
+
+    class Sized(TorchDispatchMode):
+        found = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            fresh = not any(result is a for a in args)
+            self.found += fresh and result.shape == (40, 500)
+            return result
+
+    with torch.no_grad(), Sized() as sized:
+        rbm.sample_hidden(x)
+    assert sized.found == 3  # their logits, the probabilities, and the random numbers that become the units
