@@ -81,7 +81,7 @@ def four_by_four() -> list[Row]:
     return [Row("bars and stripes 4x4, CD-1, 1,000 steps", "-192.5", f"{mean:.1f} +- {error:.1f}", -198 < mean < -186)]
 
 
-UPDATES, EVERY = 20_000, 500
+UPDATES, EVERY = 10_000, 500
 PLAIN = {"cd": ("cd", 1), "pcd": ("pcd", 1), "pcd-10": ("pcd", 10)}  # loss and transitions per update
 LEVEL = 0.01  # a likelihood that loses less than this share of what it gained does not fall
 
@@ -155,12 +155,12 @@ def rise_and_fall(trials: list[list[float]]) -> tuple[tuple[float, float], tuple
     return rise, fall, told
 
 
-RATES = (0.2, 0.05)
+RATES, FALLING_UPDATES = (0.2, 0.05), 20_000
 LOSSES = ("cd", "pcd", "fpcd")
 
 
 def variants(lr: float) -> dict[str, list[float]]:
-    """Likelihood per pattern of each loss after 20,000 updates at a rate that falls from ``lr`` to 0, 5 trials.
+    """Likelihood per pattern of each loss after ``FALLING_UPDATES`` at a rate that falls from ``lr`` to 0, 5 trials.
 
     With constant rates the chains of PCD keep pushing the model around. The fast weights of FPCD learn at the rate that the slow
     ones begin with, as in its paper.
@@ -170,7 +170,7 @@ def variants(lr: float) -> dict[str, list[float]]:
         torch.manual_seed(0)
         options = {"fast_lr": lr} if loss == "fpcd" else {}
         x = patterns(4).repeat(4, 1, 1, 1)
-        curve = train(loss, small(5, 16, 16), x, lr, UPDATES, UPDATES, falling=True, **options)
+        curve = train(loss, small(5, 16, 16), x, lr, FALLING_UPDATES, FALLING_UPDATES, falling=True, **options)
         found[loss] = (curve[-1] / 32).tolist()
     return found
 

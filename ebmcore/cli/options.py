@@ -43,7 +43,7 @@ def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(P
     Raises:
         UsageError: For an unknown name or option or a value of the wrong type, in one line.
     """
-    arguments, loaded = _split_off_files(arguments)
+    arguments, loaded = _split_off_files(_spelled_out(arguments))
     sources = [_named_parts(config) for config in (base or {}, *loaded)]
     known = [metrics for source in sources if (metrics := source.pop("metric", None))][-1:]
     normal, metrics = _split_off_metrics(_name_parts(arguments, parts), known[0] if known else [])
@@ -65,6 +65,15 @@ def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(P
         ]
         config["metric"] = [metric["metric"] for metric in parsed]
     return config
+
+
+def _spelled_out(arguments: Sequence[str]) -> list[str]:
+    """``--compile`` alone is ``--compile true``."""
+    following = [*arguments[1:], "--"]
+    return [
+        "--compile=true" if argument == "--compile" and after.startswith("--") else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
 
 
 def _parsed(

@@ -146,8 +146,8 @@ class TemperedRBM(nn.Module):
 class HiddenUnits(torch.autograd.Function):
     r"""What the hidden units contribute to the free energy, ``sum_j log(1 + e^{a_j})`` with ``a = c + f W``, and ``a`` itself.
 
-    Its gradient in closed form, with :math:`p` the hidden probabilities and :math:`g` the gradient that arrives: :math:`(g p) W^\top`
-    for ``f``, :math:`f^\top (g p)` for ``W`` and the sum of :math:`g p` for ``c``. None passes through ``a``.
+    Its gradient in closed form, with :math:`p` the hidden probabilities and :math:`g` the gradient that arrives, is
+    :math:`(g p) W^\top` for ``f``, :math:`f^\top (g p)` for ``W`` and the sum of :math:`g p` for ``c``. None passes ``a``.
     """
 
     generate_vmap_rule = True
