@@ -106,10 +106,10 @@ class Graph:
 
     def compile(self, sampler: Any, state: Any) -> None:
         """Compile it by inductor."""
-        self.call = torch.compile(self.module, dynamic=False)
         noise = [node.meta["val"] for node in self.module.graph.nodes if node.name.startswith("noise_")]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, of its own parts
+            self.call = torch.compile(self.module, dynamic=False)
             self._results(sampler, state, [torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in noise])
 
     def __call__(

@@ -166,6 +166,19 @@ def test_a_configuration_with_one_metric_may_name_it_as_before(tmp_path):
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["metric"] == [{"name": "exact-ll", "n_bootstrap": 8}]
 
 
+def test_compile_alone_is_compile_true(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda graph, **options: graph)
+    options = f"{MOONS} --loss pcd --loss.n_chains 64 --steps 3 --progress false --seed 1"
+    assert train(f"--compile {options}", tmp_path / "compiled") == 0
+    assert train(options, tmp_path / "plain") == 0
+    configs, rows = [], []
+    for name in ("compiled", "plain"):
+        configs.append(yaml.safe_load((tmp_path / name / "config.yaml").read_text())["compile"])
+        rows.append((tmp_path / name / "metrics.csv").read_text().splitlines()[-1].split(","))
+    assert configs == [True, False]
+    assert [float(v) for v in rows[0]] == pytest.approx([float(v) for v in rows[1]], rel=1e-4)
+
+
 def test_the_moving_average_is_what_is_evaluated(moons):
     from ebmcore.cli.runs import load_run
 

@@ -13,6 +13,7 @@ from ebmcore.energies import (
     SupportsEnumeration,
     SupportsValueAndGrad,
     check_energies,
+    gradient,
     name_conditions,
     repeat_conditions,
     require,
@@ -213,3 +214,35 @@ def test_several_temperatures_take_one_evaluation():
     values = tempered(energy, torch.tensor([[0.0, 1.0], [0.5, 2.0]]))(torch.ones(2, 2))
     assert values.tolist() == [[0.0, 1.0], [0.5, 2.0]]
     assert calls == [2]
+
+
+class Cubic(nn.Module):
+    def forward(self, x):
+        return x.flatten(1).pow(3).sum(1)
+
+
+def test_the_gradient_is_that_of_torch():
+    x = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    of_torch = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(Cubic()(of_torch).sum(), of_torch)
+    assert torch.equal(gradient(Cubic(), x), expected)
+    value, grad = value_and_grad(Cubic(), x)
+    assert torch.equal(grad, expected)
+    assert not value.requires_grad
+
+
+def test_positions_are_left_as_they_were_also_when_the_energy_raises():
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise ValueError("broken")
+
+    x = torch.ones(3, 2)
+    gradient(Cubic(), x)
+    assert not x.requires_grad
+    with pytest.raises(ValueError, match="broken"):
+        gradient(Broken(), x)
+    assert not x.requires_grad
+    wanted = torch.ones(3, 2, requires_grad=True)
+    gradient(Cubic(), wanted)
+    assert wanted.requires_grad
+    assert wanted.grad is None

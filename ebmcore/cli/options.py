@@ -69,10 +69,9 @@ def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(P
 
 def _spelled_out(arguments: Sequence[str]) -> list[str]:
     """``--compile`` alone is ``--compile true``."""
-    following = [*arguments[1:], "--"]
     return [
-        "--compile=true" if argument == "--compile" and after.startswith("--") else argument
-        for argument, after in zip(arguments, following, strict=True)
+        "--compile=true" if argument == "--compile" and following.startswith("--") else argument
+        for argument, following in itertools.pairwise([*arguments, "--"])
     ]
 
 
