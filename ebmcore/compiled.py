@@ -26,6 +26,7 @@ from ebmcore.errors import EbmcoreError
 
 aten = torch.ops.aten
 MAX_STEPS = 32  # of one graph; more are several calls
+MAX_GRAPHS = 16  # of one energy
 
 
 class State(Protocol):
@@ -138,7 +139,7 @@ class Graph:
                 before = list(_attributes(twin))
                 moved, totals = eager(twin, energy, state.with_tensors(dict(zip(chain, rest, strict=True))), n_steps)
                 if not _same(before, list(_attributes(twin))):
-                    raise CannotCompileError(
+                    raise ImpureStepError(
                         "its step changes the sampler's attributes: keep what a chain carries in its state"
                     )
             self.names, self.told = list(moved.tensors()), list(totals)
@@ -153,12 +154,13 @@ class Graph:
 
     def _fingerprint(self, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> list[Any]:
         """What the traced code may depend on apart from values of tensors: compared by `_same`."""
-        tensors = [*state.tensors().items(), *((name, t) for _, name, t in _weights(energy))]
-        device = next(iter(state.tensors().values())).device.type
+        chain = state.tensors()
+        device = next(iter(chain.values())).device.type
         return [
             n_steps,
             torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
-            *((name, t.shape[1:], t.dtype, t.device) for name, t in tensors),
+            *((name, t.shape[1:], t.dtype, t.device) for name, t in chain.items()),
+            *((name, t.shape, t.dtype, t.device) for _, name, t in _weights(energy)),
             *(value for value in _attributes(sampler) if not (self.lift and type(value) is float)),
             *(value for module in all_modules(energy) for value in _code(module)),
         ]
@@ -183,6 +185,10 @@ _GRAPHS: WeakKeyDictionary[nn.Module, list[Graph | _GradientsAlone]] = WeakKeyDi
 
 def _made(eager: Transitions, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> Graph | _GradientsAlone:
     try:
+        if len(_GRAPHS[energy]) >= MAX_GRAPHS:
+            raise CannotCompileError(
+                f"{MAX_GRAPHS} graphs were made for this energy: what it or the sampler is set to changes from call to call"
+            )
         graph = traced(eager, sampler, energy, state, n_steps)
         graph.compile(sampler, state)
     except CannotCompileError as error:

@@ -14,7 +14,7 @@ from torch import nn
 
 from ebmcore import BasePersistentContrastiveDivergence, BaseSampler, ChainState, run
 from ebmcore import compiled as module
-from ebmcore.compiled import CannotCompileError, traced
+from ebmcore.compiled import ImpureStepError, traced
 from ebmcore.samplers import normal_like, transitions
 from ebmcore.testing import Drift, Labelled, Quadratic
 
@@ -174,6 +174,16 @@ def test_the_gradient_is_compiled_where_the_step_cannot_be(interpreted):
     assert "value_and_grad" not in vars(energy)
 
 
+def test_settings_that_change_at_every_call_end_in_a_warning(interpreted, monkeypatch):
+    monkeypatch.setattr(module, "MAX_GRAPHS", 3)
+    energy = Net()
+    for energy.slope in (1.0, 2.0, 3.0):
+        both(Noisy(), energy)
+    energy.slope = 4.0
+    with pytest.warns(UserWarning, match="3 graphs were made for this energy"):
+        assert_same(both(Noisy(), energy))
+
+
 def test_without_a_compiler_it_runs_as_it_is(monkeypatch):
     def broken(graph, **options):
         def call(*inputs):
@@ -289,5 +299,5 @@ def test_a_state_that_the_trace_does_not_know_is_another_graph(interpreted):
     assert not graph.fits(Drift(), energy, ChainState(torch.ones(6, 2)), 3)
     assert not graph.fits(Drift(), energy, ChainState(torch.ones(6, 3)), 2)
     assert not graph.fits(Noisy(), energy, ChainState(torch.ones(6, 2)), 2)
-    with pytest.raises(CannotCompileError, match="keep what a chain carries in its state"):
+    with pytest.raises(ImpureStepError, match="keep what a chain carries in its state"):
         traced(transitions, impure(), energy, ChainState(torch.zeros(6, 2)), 2)
