@@ -26,7 +26,7 @@ from ebmcore.errors import EbmcoreError
 
 aten = torch.ops.aten
 MAX_STEPS = 32  # of one graph; more are several calls
-MAX_GRAPHS = 16  # of one energy
+MAX_KNOWN = 16  # kinds of call of one energy
 
 
 class State(Protocol):
@@ -60,7 +60,7 @@ def compiled_transitions(
     *,
     generator: torch.Generator | None = None,
 ) -> tuple[Any, dict[str, Tensor]]:
-    """What ``eager`` gives, from graphs made at first need.
+    """What ``eager`` gives, from graphs that are made when something is asked for the second time.
 
     Fewer chains than an existing graph has, as in the last batch of an epoch, move without one. Where the steps cannot be
     traced, the energy's gradient is compiled alone, and a warning says why.
@@ -80,125 +80,171 @@ class Graph:
     Args:
         eager: What is traced.
         sampler: The sampler, whose step must be pure.
-        energy: The energy, frozen.
+        energy: The energy, frozen; it was called before, so that what it makes at its first call is there.
         state: Gives names, shapes, dtypes and device.
         n_steps: Number of transitions.
         lift: Whether the sampler's numbers are inputs, too; else another number makes another graph.
 
     Raises:
-        ImpureStepError: If the steps read values of tensors or change the sampler.
-        CannotCompileError: If they draw random numbers of a distribution that they compute.
+        ImpureStepError: If the steps read values of tensors, or change the sampler or the energy.
+        CannotCompileError: If they draw random numbers of a distribution that they compute, or not from their generator.
     """
 
     def __init__(
         self, eager: Transitions, sampler: Any, energy: nn.Module, state: Any, n_steps: int, *, lift: bool = True
     ) -> None:
         self.lift = lift
-        self.fingerprint = self._fingerprint(sampler, energy, state, n_steps)
-        self.n_chains = len(state)
-        self.weights = [(owner, name) for owner, name, _ in _weights(energy)]
-        self.module = self._trace(eager, sampler, energy, state, n_steps)
-        self.draws = _take_out_draws(self.module)
+        self.n_chains: int | None = len(state)
+        self.fingerprint = fingerprint(sampler, energy, state, n_steps, lift=lift)
+        self.module, n_drawn = self._trace(eager, sampler, energy, state, n_steps)
+        inputs = [node for node in self.module.graph.nodes if node.op == "placeholder"]
+        n_weights, n_numbers = len(list(_weights(energy))), len(self._numbers(sampler))
+        if not all(node.users for node in inputs[n_weights : n_weights + n_numbers]):
+            # Not used, or by a way round the copy that holds them as tensors: then they are constants of this graph.
+            raise CannotCompileError("a number of the sampler does not enter its steps as an attribute")
+        self.draws = _take_out_draws(self.module, n_drawn)
         self.call: Callable[..., Sequence[Tensor]] = self.module
 
     def fits(self, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> bool:
         """Whether it was traced from these, apart from the values of tensors and numbers and from the number of chains."""
-        return _same(self.fingerprint, self._fingerprint(sampler, energy, state, n_steps))
+        return _same(self.fingerprint, fingerprint(sampler, energy, state, n_steps, lift=self.lift))
 
-    def compile(self, sampler: Any, state: Any) -> None:
+    def compile(self, sampler: Any, energy: nn.Module, state: Any) -> None:
         """Compile it by inductor."""
         noise = [node.meta["val"] for node in self.module.graph.nodes if node.name.startswith("noise_")]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, of its own parts
             self.call = torch.compile(self.module, dynamic=False)
-            self._results(sampler, state, [torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in noise])
+            self._results(sampler, energy, state, [torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in noise])
 
     def __call__(
         self, sampler: Any, energy: nn.Module, state: Any, n_steps: int, *, generator: torch.Generator | None = None
     ) -> tuple[Any, dict[str, Tensor]]:
-        results = iter(self._results(sampler, state, [draw(generator=generator) for draw in self.draws]))
+        results = iter(self._results(sampler, energy, state, [draw(generator=generator) for draw in self.draws]))
         moved = state.with_tensors({name: next(results) for name in self.names})
         return moved, {name: next(results) for name in self.told}
 
-    def _results(self, sampler: Any, state: Any, noise: Sequence[Tensor]) -> Sequence[Tensor]:
-        weights = [owner[name] for owner, name in self.weights]
-        return self.call(*weights, *self._numbers(sampler), *state.tensors().values(), *noise)
+    def _results(self, sampler: Any, energy: nn.Module, state: Any, noise: Sequence[Tensor]) -> Sequence[Tensor]:
+        weights, numbers, chain = [t for *_, t in _weights(energy)], self._numbers(sampler), state.tensors().values()
+        with torch.autocast(_device(state).type, enabled=False):  # its casts are in the graph
+            return self.call(*weights, *numbers, *chain, *noise)
 
     def _numbers(self, sampler: Any) -> list[Tensor]:
         return [torch.tensor(number, dtype=torch.float64) for number in _numbers(sampler)] if self.lift else []
 
-    def _trace(self, eager: Transitions, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> torch.fx.GraphModule:
+    def _trace(
+        self, eager: Transitions, sampler: Any, energy: nn.Module, state: Any, n_steps: int
+    ) -> tuple[torch.fx.GraphModule, int]:
         from torch.fx.experimental.proxy_tensor import make_fx
 
-        weights, numbers, chain = [owner[name] for owner, name in self.weights], self._numbers(sampler), state.tensors()
+        slots = [(owner, name) for owner, name, _ in _weights(energy)]
+        weights, numbers, chain = [t for *_, t in _weights(energy)], self._numbers(sampler), state.tensors()
+        generator, attributes = (
+            torch.Generator(_device(state)),
+            [(module, dict(vars(module))) for module in all_modules(energy)],
+        )
+        tracing = _Tracing(generator)
 
         def flat(*inputs: Tensor) -> list[Tensor]:
             rest = iter(inputs)
-            with _in_place_of(self.weights, [next(rest) for _ in weights]), _TensorsAsNumbers():
+            with _in_place_of(slots, [next(rest) for _ in weights]), tracing:
                 twin = _with_numbers(sampler, iter([next(rest) for _ in numbers]) if self.lift else None)
-                before = list(_attributes(twin))
-                moved, totals = eager(twin, energy, state.with_tensors(dict(zip(chain, rest, strict=True))), n_steps)
-                if not _same(before, list(_attributes(twin))):
-                    raise ImpureStepError(
-                        "its step changes the sampler's attributes: keep what a chain carries in its state"
-                    )
+                before = list(_settings(twin))
+                started = state.with_tensors(dict(zip(chain, rest, strict=True)))
+                moved, totals = eager(twin, energy, started, n_steps, generator=generator)
+            if not _same(before, list(_settings(twin))):
+                raise ImpureStepError("its step changes the sampler's attributes: keep what a chain carries in its state")
+            if not _same(list(_beside_tensors(started)), list(_beside_tensors(moved))):
+                raise ImpureStepError("its state carries something that changes and is no tensor: make it a tensor")
             self.names, self.told = list(moved.tensors()), list(totals)
             return [*moved.tensors().values(), *totals.values()]
 
         try:
-            return make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*weights, *numbers, *chain.values())
+            traced = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*weights, *numbers, *chain.values())
         except CannotCompileError:
             raise
         except Exception as error:  # whatever the sampler's or the energy's code does with tensors that hold no values
             raise ImpureStepError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+        finally:
+            changed = [
+                module for module, before in attributes if not _same(list(before.values()), list(vars(module).values()))
+            ]
+            for module, before in attributes:
+                vars(module).clear()
+                vars(module).update(before)
+        if changed:
+            raise ImpureStepError(f"the forward of {type(changed[0]).__name__} changes its attributes")
+        return traced, tracing.n_drawn
 
-    def _fingerprint(self, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> list[Any]:
-        """What the traced code may depend on apart from values of tensors: compared by `_same`."""
-        chain = state.tensors()
-        device = next(iter(chain.values())).device.type
-        return [
-            n_steps,
-            torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
-            *((name, t.shape[1:], t.dtype, t.device) for name, t in chain.items()),
-            *((name, t.shape, t.dtype, t.device) for _, name, t in _weights(energy)),
-            *(value for value in _attributes(sampler) if not (self.lift and type(value) is float)),
-            *(value for module in all_modules(energy) for value in _code(module)),
-        ]
+
+def fingerprint(sampler: Any, energy: nn.Module, state: Any, n_steps: int, *, lift: bool = False) -> list[Any]:
+    """What traced code may depend on apart from values of tensors and the number of chains: compared by `_same`."""
+    device = _device(state).type
+    return [
+        n_steps,
+        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+        *((name, t.shape[1:], t.stride(), t.dtype, t.device) for name, t in state.tensors().items()),
+        *((name, t.shape, t.stride(), t.dtype, t.device) for _, name, t in _weights(energy)),
+        *_beside_tensors(state),
+        *(value for value in _settings(sampler) if not (lift and type(value) is float)),
+        *(value for module in all_modules(energy) for value in _code(module)),
+    ]
 
 
 def _found(eager: Transitions, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> Transitions:
     """A graph, or what takes its place."""
-    known = _GRAPHS.setdefault(energy, [])
+    known = _KNOWN.setdefault(energy, [])
     fitting = [one for one in known if one.fits(sampler, energy, state, n_steps)]
-    for one in fitting:
-        if one.n_chains in (len(state), None):
-            return one
-    if any(one.n_chains is not None and one.n_chains > len(state) for one in fitting):
+    exact = [one for one in fitting if one.n_chains in (len(state), None)]
+    if exact and not isinstance(exact[-1], _Seen):
+        return exact[-1]
+    if any(isinstance(one, Graph) and one.n_chains is not None and one.n_chains > len(state) for one in fitting):
         return eager
-    made = _made(eager, sampler, energy, state, n_steps)
-    known.append(made)
-    return made
+    if len(known) >= MAX_KNOWN:
+        reason = f"{MAX_KNOWN} kinds of call were seen: what the sampler or the energy is set to changes from call to call"
+        known.append(_instead(eager, sampler, reason))
+    elif exact:
+        known.append(_made(eager, sampler, energy, state, n_steps))
+    else:
+        known.append(_Seen(eager, sampler, energy, state, n_steps))
+    return known[-1]
 
 
-_GRAPHS: WeakKeyDictionary[nn.Module, list[Graph | _GradientsAlone]] = WeakKeyDictionary()
+class _Seen:
+    """A call that was made once: whether it comes again remains to be seen, and what its energy makes at first is made."""
+
+    def __init__(self, eager: Transitions, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> None:
+        self.n_chains: int | None = len(state)
+        self.fingerprint = fingerprint(sampler, energy, state, n_steps)
+        self.eager = eager
+
+    def fits(self, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> bool:
+        """As `Graph.fits`."""
+        return _same(self.fingerprint, fingerprint(sampler, energy, state, n_steps))
+
+    def __call__(
+        self, sampler: Any, energy: nn.Module, state: Any, n_steps: int, *, generator: torch.Generator | None = None
+    ) -> tuple[Any, dict[str, Tensor]]:
+        return self.eager(sampler, energy, state, n_steps, generator=generator)
 
 
 def _made(eager: Transitions, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> Graph | _GradientsAlone:
     try:
-        if len(_GRAPHS[energy]) >= MAX_GRAPHS:
-            raise CannotCompileError(
-                f"{MAX_GRAPHS} graphs were made for this energy: what it or the sampler is set to changes from call to call"
-            )
         graph = traced(eager, sampler, energy, state, n_steps)
-        graph.compile(sampler, state)
+        graph.compile(sampler, energy, state)
     except CannotCompileError as error:
-        reason = str(error)
-    except Exception as error:  # inductor, or the C++ compiler that it needs
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    else:
-        return graph
-    name = type(sampler).__name__
-    warnings.warn(f"the steps of {name} are not compiled, at most the energy's gradient is: {reason}", stacklevel=7)
+        return _instead(eager, sampler, str(error))
+    except Exception as error:  # inductor's, or of the C++ compiler that it needs
+        return _instead(eager, sampler, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    return graph
+
+
+def _instead(eager: Transitions, sampler: Any, reason: str) -> _GradientsAlone:
+    if not isinstance(sampler, _Gradient):  # it is tried after a sampler that was warned of
+        warnings.warn(
+            f"the steps of {type(sampler).__name__} are not compiled, at most the energy's gradient is: {reason}",
+            stacklevel=7,
+        )
     return _GradientsAlone(eager, sampler)
 
 
@@ -235,6 +281,7 @@ class _GradientsAlone:
             del vars(energy)[_CLOSED_FORM]
 
 
+_KNOWN: WeakKeyDictionary[nn.Module, list[Graph | _Seen | _GradientsAlone]] = WeakKeyDictionary()
 _CLOSED_FORM = "value_and_grad"
 
 
@@ -258,8 +305,9 @@ class _Positions:
 
 
 def _gradient(energy: nn.Module, x: Tensor, *args: Tensor, **kwargs: Tensor) -> tuple[Tensor, Tensor]:
-    at = _Positions(x, name_conditions(args, kwargs, x))
-    there, value = _found(_gradient_as_a_step, _Gradient(), energy, at, 1)(_Gradient(), energy, at, 1)
+    at, in_place_of_sampler = _Positions(x, name_conditions(args, kwargs, x)), _Gradient()
+    find = _found(_gradient_as_a_step, in_place_of_sampler, energy, at, 1)
+    there, value = find(in_place_of_sampler, energy, at, 1)
     return value["energy"], there.x
 
 
@@ -273,7 +321,7 @@ def _gradient_as_a_step(
 class Draw:
     """A call that draws random numbers, apart from its generator."""
 
-    def __init__(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def __init__(self, function: Any, *args: Any, **kwargs: Any) -> None:
         self.function = partial(function, *args, **kwargs)
 
     def __call__(self, generator: torch.Generator | None) -> Tensor:
@@ -281,22 +329,32 @@ class Draw:
         return numbers
 
 
-_LIKE = {aten.randn_like: torch.randn, aten.rand_like: torch.rand, aten.normal: torch.randn}
+def _filled(
+    fill: str, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: torch.device, **kwargs: Any
+) -> Tensor:
+    # As torch fills a tensor like another: in the order in which it lies in memory.
+    numbers: Tensor = getattr(torch.empty_strided(shape, stride, dtype=dtype, device=device), fill)(**kwargs)
+    return numbers
 
 
-def _take_out_draws(module: torch.fx.GraphModule) -> list[Draw]:
+_FILL = {aten.randn_like: "normal_", aten.rand_like: "uniform_", aten.normal: "normal_"}
+
+
+def _take_out_draws(module: torch.fx.GraphModule, n_drawn: int) -> list[Draw]:
     """Turn the nodes that draw random numbers into inputs; return what fills these, in order."""
     graph = module.graph
     random = [node for node in graph.nodes if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())]
+    if len(random) != n_drawn:
+        raise CannotCompileError("random numbers are drawn that are not of the step's generator")
     last_input = [node for node in graph.nodes if node.op == "placeholder"][-1]
     draws = []
     for i, node in enumerate(random):
         function, value = node.target.overloadpacket, node.meta["val"]
-        kwargs = {name: given for name, given in node.kwargs.items() if name != "generator" and given is not None}
-        if function in _LIKE and node.all_input_nodes:
-            draws.append(Draw(_LIKE[function], (tuple(value.shape),), {"dtype": value.dtype, "device": value.device}))
+        of_moments = function is aten.normal and bool(node.all_input_nodes)
+        if function in _FILL and node.all_input_nodes and (not of_moments or len(node.args) == 2):
+            draws.append(Draw(_filled, _FILL[function], value.shape, value.stride(), value.dtype, value.device))
         elif not node.all_input_nodes:
-            draws.append(Draw(function, node.args, kwargs))
+            draws.append(Draw(function, *node.args, **{k: v for k, v in node.kwargs.items() if v is not None}))
         else:
             raise CannotCompileError(
                 f"its step draws from {function}, of a distribution that it computes: draw uniform or normal numbers and "
@@ -305,7 +363,7 @@ def _take_out_draws(module: torch.fx.GraphModule) -> list[Draw]:
         with graph.inserting_after(last_input):
             noise = last_input = graph.placeholder(f"noise_{i}")
             noise.meta["val"] = value
-        if function is aten.normal and node.all_input_nodes:
+        if of_moments:
             mean, std = node.args
             with graph.inserting_before(node):
                 noise = graph.call_function(torch.add, (graph.call_function(torch.mul, (noise, std)), mean))
@@ -316,15 +374,32 @@ def _take_out_draws(module: torch.fx.GraphModule) -> list[Draw]:
     return draws
 
 
-class _TensorsAsNumbers(TorchFunctionMode):
-    """Lets tensors stand where operators take numbers: ``add(x, y, alpha=t)``."""
+class _Tracing(TorchFunctionMode):
+    """What calls of torch are while steps are traced.
+
+    Tensors may stand where operators take numbers, ``add(x, y, alpha=t)``; and calls that draw from the steps' generator are
+    counted, to tell them from others.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.generator = generator
+        self.n_drawn = 0
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if kwargs.get("generator") is self.generator:
+            del kwargs["generator"]  # no graph holds one
+            self.n_drawn += 1
         if isinstance(kwargs.get("alpha"), Tensor):
             first, second, *rest = args
             args = (first, kwargs.pop("alpha") * second, *rest)
         return function(*args, **kwargs)
+
+
+def _device(state: Any) -> torch.device:
+    device: torch.device = next(iter(state.tensors().values())).device
+    return device
 
 
 def _weights(energy: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
@@ -346,18 +421,39 @@ def _in_place_of(slots: Sequence[tuple[dict[str, Any], str]], tensors: Iterable[
 
 
 def _numbers(sampler: Any) -> Iterator[float]:
-    return (value for value in _attributes(sampler) if type(value) is float)
+    return (value for value in _settings(sampler) if type(value) is float)
 
 
-def _attributes(sampler: Any) -> Iterator[Any]:
+def _settings(sampler: Any) -> Iterator[Any]:
     """Whatever a sampler, and those that it is made of, are set to."""
     yield type(sampler)
-    for name, value in getattr(sampler, "__dict__", {}).items():
+    for name in _names(sampler):
         yield name
-        if _is_sampler(value):
-            yield from _attributes(value)
-        else:
-            yield value
+        yield from _within(getattr(sampler, name, None))
+
+
+def _names(sampler: Any) -> list[str]:
+    slots = [name for cls in type(sampler).__mro__ for name in getattr(cls, "__slots__", ())]
+    return [*getattr(sampler, "__dict__", {}), *slots]
+
+
+def _within(value: Any) -> Iterator[Any]:
+    """A value; of containers what they hold, for that can change where it is."""
+    if isinstance(value, list | tuple):
+        yield type(value)
+        for item in value:
+            yield from _within(item)
+    elif isinstance(value, dict):
+        yield type(value)
+        for key, item in value.items():
+            yield key
+            yield from _within(item)
+    elif _is_sampler(value):
+        yield from _settings(value)
+    else:
+        yield value
+        if isinstance(value, Tensor) and value.numel() == 1:  # whose value may have been read
+            yield value._version
 
 
 def _is_sampler(value: Any) -> bool:
@@ -365,24 +461,48 @@ def _is_sampler(value: Any) -> bool:
 
 
 def _with_numbers(sampler: Any, numbers: Iterator[Tensor] | None) -> Any:
-    """A copy with tensors in place of its numbers, in the order of `_numbers`."""
+    """A copy of a sampler and of the containers in it, with tensors in place of its numbers, in the order of `_numbers`."""
+
+    def copied(value: Any) -> Any:
+        if type(value) is float and numbers is not None:
+            return next(numbers)
+        if type(value) in (list, tuple):
+            return type(value)(copied(item) for item in value)
+        if type(value) is dict:
+            return {key: copied(item) for key, item in value.items()}
+        return _with_numbers(value, numbers) if _is_sampler(value) else value
+
     twin = copy.copy(sampler)
-    for name, value in getattr(sampler, "__dict__", {}).items():
-        if _is_sampler(value):
-            vars(twin)[name] = _with_numbers(value, numbers)
-        elif type(value) is float and numbers is not None:
-            vars(twin)[name] = next(numbers)
+    for name in _names(sampler):
+        if hasattr(sampler, name):
+            object.__setattr__(twin, name, copied(getattr(sampler, name)))
     return twin
 
 
+def _beside_tensors(state: Any) -> Iterator[Any]:
+    """What a state carries that is no tensor."""
+    yield type(state)
+    for name, value in vars(state).items():
+        if hasattr(value, "with_tensors"):
+            yield from _beside_tensors(value)
+        elif not isinstance(value, Tensor | Mapping):
+            yield name
+            yield from _within(value)
+
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _OF_EVERY_MODULE = frozenset((*vars(nn.Module()), _CLOSED_FORM))
 
 
 def _code(module: nn.Module) -> Iterator[Any]:
     """What the forward of a module, apart from its tensors, may depend on."""
     yield type(module)
-    yield from (value for pair in vars(module).items() if pair[0] not in _OF_EVERY_MODULE for value in pair)
-    yield from (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    for name, value in vars(module).items():
+        if name not in _OF_EVERY_MODULE:
+            yield name
+            yield from _within(value)
+    for name in _HOOKS:
+        yield from (id(hook) for hook in vars(module)[name].values())  # by number: a hook may hold the energy
 
 
 _COMPARED_BY_VALUE = frozenset((int, float, bool, str, torch.Size, torch.dtype, torch.device))

@@ -50,7 +50,7 @@ class Normal:
 
     def __init__(self, mean: Tensor, std: Tensor | float = 1.0) -> None:
         self.mean = mean
-        self._std = std
+        self._std = std if isinstance(std, int | float) else torch.as_tensor(std)
 
     @property
     def std(self) -> Tensor:
@@ -125,7 +125,7 @@ class Bernoulli:
         uniform = torch.rand(
             (n, *self.logits.shape), generator=generator, dtype=self.logits.dtype, device=self.logits.device
         )
-        return uniform.lt_(self.logits.sigmoid())
+        return uniform.lt_(self.logits.detach().sigmoid())
 
     def log_prob(self, x: Tensor) -> Tensor:
         log_density = x * logsigmoid(self.logits) + (1 - x) * logsigmoid(-self.logits)
@@ -161,9 +161,10 @@ class Categorical:
 def one_hot_sample(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """One-hot vectors along the last axis of ``logits`` ``(N, *units, values)``, drawn with ``softmax(logits)``."""
     # By uniform numbers, not torch.multinomial: each chain's draw is its own, and a step can be compiled.
-    below = logits.softmax(-1).cumsum(-1)[..., :-1]
-    uniform = torch.rand(logits.shape[:-1], generator=generator, dtype=logits.dtype, device=logits.device)
-    return one_hot((uniform.unsqueeze(-1) > below).sum(-1), logits.shape[-1]).to(logits.dtype)
+    wide = logits if logits.dtype.itemsize >= 4 else logits.float()
+    below = wide.softmax(-1).cumsum(-1)[..., :-1]
+    uniform = torch.rand(wide.shape[:-1], generator=generator, dtype=wide.dtype, device=wide.device)
+    return one_hot((uniform.unsqueeze(-1) >= below).sum(-1), logits.shape[-1]).to(logits.dtype)
 
 
 class Empirical:

@@ -204,6 +204,7 @@ def check_compiled_steps_are_the_steps(case: SamplerCase) -> None:
     """A step is a pure function of tensors: traced into a graph, as run(compile=True) does, three give what they give without."""
     sampler, energy = case.make(), case.energy(*case.shape)
     state = _init(case, sampler, energy, case.start())
+    eager, info = run(sampler, energy, state, 3, generator=generator())
     try:
         with frozen(energy), torch.no_grad():
             graph = traced(transitions, sampler, energy, state, 3)
@@ -212,7 +213,6 @@ def check_compiled_steps_are_the_steps(case: SamplerCase) -> None:
         raise AssertionError(f"the step is no pure function of tensors: {error}") from error
     except CannotCompileError:  # such as torch.multinomial's draws: pure, but made step by step
         return
-    eager, info = run(sampler, energy, state, 3, generator=generator())
     told = {name: total / 3 for name, total in told.items()}
     a, b = ([*moved.tensors().values(), *more.values()] for moved, more in ((eager, info), (compiled, told)))
     alike = all(torch.allclose(s.double(), t.double(), rtol=1e-5, atol=1e-6) for s, t in zip(a, b, strict=True))

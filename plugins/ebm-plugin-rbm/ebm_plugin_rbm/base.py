@@ -160,6 +160,7 @@ class HiddenUnits(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.save_for_backward(*inputs, output[1])
+        ctx.save_for_forward(*inputs, output[1])
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
 
@@ -170,13 +171,26 @@ class HiddenUnits(torch.autograd.Function):
         f, weight, bias, logits = ctx.saved_tensors
         if torch.is_grad_enabled():  # for second derivatives the logits are a function, not a number
             logits = torch.addmm(bias, f, weight)
-        share = grad.unsqueeze(1) * logits.sigmoid()
+        f, share = (
+            f.to(weight),
+            (grad.unsqueeze(1) * logits.sigmoid()).to(weight),
+        )  # under autocast logits are of another dtype
         of_f, of_weight, of_bias = ctx.needs_input_grad
         return (
             share @ weight.T if of_f else None,
             f.T @ share if of_weight else None,
             share.sum(0) if of_bias else None,
         )
+
+    @staticmethod
+    def jvp(ctx: Any, of_f: Tensor | None, of_weight: Tensor | None, of_bias: Tensor | None) -> tuple[Tensor, None]:
+        f, weight, _, logits = ctx.saved_tensors
+        parts = [
+            None if of_f is None else of_f @ weight,
+            None if of_weight is None else f @ of_weight,
+            None if of_bias is None else of_bias.expand_as(logits),
+        ]
+        return (logits.sigmoid() * sum(part for part in parts if part is not None)).sum(1), None
 
 
 class SumOfSoftplus:
@@ -218,7 +232,7 @@ def check_enumerable(n_units: int) -> None:
 def bernoulli(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     """Zeros and ones with ``p(1) = sigmoid(logits)``."""
     uniform = torch.rand(logits.shape, generator=generator, dtype=logits.dtype, device=logits.device)
-    return uniform.lt_(logits.sigmoid())  # in the place of the random numbers
+    return uniform.lt_(logits.detach().sigmoid() if logits.requires_grad else logits.sigmoid())  # in the numbers' place
 
 
 def softplus(x: Tensor) -> Tensor:

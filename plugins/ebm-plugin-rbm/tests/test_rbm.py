@@ -217,3 +217,29 @@ def test_drawing_units_makes_no_further_tensor_of_their_size():
     with torch.no_grad(), Sized() as sized:
         rbm.sample_hidden(x)
     assert sized.found == 3  # their logits, the probabilities, and the random numbers that become the units
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's, of its own decompositions
+def test_forward_mode_differentiation_works():
+    f, weight, bias = (t.detach() for t in hidden_inputs())
+    tangents = tuple(torch.ones_like(t) for t in (f, weight, bias))
+    _, closed = torch.func.jvp(hidden_units, (f, weight, bias), tangents)
+    _, automatic = torch.func.jvp(
+        lambda f, w, c: torch.nn.functional.softplus(f @ w + c).sum(1), (f, weight, bias), tangents
+    )
+    assert torch.allclose(closed, automatic)
+
+
+def test_it_trains_under_autocast():
+    rbm, x = RBM((4,), hidden=3), torch.ones(6, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        energy = rbm(x).float().mean()
+    energy.backward()
+    assert rbm.weight.grad.isfinite().all()
+    assert rbm.weight.grad.dtype == torch.float32
+
+
+def test_drawn_units_have_no_gradient():
+    rbm = RBM((4,), hidden=3)
+    assert not rbm.sample_hidden(torch.ones(2, 4)).requires_grad
+    assert not rbm.sample_visible(torch.ones(2, 3)).requires_grad
