@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -95,7 +95,7 @@ class Graph:
     ) -> None:
         self.lift = lift
         self.n_chains: int | None = len(state)
-        self.fingerprint = fingerprint(sampler, energy, state, n_steps, lift=lift)
+        self.fingerprint = Fingerprint.of(sampler, energy, state, n_steps)
         self.module, n_drawn = self._trace(eager, sampler, energy, state, n_steps)
         inputs = [node for node in self.module.graph.nodes if node.op == "placeholder"]
         n_weights, n_numbers = len(list(_weights(energy))), len(self._numbers(sampler))
@@ -105,9 +105,9 @@ class Graph:
         self.draws = _take_out_draws(self.module, n_drawn)
         self.call: Callable[..., Sequence[Tensor]] = self.module
 
-    def fits(self, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> bool:
+    def fits(self, sampler: Any, now: Fingerprint) -> bool:
         """Whether it was traced from these, apart from the values of tensors and numbers and from the number of chains."""
-        return _same(self.fingerprint, fingerprint(sampler, energy, state, n_steps, lift=self.lift))
+        return self.fingerprint.equals(now, whatever_numbers=self.lift)
 
     def compile(self, sampler: Any, energy: nn.Module, state: Any) -> None:
         """Compile it by inductor."""
@@ -177,50 +177,62 @@ class Graph:
         return traced, tracing.n_drawn
 
 
-def fingerprint(sampler: Any, energy: nn.Module, state: Any, n_steps: int, *, lift: bool = False) -> list[Any]:
-    """What traced code may depend on apart from values of tensors and the number of chains: compared by `_same`."""
-    device = _device(state).type
-    return [
-        n_steps,
-        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
-        *((name, t.shape[1:], t.stride(), t.dtype, t.device) for name, t in state.tensors().items()),
-        *((name, t.shape, t.stride(), t.dtype, t.device) for _, name, t in _weights(energy)),
-        *_beside_tensors(state),
-        *(value for value in _settings(sampler) if not (lift and type(value) is float)),
-        *(value for module in all_modules(energy) for value in _code(module)),
-    ]
+class Fingerprint(NamedTuple):
+    """What traced code may depend on apart from values of tensors and the number of chains."""
+
+    settings: list[Any]
+    others: list[Any]
+
+    @classmethod
+    def of(cls, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> Fingerprint:
+        """That of a call."""
+        device = _device(state).type
+        others = [
+            n_steps,
+            torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+            *((name, t.shape[1:], t.stride(), t.dtype, t.device) for name, t in state.tensors().items()),
+            *((name, t.shape, t.stride(), t.dtype, t.device) for _, name, t in _weights(energy)),
+            *_beside_tensors(state),
+            *(value for module in all_modules(energy) for value in _code(module)),
+        ]
+        return cls(list(_settings(sampler)), others)
+
+    def equals(self, other: Fingerprint, *, whatever_numbers: bool) -> bool:
+        """Whether both are the same, the sampler's numbers apart if so wished."""
+        return _same(self.settings, other.settings, whatever_numbers) and _same(self.others, other.others)
 
 
 def _found(eager: Transitions, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> Transitions:
     """A graph, or what takes its place."""
-    known = _KNOWN.setdefault(energy, [])
-    fitting = [one for one in known if one.fits(sampler, energy, state, n_steps)]
+    known, now = _KNOWN.setdefault(energy, []), Fingerprint.of(sampler, energy, state, n_steps)
+    fitting = [one for one in known if one.fits(sampler, now)]
     exact = [one for one in fitting if one.n_chains in (len(state), None)]
-    if exact and not isinstance(exact[-1], _Seen):
-        return exact[-1]
+    if exact and not isinstance(exact[0], _Seen):
+        return exact[0]
     if any(isinstance(one, Graph) and one.n_chains is not None and one.n_chains > len(state) for one in fitting):
         return eager
+    if exact:
+        known[known.index(exact[0])] = made = _made(eager, sampler, energy, state, n_steps)
+        return made
     if len(known) >= MAX_KNOWN:
         reason = f"{MAX_KNOWN} kinds of call were seen: what the sampler or the energy is set to changes from call to call"
         known.append(_instead(eager, sampler, reason))
-    elif exact:
-        known.append(_made(eager, sampler, energy, state, n_steps))
     else:
-        known.append(_Seen(eager, sampler, energy, state, n_steps))
+        known.append(_Seen(eager, now, len(state)))
     return known[-1]
 
 
 class _Seen:
     """A call that was made once: whether it comes again remains to be seen, and what its energy makes at first is made."""
 
-    def __init__(self, eager: Transitions, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> None:
-        self.n_chains: int | None = len(state)
-        self.fingerprint = fingerprint(sampler, energy, state, n_steps)
+    def __init__(self, eager: Transitions, fingerprint: Fingerprint, n_chains: int) -> None:
         self.eager = eager
+        self.fingerprint = fingerprint
+        self.n_chains: int | None = n_chains
 
-    def fits(self, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> bool:
-        """As `Graph.fits`."""
-        return _same(self.fingerprint, fingerprint(sampler, energy, state, n_steps))
+    def fits(self, sampler: Any, now: Fingerprint) -> bool:
+        """Whether it was the same."""
+        return self.fingerprint.equals(now, whatever_numbers=False)
 
     def __call__(
         self, sampler: Any, energy: nn.Module, state: Any, n_steps: int, *, generator: torch.Generator | None = None
@@ -265,7 +277,7 @@ class _GradientsAlone:
         self.eager = eager
         self.kind = type(sampler)
 
-    def fits(self, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> bool:
+    def fits(self, sampler: Any, now: Fingerprint) -> bool:
         """Whether it is for samplers of this kind; it depends on nothing else, and is not warned of again."""
         return type(sampler) is self.kind
 
@@ -508,8 +520,13 @@ def _code(module: nn.Module) -> Iterator[Any]:
 _COMPARED_BY_VALUE = frozenset((int, float, bool, str, torch.Size, torch.dtype, torch.device))
 
 
-def _same(a: Sequence[Any], b: Sequence[Any]) -> bool:
+def _same(a: Sequence[Any], b: Sequence[Any], whatever_numbers: bool = False) -> bool:
     return len(a) == len(b) and all(
-        s is t or (type(s) is type(t) and (s == t if type(s) in _COMPARED_BY_VALUE else type(s) is tuple and _same(s, t)))
-        for s, t in zip(a, b, strict=True)
+        s is t or (type(s) is type(t) and _alike(s, t, whatever_numbers)) for s, t in zip(a, b, strict=True)
     )
+
+
+def _alike(s: Any, t: Any, whatever_numbers: bool) -> bool:
+    if type(s) is float and whatever_numbers:
+        return True
+    return bool(s == t) if type(s) in _COMPARED_BY_VALUE else type(s) is tuple and _same(s, t)

@@ -209,7 +209,7 @@ def run(
         n_steps: Number of transitions, at least 1.
         generator: The only source of randomness; `None` uses torch's global one.
         compile: Make the transitions by one compiled graph, see `ebmcore.compiled`: from the same generator the same up to
-            rounding. The first call takes seconds, for each number of chains and of steps; fewer chains than a graph has move
+            rounding. The second call takes seconds, for each number of chains and of steps; fewer chains than a graph has move
             without one. Where the sampler's step cannot be traced, a warning says why.
         observers: Called as ``observer(i, state, info)`` after each transition; they must not change the state.
 

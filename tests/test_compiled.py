@@ -14,7 +14,7 @@ from torch import nn
 
 from ebmcore import BasePersistentContrastiveDivergence, BaseSampler, ChainState, run
 from ebmcore import compiled as module
-from ebmcore.compiled import ImpureStepError, traced
+from ebmcore.compiled import Fingerprint, ImpureStepError, traced
 from ebmcore.samplers import normal_like, transitions
 from ebmcore.testing import Drift, Labelled, Quadratic
 
@@ -184,7 +184,7 @@ def test_the_gradient_is_compiled_where_the_step_cannot_be(interpreted):
     with pytest.warns(UserWarning, match="at most the energy's gradient"):
         both(sampler, energy)
     run(sampler, energy, ChainState(torch.zeros(6, 2)), 3, compile=True)  # three gradients: the second is compiled
-    assert [type(one).__name__ for one in module._KNOWN[energy]] == ["_Seen", "_GradientsAlone", "_Seen", "Graph"]
+    assert [type(one).__name__ for one in module._KNOWN[energy]] == ["_GradientsAlone", "Graph"]
     assert "value_and_grad" not in vars(energy)
 
 
@@ -304,16 +304,23 @@ def test_a_compiled_loss_draws_the_same_negatives(interpreted):
     assert graphs(energy) == 1
 
 
-def test_a_state_that_the_trace_does_not_know_is_another_graph(interpreted):
+def test_a_graph_is_of_one_kind_of_call():
+    energy, x = Quadratic((2,)), torch.zeros(6, 2)
+
+    def kind(sampler, x, n_steps):
+        return Fingerprint.of(sampler, energy, ChainState(x), n_steps)
+
     with torch.no_grad():
-        energy = Quadratic((2,))
-        graph = traced(transitions, Drift(), energy, ChainState(torch.zeros(6, 2)), 2)
-    assert graph.fits(Drift(), energy, ChainState(torch.ones(6, 2)), 2)
-    assert not graph.fits(Drift(), energy, ChainState(torch.ones(6, 2)), 3)
-    assert not graph.fits(Drift(), energy, ChainState(torch.ones(6, 3)), 2)
-    assert not graph.fits(Noisy(), energy, ChainState(torch.ones(6, 2)), 2)
-    with pytest.raises(ImpureStepError, match="keep what a chain carries in its state"):
-        traced(transitions, impure(), energy, ChainState(torch.zeros(6, 2)), 2)
+        graph = traced(transitions, Noisy(), energy, ChainState(x), 2)
+    assert graph.fits(Noisy(), kind(Noisy(step_size=0.3), x + 1, 2))
+    assert not graph.fits(Noisy(), kind(Noisy(), x, 3))
+    assert not graph.fits(Noisy(), kind(Noisy(), torch.zeros(6, 3), 2))
+    assert not graph.fits(Drift(), kind(Drift(), x, 2))
+
+
+def test_the_tracer_says_what_is_not_pure():
+    with torch.no_grad(), pytest.raises(ImpureStepError, match="keep what a chain carries in its state"):
+        traced(transitions, impure(), Quadratic((2,)), ChainState(torch.zeros(6, 2)), 2)
 
 
 def test_a_call_that_comes_once_is_not_compiled(interpreted):
