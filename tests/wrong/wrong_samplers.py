@@ -49,8 +49,8 @@ class Clipped(Langevin):
 class WithoutReverse(MALA):
     """Acceptance without the reverse term."""
 
-    def _log_q(self, to, start):
-        return torch.zeros(len(to), dtype=torch.float64)
+    def _log_reverse(self, state, proposal):
+        return torch.zeros(len(state), dtype=torch.float64)
 
 
 class ClippedProposal(MALA):
@@ -63,7 +63,7 @@ class ClippedProposal(MALA):
         value, grad = value_and_grad(energy, y)
         proposal = replace(state, x=y, energy=value, grad=grad)
         log_accept = (state.energy - value).double() / self.temperature
-        log_accept += self._log_q(state, proposal) - self._log_q(proposal, state)
+        log_accept += self._log_reverse(state, proposal)
         uniform = torch.rand(len(state), generator=generator, dtype=torch.float64)
         return where(uniform.log() < log_accept, proposal, state), {}
 
@@ -92,7 +92,7 @@ class StaleAfterRejection(MALA):
         y = state.x - self.step_size * state.grad + math.sqrt(2 * self.step_size) * noise
         value, grad = value_and_grad(energy, y)
         proposal = replace(state, x=y, energy=value, grad=grad)
-        log_accept = state.energy - value + self._log_q(state, proposal) - self._log_q(proposal, state)
+        log_accept = state.energy - value + self._log_reverse(state, proposal)
         accepted = torch.rand(len(state), generator=generator, dtype=torch.float64).log() < log_accept
         return replace(proposal, x=where(accepted, proposal, state).x), {}
 
@@ -433,7 +433,7 @@ class HalfAcceptance(MALA):
         value, grad = value_and_grad(energy, y)
         proposal = replace(state, x=y, energy=value, grad=grad)
         log_accept = (state.energy - value) / self.temperature
-        log_accept = log_accept + self._log_q(state, proposal) - self._log_q(proposal, state)
+        log_accept = log_accept + self._log_reverse(state, proposal)
         uniform = torch.rand(len(y), generator=generator)
         return where(uniform.log() < log_accept.bfloat16(), proposal, state), {}
 

@@ -71,11 +71,8 @@ class MALA(BaseSampler):
         value, grad = value_and_grad(energy, y)
         proposal = replace(state, x=y, energy=value, grad=grad)
 
-        # log q(x | y) - log q(y | x) is (g(x) + g(y)) . (y - x + h / 2 (g(x) - g(y))) / 2 T, with g the gradient.
-        x, y, g_x, g_y = (wide(t).flatten(1) for t in (state.x, y, state.grad, grad))
-        log_q = ((g_x + g_y) * torch.add(y - x, g_x - g_y, alpha=h / 2)).sum(1, dtype=torch.float64)
-        log_accept = ((wide(state.energy) - wide(value)).double() + log_q / 2) / T
-        uniform = torch.rand(len(state), generator=generator, dtype=torch.float64, device=x.device)
+        log_accept = (_wide(state.energy) - _wide(value)).double() / T + self._log_reverse(state, proposal)
+        uniform = torch.rand(len(state), generator=generator, dtype=torch.float64, device=y.device)
         accepted = uniform.log() < log_accept  # False where log_accept is not a number
         return where(accepted, proposal, state), {"acceptance_rate": accepted.double()}
 
@@ -84,7 +81,13 @@ class MALA(BaseSampler):
         refreshed: MALAState = replace(state, energy=value, grad=grad)
         return refreshed
 
+    def _log_reverse(self, state: MALAState, proposal: MALAState) -> Tensor:
+        """``log q(x | y) - log q(y | x)``: with the gradient ``g``, ``(g(x) + g(y)) . (y - x + h / 2 (g(x) - g(y))) / 2 T``."""
+        x, y, g_x, g_y = (_wide(t).flatten(1) for t in (state.x, proposal.x, state.grad, proposal.grad))
+        product = (g_x + g_y) * torch.add(y - x, g_x - g_y, alpha=self.step_size / 2)
+        return product.sum(1, dtype=torch.float64) / (2 * self.temperature)
 
-def wide(t: Tensor) -> Tensor:
-    """``t`` in float32 at least, for an acceptance is no matter of half precision."""
+
+def _wide(t: Tensor) -> Tensor:
+    # In float32 at least: an acceptance is no matter of half precision.
     return t if t.dtype.itemsize >= 4 else t.float()
