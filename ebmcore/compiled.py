@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ebmcore.energies import all_modules, condition, differentiate, name_conditions
 from ebmcore.errors import EbmcoreError
@@ -126,8 +127,10 @@ class Graph:
 
     def _results(self, sampler: Any, energy: nn.Module, state: Any, noise: Sequence[Tensor]) -> Sequence[Tensor]:
         weights, numbers, chain = [t for *_, t in _weights(energy)], self._numbers(sampler), state.tensors().values()
+        # Called once under a dispatch mode, such as a counter of operators, compiled code would be skipped ever after.
+        call = self.call if _get_current_dispatch_mode() is None else self.module
         with torch.autocast(_device(state).type, enabled=False):  # its casts are in the graph
-            return self.call(*weights, *numbers, *chain, *noise)
+            return call(*weights, *numbers, *chain, *noise)
 
     def _numbers(self, sampler: Any) -> list[Tensor]:
         return [torch.tensor(number, dtype=torch.float64) for number in _numbers(sampler)] if self.lift else []

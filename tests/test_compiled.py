@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from ebmcore import BasePersistentContrastiveDivergence, BaseSampler, ChainState, run
 from ebmcore import compiled as module
@@ -321,6 +322,27 @@ def test_a_graph_is_of_one_kind_of_call():
 def test_the_tracer_says_what_is_not_pure():
     with torch.no_grad(), pytest.raises(ImpureStepError, match="keep what a chain carries in its state"):
         traced(transitions, impure(), Quadratic((2,)), ChainState(torch.zeros(6, 2)), 2)
+
+
+def test_under_a_dispatch_mode_it_runs_as_it_was_traced(monkeypatch):
+    def compiled(graph, **options):
+        def call(*inputs):
+            assert _get_current_dispatch_mode() is None
+            return graph(*inputs)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+
+    class Passing(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    energy = Net()
+    both(Noisy(), energy)
+    with Passing():
+        assert_same(both(Noisy(), energy))
+    assert graphs(energy) == 1
 
 
 def test_a_call_that_comes_once_is_not_compiled(interpreted):
