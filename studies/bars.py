@@ -81,7 +81,7 @@ def four_by_four() -> list[Row]:
     return [Row("bars and stripes 4x4, CD-1, 1,000 steps", "-192.5", f"{mean:.1f} +- {error:.1f}", -198 < mean < -186)]
 
 
-UPDATES, EVERY = 20_000, 500
+UPDATES, EVERY = 10_000, 500
 PLAIN = {"cd": ("cd", 1), "pcd": ("pcd", 1), "pcd-10": ("pcd", 10)}  # loss and transitions per update
 LEVEL = 0.01  # a likelihood that loses less than this share of what it gained does not fall
 

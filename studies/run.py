@@ -35,7 +35,7 @@ def main() -> None:
     with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         plain = {name: pool.submit(bars.plain_curve, name) for name in bars.PLAIN}
         mnist = {
-            loss: [pool.submit(images.mnist, loss, seed, data) for seed in range(3)] if data else []
+            loss: [pool.submit(images.mnist, loss, seed, data) for seed in range(2)] if data else []
             for loss in ("pcd", "cd")
         }
         tempered = [pool.submit(bars.tempered_curve, seed) for seed in range(10)]
