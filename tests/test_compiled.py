@@ -15,9 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 
 from ebmcore import BasePersistentContrastiveDivergence, BaseSampler, ChainState, run
 from ebmcore import compiled as module
-from ebmcore.compiled import Fingerprint, ImpureStepError, traced
+from ebmcore.fingerprints import Fingerprint
 from ebmcore.samplers import normal_like, transitions
 from ebmcore.testing import Drift, Labelled, Quadratic
+from ebmcore.tracing import Graph, ImpureStepError, traced
 
 
 class Net(nn.Module):
@@ -75,7 +76,7 @@ def often(sampler, energy):
 
 
 def graphs(energy):
-    return sum(isinstance(one, module.Graph) for one in module._KNOWN[energy])
+    return sum(isinstance(one, Graph) for one in module._KNOWN[energy])
 
 
 def test_compiled_by_inductor_it_gives_what_it_gives_without():

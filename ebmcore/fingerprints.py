@@ -1,0 +1,159 @@
+"""What traced code depends on apart from values of tensors: whether a graph still is what a call would do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ebmcore.energies import all_modules
+
+CLOSED_FORM = "value_and_grad"
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_OF_EVERY_MODULE = frozenset((*vars(nn.Module()), CLOSED_FORM))
+
+
+class Layout(NamedTuple):
+    """What traced code knows of a tensor beside its values."""
+
+    name: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, name: str, t: Tensor, first: int = 0) -> Layout:
+        """That of a tensor, its shape from dimension ``first`` on."""
+        return cls(name, t.shape[first:] if first else t.shape, t.stride(), t.dtype, t.device)
+
+
+class Fingerprint(NamedTuple):
+    """What traced code may depend on apart from values of tensors and the number of chains; made anew at each call."""
+
+    settings: list[Any]
+    others: list[Any]
+
+    @classmethod
+    def of(cls, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> Fingerprint:
+        """That of a call."""
+        device = device_of(state).type
+        others: list[Any] = [n_steps, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)]
+        others += [Layout.of(name, t, 1) for name, t in state.tensors().items()]
+        others += beside_tensors(state)
+        for module in all_modules(energy):
+            _add_code(others, module)
+            for tensors in (module._parameters, module._buffers):
+                others += [Layout.of(name, t) for name, t in tensors.items() if t is not None]
+        return cls(settings(sampler), others)
+
+    def equals(self, other: Fingerprint, *, whatever_numbers: bool) -> bool:
+        """Whether both are the same, the sampler's numbers apart if so wished."""
+        return same(self.settings, other.settings, whatever_numbers) and same(self.others, other.others)
+
+
+def device_of(state: Any) -> torch.device:
+    """Where the chains are."""
+    device: torch.device = next(iter(state.tensors().values())).device
+    return device
+
+
+def tensors_of(energy: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+    """Every parameter and buffer, with the dictionary that holds it and its name there."""
+    for module in all_modules(energy):
+        for owner in (module._parameters, module._buffers):
+            yield from ((owner, name, tensor) for name, tensor in owner.items() if tensor is not None)
+
+
+def numbers_of(sampler: Any) -> list[float]:
+    """The numbers that a sampler, and those that it is made of, are set to."""
+    return [value for value in settings(sampler) if type(value) is float]
+
+
+def settings(sampler: Any) -> list[Any]:
+    """Whatever a sampler, and those that it is made of, are set to."""
+    found: list[Any] = []
+    _add_settings(found, sampler)
+    return found
+
+
+def _add_settings(found: list[Any], sampler: Any) -> None:
+    found.append(type(sampler))
+    for name in attribute_names(sampler):
+        found.append(name)
+        _add(found, getattr(sampler, name, None))
+
+
+def attribute_names(sampler: Any) -> list[str]:
+    """Those of its dictionary, and of slots."""
+    slots = [name for cls in type(sampler).__mro__ for name in cls.__dict__.get("__slots__", ())]
+    return [*getattr(sampler, "__dict__", {}), *slots]
+
+
+_COMPARED_BY_VALUE = frozenset((int, float, bool, str, torch.Size, torch.dtype, torch.device, Layout))
+
+
+def _add(found: list[Any], value: Any) -> None:
+    """A value; of containers what they hold, for that can change where it is."""
+    if type(value) in _COMPARED_BY_VALUE or value is None:
+        found.append(value)
+    elif isinstance(value, list | tuple):
+        found.append(type(value))
+        for item in value:
+            _add(found, item)
+    elif isinstance(value, dict):
+        found.append(type(value))
+        for key, item in value.items():
+            found.append(key)
+            _add(found, item)
+    elif is_sampler(value):
+        _add_settings(found, value)
+    else:
+        found.append(value)
+        if isinstance(value, Tensor) and value.numel() == 1:  # whose value may have been read
+            found.append(value._version)
+
+
+def is_sampler(value: Any) -> bool:
+    """Whether it is one that another sampler may be made of."""
+    return not isinstance(value, type) and hasattr(value, "step") and hasattr(value, "refresh")
+
+
+def beside_tensors(state: Any) -> list[Any]:
+    """What a state carries that is no tensor."""
+    found = [type(state)]
+    for name, value in vars(state).items():
+        if hasattr(value, "with_tensors"):
+            found += beside_tensors(value)
+        elif not isinstance(value, Tensor | Mapping):
+            found.append(name)
+            _add(found, value)
+    return found
+
+
+def _add_code(found: list[Any], module: nn.Module) -> None:
+    """What the forward of a module, apart from its tensors, may depend on."""
+    found.append(type(module))
+    attributes = vars(module)
+    for name, value in attributes.items():
+        if name not in _OF_EVERY_MODULE:
+            found.append(name)
+            _add(found, value)
+    for name in _HOOKS:
+        if attributes[name]:
+            found += [id(hook) for hook in attributes[name].values()]  # by number: a hook may hold the energy
+
+
+def same(a: Sequence[Any], b: Sequence[Any], whatever_numbers: bool = False) -> bool:
+    """Whether two such lists are of the same values and objects."""
+    return len(a) == len(b) and all(
+        s is t or (type(s) is type(t) and _alike(s, t, whatever_numbers)) for s, t in zip(a, b, strict=True)
+    )
+
+
+def _alike(s: Any, t: Any, whatever_numbers: bool) -> bool:
+    if type(s) is float and whatever_numbers:
+        return True
+    return type(s) in _COMPARED_BY_VALUE and bool(s == t)

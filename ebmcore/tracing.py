@@ -1,0 +1,270 @@
+"""Transitions of a sampler traced into one graph.
+
+Everything that may change is handed in from outside: positions and whatever else a chain carries, the energy's parameters and
+buffers, the sampler's numbers (step size, temperature), and the random numbers, which torch's own generators draw beforehand, in
+the order in which the steps ask for them.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from ebmcore.energies import all_modules
+from ebmcore.errors import EbmcoreError
+from ebmcore.fingerprints import (
+    Fingerprint,
+    attribute_names,
+    beside_tensors,
+    device_of,
+    is_sampler,
+    numbers_of,
+    same,
+    settings,
+    tensors_of,
+)
+
+aten = torch.ops.aten
+
+Transitions = Callable[..., tuple[Any, dict[str, Tensor]]]
+"""``(sampler, energy, state, n_steps, generator=...) -> (state, totals)``, under ``torch.no_grad`` with the energy frozen."""
+
+
+class CannotCompileError(EbmcoreError):
+    """Transitions that no graph can make; the message says why."""
+
+
+class ImpureStepError(CannotCompileError):
+    """Transitions that are no function of tensors: they read values of tensors or change the sampler."""
+
+
+def traced(eager: Transitions, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> Graph:
+    """The transitions as a graph that is not compiled yet."""
+    try:
+        return Graph(eager, sampler, energy, state, n_steps)
+    except CannotCompileError:  # numbers that pass through math.sqrt and the like stay as they are
+        return Graph(eager, sampler, energy, state, n_steps, lift=False)
+
+
+class Graph:
+    """Traced transitions, as a function of the state, the energy's tensors, the sampler's numbers and a generator.
+
+    Args:
+        eager: What is traced.
+        sampler: The sampler, whose step must be pure.
+        energy: The energy, frozen; it was called before, so that what it makes at its first call is there.
+        state: Gives names, shapes, dtypes and device.
+        n_steps: Number of transitions.
+        lift: Whether the sampler's numbers are inputs, too; else another number makes another graph.
+
+    Raises:
+        ImpureStepError: If the steps read values of tensors, or change the sampler or the energy.
+        CannotCompileError: If they draw random numbers of a distribution that they compute, or not from their generator.
+    """
+
+    def __init__(
+        self, eager: Transitions, sampler: Any, energy: nn.Module, state: Any, n_steps: int, *, lift: bool = True
+    ) -> None:
+        self.lift = lift
+        self.n_chains: int | None = len(state)
+        self.fingerprint = Fingerprint.of(sampler, energy, state, n_steps)
+        self.module, n_drawn = self._trace(eager, sampler, energy, state, n_steps)
+        inputs = [node for node in self.module.graph.nodes if node.op == "placeholder"]
+        n_weights, n_numbers = len(list(tensors_of(energy))), len(self._numbers(sampler))
+        if not all(node.users for node in inputs[n_weights : n_weights + n_numbers]):
+            # Not used, or by a way round the copy that holds them as tensors: then they are constants of this graph.
+            raise CannotCompileError("a number of the sampler does not enter its steps as an attribute")
+        self.draws = _take_out_draws(self.module, n_drawn)
+        self.call: Callable[..., Sequence[Tensor]] = self.module
+
+    def fits(self, sampler: Any, now: Fingerprint) -> bool:
+        """Whether it was traced from these, apart from the values of tensors and numbers and from the number of chains."""
+        return self.fingerprint.equals(now, whatever_numbers=self.lift)
+
+    def compile(self, sampler: Any, energy: nn.Module, state: Any) -> None:
+        """Compile it by inductor."""
+        noise = [node.meta["val"] for node in self.module.graph.nodes if node.name.startswith("noise_")]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of its own parts
+            self.call = torch.compile(self.module, dynamic=False)
+            self._results(sampler, energy, state, [torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in noise])
+
+    def __call__(
+        self, sampler: Any, energy: nn.Module, state: Any, n_steps: int, *, generator: torch.Generator | None = None
+    ) -> tuple[Any, dict[str, Tensor]]:
+        results = iter(self._results(sampler, energy, state, [draw(generator=generator) for draw in self.draws]))
+        moved = state.with_tensors({name: next(results) for name in self.names})
+        return moved, {name: next(results) for name in self.told}
+
+    def _results(self, sampler: Any, energy: nn.Module, state: Any, noise: Sequence[Tensor]) -> Sequence[Tensor]:
+        weights, numbers, chain = [t for *_, t in tensors_of(energy)], self._numbers(sampler), state.tensors().values()
+        # Called once under a dispatch mode, such as a counter of operators, compiled code would be skipped ever after.
+        call = self.call if _get_current_dispatch_mode() is None else self.module
+        with torch.autocast(device_of(state).type, enabled=False):  # its casts are in the graph
+            return call(*weights, *numbers, *chain, *noise)
+
+    def _numbers(self, sampler: Any) -> list[Tensor]:
+        return [torch.tensor(number, dtype=torch.float64) for number in numbers_of(sampler)] if self.lift else []
+
+    def _trace(
+        self, eager: Transitions, sampler: Any, energy: nn.Module, state: Any, n_steps: int
+    ) -> tuple[torch.fx.GraphModule, int]:
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        slots = [(owner, name) for owner, name, _ in tensors_of(energy)]
+        weights, numbers, chain = [t for *_, t in tensors_of(energy)], self._numbers(sampler), state.tensors()
+        generator, attributes = (
+            torch.Generator(device_of(state)),
+            [(module, dict(vars(module))) for module in all_modules(energy)],
+        )
+        tracing = _Tracing(generator)
+
+        def flat(*inputs: Tensor) -> list[Tensor]:
+            rest = iter(inputs)
+            with _in_place_of(slots, [next(rest) for _ in weights]), tracing:
+                twin = _with_numbers(sampler, iter([next(rest) for _ in numbers]) if self.lift else None)
+                before = settings(twin)
+                started = state.with_tensors(dict(zip(chain, rest, strict=True)))
+                moved, totals = eager(twin, energy, started, n_steps, generator=generator)
+            if not same(before, settings(twin)):
+                raise ImpureStepError("its step changes the sampler's attributes: keep what a chain carries in its state")
+            if not same(beside_tensors(started), beside_tensors(moved)):
+                raise ImpureStepError("its state carries something that changes and is no tensor: make it a tensor")
+            self.names, self.told = list(moved.tensors()), list(totals)
+            return [*moved.tensors().values(), *totals.values()]
+
+        try:
+            traced = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*weights, *numbers, *chain.values())
+        except CannotCompileError:
+            raise
+        except Exception as error:  # whatever the sampler's or the energy's code does with tensors that hold no values
+            raise ImpureStepError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+        finally:
+            changed = [
+                module for module, before in attributes if not same(list(before.values()), list(vars(module).values()))
+            ]
+            for module, before in attributes:
+                vars(module).clear()
+                vars(module).update(before)
+        if changed:
+            raise ImpureStepError(f"the forward of {type(changed[0]).__name__} changes its attributes")
+        return traced, tracing.n_drawn
+
+
+class Draw:
+    """A call that draws random numbers, apart from its generator."""
+
+    def __init__(self, function: Any, *args: Any, **kwargs: Any) -> None:
+        self.function = partial(function, *args, **kwargs)
+
+    def __call__(self, generator: torch.Generator | None) -> Tensor:
+        numbers: Tensor = self.function(generator=generator)
+        return numbers
+
+
+def _filled(
+    fill: str, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: torch.device, **kwargs: Any
+) -> Tensor:
+    # As torch fills a tensor like another: in the order in which it lies in memory.
+    numbers: Tensor = getattr(torch.empty_strided(shape, stride, dtype=dtype, device=device), fill)(**kwargs)
+    return numbers
+
+
+_FILL = {aten.randn_like: "normal_", aten.rand_like: "uniform_", aten.normal: "normal_"}
+
+
+def _take_out_draws(module: torch.fx.GraphModule, n_drawn: int) -> list[Draw]:
+    """Turn the nodes that draw random numbers into inputs; return what fills these, in order."""
+    graph = module.graph
+    random = [node for node in graph.nodes if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())]
+    if len(random) != n_drawn:
+        raise CannotCompileError("random numbers are drawn that are not of the step's generator")
+    last_input = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    draws = []
+    for i, node in enumerate(random):
+        function, value = node.target.overloadpacket, node.meta["val"]
+        of_moments = function is aten.normal and bool(node.all_input_nodes)
+        if function in _FILL and node.all_input_nodes and (not of_moments or len(node.args) == 2):
+            draws.append(Draw(_filled, _FILL[function], value.shape, value.stride(), value.dtype, value.device))
+        elif not node.all_input_nodes:
+            draws.append(Draw(function, *node.args, **{k: v for k, v in node.kwargs.items() if v is not None}))
+        else:
+            raise CannotCompileError(
+                f"its step draws from {function}, of a distribution that it computes: draw uniform or normal numbers and "
+                "transform them"
+            )
+        with graph.inserting_after(last_input):
+            noise = last_input = graph.placeholder(f"noise_{i}")
+            noise.meta["val"] = value
+        if of_moments:
+            mean, std = node.args
+            with graph.inserting_before(node):
+                noise = graph.call_function(torch.add, (graph.call_function(torch.mul, (noise, std)), mean))
+        node.replace_all_uses_with(noise)
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+    module.recompile()
+    return draws
+
+
+class _Tracing(TorchFunctionMode):
+    """What calls of torch are while steps are traced.
+
+    Tensors may stand where operators take numbers, ``add(x, y, alpha=t)``; and calls that draw from the steps' generator are
+    counted, to tell them from others.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.generator = generator
+        self.n_drawn = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("generator") is self.generator:
+            del kwargs["generator"]  # no graph holds one
+            self.n_drawn += 1
+        if isinstance(kwargs.get("alpha"), Tensor):
+            first, second, *rest = args
+            args = (first, kwargs.pop("alpha") * second, *rest)
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def _in_place_of(slots: Sequence[tuple[dict[str, Any], str]], tensors: Iterable[Tensor]) -> Iterator[None]:
+    own = [owner[name] for owner, name in slots]
+    try:
+        for (owner, name), tensor in zip(slots, tensors, strict=True):
+            owner[name] = tensor
+        yield
+    finally:
+        for (owner, name), tensor in zip(slots, own, strict=True):
+            owner[name] = tensor
+
+
+def _with_numbers(sampler: Any, numbers: Iterator[Tensor] | None) -> Any:
+    """A copy of a sampler and of the containers in it, with tensors in place of its numbers, in the order of `numbers_of`."""
+
+    def copied(value: Any) -> Any:
+        if type(value) is float and numbers is not None:
+            return next(numbers)
+        if type(value) in (list, tuple):
+            return type(value)(copied(item) for item in value)
+        if type(value) is dict:
+            return {key: copied(item) for key, item in value.items()}
+        return _with_numbers(value, numbers) if is_sampler(value) else value
+
+    twin = copy.copy(sampler)
+    for name in attribute_names(sampler):
+        if hasattr(sampler, name):
+            object.__setattr__(twin, name, copied(getattr(sampler, name)))
+    return twin
