@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +33,7 @@ class Layout(NamedTuple):
 class Fingerprint(NamedTuple):
     """What traced code may depend on apart from values of tensors and the number of chains; made anew at each call."""
 
-    settings: list[Any]
+    numbers: list[float]
     others: list[Any]
 
     @classmethod
@@ -47,11 +47,27 @@ class Fingerprint(NamedTuple):
             _add_code(others, module)
             for tensors in (module._parameters, module._buffers):
                 others += [Layout.of(name, t) for name, t in tensors.items() if t is not None]
-        return cls(settings(sampler), others)
+        numbers: list[float] = []
+        _add_settings(others, sampler, numbers)
+        return cls(numbers, others)
 
     def equals(self, other: Fingerprint, *, whatever_numbers: bool) -> bool:
         """Whether both are the same, the sampler's numbers apart if so wished."""
-        return same(self.settings, other.settings, whatever_numbers) and same(self.others, other.others)
+        return (whatever_numbers or self.numbers == other.numbers) and self.others == other.others
+
+
+class _Object:
+    """In a fingerprint, what is the same only if it is that very object."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Object) and self.value is other.value
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def device_of(state: Any) -> torch.device:
@@ -60,16 +76,17 @@ def device_of(state: Any) -> torch.device:
     return device
 
 
-def tensors_of(energy: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+def tensors_of(energy: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
     """Every parameter and buffer, with the dictionary that holds it and its name there."""
-    for module in all_modules(energy):
-        for owner in (module._parameters, module._buffers):
-            yield from ((owner, name, tensor) for name, tensor in owner.items() if tensor is not None)
+    owners: list[dict[str, Any]] = [owner for m in all_modules(energy) for owner in (m._parameters, m._buffers) if owner]
+    return [(owner, name, tensor) for owner in owners for name, tensor in owner.items() if tensor is not None]
 
 
 def numbers_of(sampler: Any) -> list[float]:
     """The numbers that a sampler, and those that it is made of, are set to."""
-    return [value for value in settings(sampler) if type(value) is float]
+    numbers: list[float] = []
+    _add_settings([], sampler, numbers)
+    return numbers
 
 
 def settings(sampler: Any) -> list[Any]:
@@ -79,11 +96,11 @@ def settings(sampler: Any) -> list[Any]:
     return found
 
 
-def _add_settings(found: list[Any], sampler: Any) -> None:
+def _add_settings(found: list[Any], sampler: Any, numbers: list[float] | None = None) -> None:
     found.append(type(sampler))
     for name in attribute_names(sampler):
         found.append(name)
-        _add(found, getattr(sampler, name, None))
+        _add(found, getattr(sampler, name, None), numbers)
 
 
 def attribute_names(sampler: Any) -> list[str]:
@@ -92,26 +109,30 @@ def attribute_names(sampler: Any) -> list[str]:
     return [*getattr(sampler, "__dict__", {}), *slots]
 
 
-_COMPARED_BY_VALUE = frozenset((int, float, bool, str, torch.Size, torch.dtype, torch.device, Layout))
+_COMPARED_BY_VALUE = frozenset((int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device))
 
 
-def _add(found: list[Any], value: Any) -> None:
-    """A value; of containers what they hold, for that can change where it is."""
-    if type(value) in _COMPARED_BY_VALUE or value is None:
+def _add(found: list[Any], value: Any, numbers: list[float] | None = None) -> None:
+    """A value; of containers what they hold, for that can change where it is. Floats go to ``numbers`` where that is given."""
+    kind = type(value)
+    found.append(kind)  # for 1 == 1.0 == True
+    if kind is float and numbers is not None:
+        numbers.append(value)
+    elif kind in _COMPARED_BY_VALUE:
         found.append(value)
     elif isinstance(value, list | tuple):
-        found.append(type(value))
+        found.append(len(value))
         for item in value:
-            _add(found, item)
+            _add(found, item, numbers)
     elif isinstance(value, dict):
-        found.append(type(value))
+        found.append(len(value))
         for key, item in value.items():
-            found.append(key)
-            _add(found, item)
+            _add(found, key)
+            _add(found, item, numbers)
     elif is_sampler(value):
-        _add_settings(found, value)
+        _add_settings(found, value, numbers)
     else:
-        found.append(value)
+        found.append(_Object(value))
         if isinstance(value, Tensor) and value.numel() == 1:  # whose value may have been read
             found.append(value._version)
 
@@ -137,23 +158,17 @@ def _add_code(found: list[Any], module: nn.Module) -> None:
     """What the forward of a module, apart from its tensors, may depend on."""
     found.append(type(module))
     attributes = vars(module)
-    for name, value in attributes.items():
-        if name not in _OF_EVERY_MODULE:
-            found.append(name)
-            _add(found, value)
+    for name in sorted(attributes.keys() - _OF_EVERY_MODULE):
+        found.append(name)
+        _add(found, attributes[name])
     for name in _HOOKS:
         if attributes[name]:
             found += [id(hook) for hook in attributes[name].values()]  # by number: a hook may hold the energy
 
 
-def same(a: Sequence[Any], b: Sequence[Any], whatever_numbers: bool = False) -> bool:
-    """Whether two such lists are of the same values and objects."""
-    return len(a) == len(b) and all(
-        s is t or (type(s) is type(t) and _alike(s, t, whatever_numbers)) for s, t in zip(a, b, strict=True)
-    )
-
-
-def _alike(s: Any, t: Any, whatever_numbers: bool) -> bool:
-    if type(s) is float and whatever_numbers:
-        return True
-    return type(s) in _COMPARED_BY_VALUE and bool(s == t)
+def attributes_of(module: nn.Module) -> list[Any]:
+    """All attributes of a module, to see whether its forward changes one."""
+    found: list[Any] = []
+    for value in vars(module).values():
+        _add(found, value)
+    return found

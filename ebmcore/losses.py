@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ from ebmcore.energies import (
     SupportsInitialDistribution,
     check_energies,
     condition,
+    first_tensor,
     frozen,
     name_conditions,
     split_conditions,
@@ -176,12 +177,14 @@ class BaseContrastiveDivergence(BaseLoss):
     @property
     def device(self) -> torch.device:
         """Where the energy is."""
-        return next((t.device for t in self._energy_tensors()), torch.device("cpu"))
+        first = first_tensor(self.energy)
+        return torch.device("cpu") if first is None else first.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The floating-point type of the energy, and so of data and chains."""
-        return next((t.dtype for t in self._energy_tensors() if t.is_floating_point()), torch.get_default_dtype())
+        first = first_tensor(self.energy, floating=True)
+        return torch.get_default_dtype() if first is None else first.dtype
 
     def initial_distribution(self, shape: Sequence[int], x: Tensor | None = None) -> InitialDistribution:
         """Where chains of examples of ``shape`` start: the energy's own distribution, else a standard normal.
@@ -307,10 +310,6 @@ class BaseContrastiveDivergence(BaseLoss):
             assert self._negatives is not None
             return self._negatives.conditions
         return name_conditions((), conditions, pred_x)  # one row for each negative, or an error that says so
-
-    def _energy_tensors(self) -> Iterator[Tensor]:
-        for module in self.energy.modules():  # lazily: device and dtype, asked for in every step, need the first alone
-            yield from (t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)
 
     def _allocate(self, shape: tuple[int, ...], x: Tensor | None) -> Tensor:
         if self.chain is not None and (self.chain.dtype, self.chain.device) != (self.dtype, self.device):

@@ -69,9 +69,9 @@ def finite_rows(t: Tensor) -> Tensor:
     """``(N,)`` bool: which rows of ``t`` ``(N, ...)`` hold only finite numbers."""
     if not t.numel():
         return torch.ones(len(t), dtype=torch.bool, device=t.device)
-    size = t.abs()  # the largest is not a number where one of them is not: one pass, where isfinite() of each makes several
-    largest = size.amax(tuple(range(1, t.ndim))) if t.ndim > 1 else size
-    return largest.mul(0) == 0
+    # The largest is not a number where one of them is not: one pass, where isfinite() of each makes several.
+    size = torch.linalg.vector_norm(t, torch.inf, tuple(range(1, t.ndim))) if t.ndim > 1 else t.abs()
+    return size < torch.inf
 
 
 def where(mask: Tensor, chosen: State, other: State) -> State:

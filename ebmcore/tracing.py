@@ -24,11 +24,11 @@ from ebmcore.errors import EbmcoreError
 from ebmcore.fingerprints import (
     Fingerprint,
     attribute_names,
+    attributes_of,
     beside_tensors,
     device_of,
     is_sampler,
     numbers_of,
-    same,
     settings,
     tensors_of,
 )
@@ -79,7 +79,7 @@ class Graph:
         self.fingerprint = Fingerprint.of(sampler, energy, state, n_steps)
         self.module, n_drawn = self._trace(eager, sampler, energy, state, n_steps)
         inputs = [node for node in self.module.graph.nodes if node.op == "placeholder"]
-        n_weights, n_numbers = len(list(tensors_of(energy))), len(self._numbers(sampler))
+        n_weights, n_numbers = len(tensors_of(energy)), len(self._numbers(sampler))
         if not all(node.users for node in inputs[n_weights : n_weights + n_numbers]):
             # Not used, or by a way round the copy that holds them as tensors: then they are constants of this graph.
             raise CannotCompileError("a number of the sampler does not enter its steps as an attribute")
@@ -93,10 +93,11 @@ class Graph:
     def compile(self, sampler: Any, energy: nn.Module, state: Any) -> None:
         """Compile it by inductor."""
         noise = [node.meta["val"] for node in self.module.graph.nodes if node.name.startswith("noise_")]
+        zeros = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device).zero_() for t in noise]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, of its own parts
-            self.call = torch.compile(self.module, dynamic=False)
-            self._results(sampler, energy, state, [torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in noise])
+            self.call = by_inductor(self.module, self._inputs(sampler, energy, state, zeros))
+            self._results(sampler, energy, state, zeros)
 
     def __call__(
         self, sampler: Any, energy: nn.Module, state: Any, n_steps: int, *, generator: torch.Generator | None = None
@@ -106,11 +107,14 @@ class Graph:
         return moved, {name: next(results) for name in self.told}
 
     def _results(self, sampler: Any, energy: nn.Module, state: Any, noise: Sequence[Tensor]) -> Sequence[Tensor]:
-        weights, numbers, chain = [t for *_, t in tensors_of(energy)], self._numbers(sampler), state.tensors().values()
-        # Called once under a dispatch mode, such as a counter of operators, compiled code would be skipped ever after.
+        # Under a dispatch mode, such as one of tensors without values, operators are asked for one by one.
         call = self.call if _get_current_dispatch_mode() is None else self.module
         with torch.autocast(device_of(state).type, enabled=False):  # its casts are in the graph
-            return call(*weights, *numbers, *chain, *noise)
+            return call(*self._inputs(sampler, energy, state, noise))
+
+    def _inputs(self, sampler: Any, energy: nn.Module, state: Any, noise: Sequence[Tensor]) -> list[Tensor]:
+        weights = [tensor for *_, tensor in tensors_of(energy)]
+        return [*weights, *self._numbers(sampler), *state.tensors().values(), *noise]
 
     def _numbers(self, sampler: Any) -> list[Tensor]:
         return [torch.tensor(number, dtype=torch.float64) for number in numbers_of(sampler)] if self.lift else []
@@ -122,10 +126,8 @@ class Graph:
 
         slots = [(owner, name) for owner, name, _ in tensors_of(energy)]
         weights, numbers, chain = [t for *_, t in tensors_of(energy)], self._numbers(sampler), state.tensors()
-        generator, attributes = (
-            torch.Generator(device_of(state)),
-            [(module, dict(vars(module))) for module in all_modules(energy)],
-        )
+        modules = [(module, dict(vars(module)), attributes_of(module)) for module in all_modules(energy)]
+        generator = torch.Generator(device_of(state))
         tracing = _Tracing(generator)
 
         def flat(*inputs: Tensor) -> list[Tensor]:
@@ -135,29 +137,52 @@ class Graph:
                 before = settings(twin)
                 started = state.with_tensors(dict(zip(chain, rest, strict=True)))
                 moved, totals = eager(twin, energy, started, n_steps, generator=generator)
-            if not same(before, settings(twin)):
+            if before != settings(twin):
                 raise ImpureStepError("its step changes the sampler's attributes: keep what a chain carries in its state")
-            if not same(beside_tensors(started), beside_tensors(moved)):
+            if beside_tensors(started) != beside_tensors(moved):
                 raise ImpureStepError("its state carries something that changes and is no tensor: make it a tensor")
             self.names, self.told = list(moved.tensors()), list(totals)
             return [*moved.tensors().values(), *totals.values()]
 
         try:
-            traced = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*weights, *numbers, *chain.values())
+            trace = make_fx(flat, _NARROW, tracing_mode="fake", _allow_non_fake_inputs=True)
+            traced = trace(*weights, *numbers, *chain.values())
         except CannotCompileError:
             raise
         except Exception as error:  # whatever the sampler's or the energy's code does with tensors that hold no values
             raise ImpureStepError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
         finally:
-            changed = [
-                module for module, before in attributes if not same(list(before.values()), list(vars(module).values()))
-            ]
-            for module, before in attributes:
+            changed = [module for module, _, before in modules if before != attributes_of(module)]
+            for module, own, _ in modules:
                 vars(module).clear()
-                vars(module).update(before)
+                vars(module).update(own)
         if changed:
             raise ImpureStepError(f"the forward of {type(changed[0]).__name__} changes its attributes")
         return traced, tracing.n_drawn
+
+
+def by_inductor(module: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """The graph compiled for inputs like these, which is not checked: a `Fingerprint` tells when it fits."""
+    compiled: Callable[..., Sequence[Tensor]] = torch._inductor.compile(copy.deepcopy(module), list(inputs))
+    return compiled
+
+
+def _narrow_mm(a: Tensor, b: Tensor) -> Tensor:
+    """A product over few columns as a sum of outer products, which inductor fuses with what is around it."""
+    if not 1 <= len(b) <= 4 or a.dtype.itemsize < 4:  # half precision is summed up in float32 within a product
+        return NotImplemented  # type: ignore[no-any-return]
+    product = a[:, :1] * b[0]
+    for i in range(1, len(b)):
+        product = product + a[:, i : i + 1] * b[i]
+    return product
+
+
+def _narrow_addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    product = _narrow_mm(a, b) if beta == alpha == 1 else NotImplemented
+    return product if product is NotImplemented else bias + product
+
+
+_NARROW: dict[Any, Callable[..., Tensor]] = {aten.mm.default: _narrow_mm, aten.addmm.default: _narrow_addmm}
 
 
 class Draw:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
-from ebmcore import BasePersistentContrastiveDivergence, BaseSampler, ChainState, run
+from ebmcore import BasePersistentContrastiveDivergence, BaseSampler, ChainState, run, tracing
 from ebmcore import compiled as module
 from ebmcore.fingerprints import Fingerprint
 from ebmcore.samplers import normal_like, transitions
@@ -49,7 +49,7 @@ class Noisy(BaseSampler):
 @pytest.fixture
 def interpreted(monkeypatch):
     """Graphs run as they were traced: what inductor makes of them is tested once."""
-    monkeypatch.setattr(torch, "compile", lambda graph, **options: graph)
+    monkeypatch.setattr(tracing, "by_inductor", lambda graph, inputs: graph)
 
 
 def both(sampler, energy, x=None, n_steps=3, **options):
@@ -201,13 +201,10 @@ def test_settings_that_change_at_every_call_end_in_a_warning(interpreted, monkey
 
 
 def test_without_a_compiler_it_runs_as_it_is(monkeypatch):
-    def broken(graph, **options):
-        def call(*inputs):
-            raise RuntimeError("no C++ compiler")
+    def broken(graph, inputs):
+        raise RuntimeError("no C++ compiler")
 
-        return call
-
-    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(tracing, "by_inductor", broken)
     with pytest.warns(UserWarning, match="no C\\+\\+ compiler"):
         assert_same(both(Noisy(), Net()))
 
@@ -326,14 +323,14 @@ def test_the_tracer_says_what_is_not_pure():
 
 
 def test_under_a_dispatch_mode_it_runs_as_it_was_traced(monkeypatch):
-    def compiled(graph, **options):
+    def compiled(graph, example_inputs):
         def call(*inputs):
             assert _get_current_dispatch_mode() is None
             return graph(*inputs)
 
         return call
 
-    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(tracing, "by_inductor", compiled)
 
     class Passing(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -191,6 +192,10 @@ class HiddenUnits(torch.autograd.Function):
             None if of_bias is None else of_bias.expand_as(logits),
         ]
         return (logits.sigmoid() * sum(part for part in parts if part is not None)).sum(1), None
+
+
+# Else apply() works it out in every step.
+HiddenUnits.forward.__signature__ = inspect.signature(HiddenUnits.forward)
 
 
 class SumOfSoftplus:
