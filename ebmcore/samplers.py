@@ -71,7 +71,7 @@ def finite_rows(t: Tensor) -> Tensor:
         return torch.ones(len(t), dtype=torch.bool, device=t.device)
     # The largest is not a number where one of them is not: one pass, where isfinite() of each makes several.
     size = torch.linalg.vector_norm(t, torch.inf, tuple(range(1, t.ndim))) if t.ndim > 1 else t.abs()
-    return size < torch.inf
+    return size.mul(0) == 0
 
 
 def where(mask: Tensor, chosen: State, other: State) -> State:
