@@ -368,9 +368,14 @@ def all_modules(energy: nn.Module) -> list[nn.Module]:
 
 def first_tensor(energy: nn.Module, *, floating: bool = False) -> Tensor | None:
     """The first parameter or buffer, of floating-point type if so wished: it tells device or dtype, several times in a step."""
-    for module in all_modules(energy):
+    waiting: list[nn.Module | None] = [energy]
+    while waiting:
+        module = waiting.pop()
+        if module is None:
+            continue
         for tensors in (module._parameters, module._buffers):
             for tensor in tensors.values():
                 if tensor is not None and (tensor.is_floating_point() or not floating):
                     return tensor
+        waiting += reversed(module._modules.values())
     return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -48,8 +48,8 @@ class ChainState:
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of the state by name."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "conditions"}
-        return own | {_CONDITION + name: value for name, value in self.conditions.items()}
+        own = {name: getattr(self, name) for name in _own_fields(type(self))}
+        return own | {_CONDITION + name: t for name, t in self.conditions.items()} if self.conditions else own
 
     def with_tensors(self: State, tensors: Mapping[str, Tensor]) -> State:
         """A state of this kind made of ``tensors``, named as `tensors` names them."""
@@ -65,13 +65,17 @@ class ChainState:
         return finite[0] if len(finite) == 1 else torch.stack(finite).all(0)
 
 
+@cache
+def _own_fields(kind: Any) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(kind) if f.name != "conditions")
+
+
 def finite_rows(t: Tensor) -> Tensor:
     """``(N,)`` bool: which rows of ``t`` ``(N, ...)`` hold only finite numbers."""
     if not t.numel():
         return torch.ones(len(t), dtype=torch.bool, device=t.device)
-    # The largest is not a number where one of them is not: one pass, where isfinite() of each makes several.
-    size = torch.linalg.vector_norm(t, torch.inf, tuple(range(1, t.ndim))) if t.ndim > 1 else t.abs()
-    return size.mul(0) == 0
+    zeros = t - t  # not a number where t is not finite, and then neither is their sum, which is not false
+    return (zeros.sum(tuple(range(1, t.ndim))) if t.ndim > 1 else zeros).logical_not()
 
 
 def where(mask: Tensor, chosen: State, other: State) -> State:
