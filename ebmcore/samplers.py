@@ -48,7 +48,8 @@ class ChainState:
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of the state by name."""
-        own = {name: getattr(self, name) for name in _own_fields(type(self))}
+        kind: Any = type(self)
+        own = {name: getattr(self, name) for name in _own_fields(kind)}
         return own | {_CONDITION + name: t for name, t in self.conditions.items()} if self.conditions else own
 
     def with_tensors(self: State, tensors: Mapping[str, Tensor]) -> State:
@@ -66,7 +67,7 @@ class ChainState:
 
 
 @cache
-def _own_fields(kind: Any) -> tuple[str, ...]:
+def _own_fields(kind: type[ChainState]) -> tuple[str, ...]:
     return tuple(f.name for f in fields(kind) if f.name != "conditions")
 
 
