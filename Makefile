@@ -38,8 +38,9 @@ docs: install
 
 # Beside other libraries, in an environment of their own; QUICK=1 leaves them out. The C library gives freed pages back to the system
 # and takes them again in every step, which costs convolutions 1.2 to 1.9 times the time: it is told not to, for every system alike.
+# Compiled code is compiled, not found on disk, so that the first calls cost what they do the first time.
 BENCH := $(if $(QUICK),$(VENV),.venv-bench)
-STEADY := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824
+STEADY := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824 TORCHINDUCTOR_FORCE_DISABLE_CACHES=1
 
 bench: $(BENCH)/.installed
 	$(STEADY) $(ONE_THREAD) $(BENCH)/bin/python benchmarks/run.py $(if $(QUICK),--quick)
