@@ -15,7 +15,7 @@ PAGE, PLOT, RESULTS = ROOT / "docs/benchmarks.md", ROOT / "docs/images/benchmark
 def table(rows: list[dict[str, Any]]) -> str:
     """Ratios to the hand-written loop with their quartiles, to the floor, and counts of operators."""
     lines = [
-        "| workload | size | system | of the hand-written loop (quartiles) | of the floor | ms | dispatches | first two calls, s |",
+        "| workload | size | system | of the hand-written loop (quartiles) | of the floor | ms | dispatches | first 2 calls, s |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

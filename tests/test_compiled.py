@@ -467,3 +467,12 @@ def test_what_a_state_carries_beside_tensors_may_not_change(interpreted):
 
     with pytest.warns(UserWarning, match="make it a tensor"):
         assert_same(both(Counting(), Net()))
+
+
+@pytest.mark.parametrize(("dtype", "products"), [(torch.float32, 1), (torch.bfloat16, 2)])
+def test_products_over_few_columns_are_sums_unless_they_are_added_up_in_a_wider_type(dtype, products):
+    energy, x = Net().to(dtype), torch.zeros(6, 2, dtype=dtype)
+    with torch.no_grad():
+        graph = traced(transitions, Noisy(), energy, ChainState(x), 1)
+    forward = [node for node in graph.module.graph.nodes if node.target is torch.ops.aten.addmm.default]
+    assert len(forward) == products  # of two layers, the first takes two columns
