@@ -254,6 +254,8 @@ class BaseContrastiveDivergence(BaseLoss):
     def new_chains(self, x: Tensor, conditions: Mapping[str, Tensor]) -> ChainState:
         """Sampler state of chains at ``x`` that carry ``conditions``."""
         state = self.sampler.init(condition(self.energy, conditions), x, generator=self.generator)
+        if not conditions:
+            return state
         return state.with_tensors(state.tensors() | {f"conditions.{name}": t for name, t in conditions.items()})
 
     def energy_gap(self, x: Tensor, pred_x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

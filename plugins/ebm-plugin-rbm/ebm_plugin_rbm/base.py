@@ -172,10 +172,7 @@ class HiddenUnits(torch.autograd.Function):
         f, weight, bias, logits = ctx.saved_tensors
         if torch.is_grad_enabled():  # for second derivatives the logits are a function, not a number
             logits = torch.addmm(bias, f, weight)
-        f, share = (
-            f.to(weight),
-            (grad.unsqueeze(1) * logits.sigmoid()).to(weight),
-        )  # under autocast logits are of another dtype
+        f, share = f.to(weight), (grad.unsqueeze(1) * logits.sigmoid()).to(weight)  # autocast makes logits of another dtype
         of_f, of_weight, of_bias = ctx.needs_input_grad
         return (
             share @ weight.T if of_f else None,
@@ -235,9 +232,9 @@ def check_enumerable(n_units: int) -> None:
 
 
 def bernoulli(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Zeros and ones with ``p(1) = sigmoid(logits)``."""
+    """Zeros and ones with ``p(1) = sigmoid(logits)``; the logits are overwritten."""
     uniform = torch.rand(logits.shape, generator=generator, dtype=logits.dtype, device=logits.device)
-    return uniform.lt_(logits.detach().sigmoid() if logits.requires_grad else logits.sigmoid())  # in the numbers' place
+    return uniform.lt_((logits.detach() if logits.requires_grad else logits).sigmoid_())  # both in the numbers' place
 
 
 def softplus(x: Tensor) -> Tensor:
