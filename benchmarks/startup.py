@@ -47,7 +47,11 @@ def install(folder: Path) -> None:
 def seconds(arguments: list[str], path: str = "") -> float:
     """One run of Python."""
     start = time.perf_counter()
-    environment = {**os.environ, "PYTHONPATH": path}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "PYTHONDONTWRITEBYTECODE": "",
+    }  # bytecode lies there after the first round
     subprocess.run([sys.executable, *arguments], env=environment, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
 

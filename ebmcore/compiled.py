@@ -52,32 +52,46 @@ def _found(eager: Transitions, sampler: Any, energy: nn.Module, state: Any, n_st
     known, now = _KNOWN.setdefault(energy, []), Fingerprint.of(sampler, energy, state, n_steps)
     fitting = [one for one in known if one.fits(sampler, now)]
     exact = [one for one in fitting if one.n_chains in (len(state), None)]
-    if exact and not isinstance(exact[0], _Seen):
-        return exact[0]
+    for one in exact:
+        if not isinstance(one, _Seen):
+            return one
     if any(isinstance(one, Graph) and one.n_chains is not None and one.n_chains > len(state) for one in fitting):
         return eager
-    if exact:
-        known[known.index(exact[0])] = made = _made(eager, sampler, energy, state, n_steps)
+    seen = next((one for one in exact if isinstance(one, _Seen)), None)
+    if seen is not None:
+        known[known.index(seen)] = made = _made(eager, sampler, energy, state, n_steps, seen)
         return made
-    if len(known) >= MAX_KNOWN:
+    if sum(one.kind is type(sampler) for one in known) >= MAX_KNOWN:
         reason = f"{MAX_KNOWN} kinds of call were seen: what the sampler or the energy is set to changes from call to call"
         known.append(_instead(eager, sampler, reason))
     else:
-        known.append(_Seen(eager, now, len(state)))
+        constant = any(one.holds_numbers(now) for one in known)
+        known.append(_Seen(eager, sampler, now, len(state), exactly=constant))
     return known[-1]
 
 
 class _Seen:
-    """A call that was made once: whether it comes again remains to be seen, and what its energy makes at first is made."""
+    """A call that was made once: whether it comes again remains to be seen, and what its energy makes at first is made.
 
-    def __init__(self, eager: Transitions, fingerprint: Fingerprint, n_chains: int) -> None:
+    With other numbers it is the same call, unless it is known (``exactly``) that they cannot be inputs of its graph.
+    """
+
+    def __init__(
+        self, eager: Transitions, sampler: Any, fingerprint: Fingerprint, n_chains: int, *, exactly: bool = False
+    ) -> None:
         self.eager = eager
+        self.kind = type(sampler)
         self.fingerprint = fingerprint
         self.n_chains: int | None = n_chains
+        self.exactly = exactly
 
     def fits(self, sampler: Any, now: Fingerprint) -> bool:
         """Whether it was the same."""
-        return self.fingerprint.equals(now, whatever_numbers=False)
+        return self.fingerprint.equals(now, whatever_numbers=not self.exactly)
+
+    def holds_numbers(self, now: Fingerprint) -> bool:
+        """Whether it is the same but for numbers that its graph would hold."""
+        return self.exactly and self.fingerprint.equals(now, whatever_numbers=True)
 
     def __call__(
         self, sampler: Any, energy: nn.Module, state: Any, n_steps: int, *, generator: torch.Generator | None = None
@@ -85,9 +99,13 @@ class _Seen:
         return self.eager(sampler, energy, state, n_steps, generator=generator)
 
 
-def _made(eager: Transitions, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> Graph | _GradientsAlone:
+def _made(
+    eager: Transitions, sampler: Any, energy: nn.Module, state: Any, n_steps: int, seen: _Seen
+) -> Graph | _Seen | _GradientsAlone:
     try:
         graph = traced(eager, sampler, energy, state, n_steps)
+        if not graph.fits(sampler, seen.fingerprint):  # for its numbers, which may be others at every call
+            return _Seen(eager, sampler, graph.fingerprint, len(state), exactly=True)
         graph.compile(sampler, energy, state)
     except CannotCompileError as error:
         return _instead(eager, sampler, str(error))
@@ -117,6 +135,10 @@ class _GradientsAlone:
     def fits(self, sampler: Any, now: Fingerprint) -> bool:
         """Whether it is for samplers of this kind; it depends on nothing else, and is not warned of again."""
         return type(sampler) is self.kind
+
+    def holds_numbers(self, now: Fingerprint) -> bool:
+        """It has no graph that would hold any."""
+        return False
 
     def __call__(
         self, sampler: Any, energy: nn.Module, state: Any, n_steps: int, *, generator: torch.Generator | None = None

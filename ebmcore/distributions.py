@@ -122,10 +122,10 @@ class Bernoulli:
         return cls(torch.log(ones + pseudo_count) - torch.log(len(x) - ones + pseudo_count))
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        uniform = torch.rand(
-            (n, *self.logits.shape), generator=generator, dtype=self.logits.dtype, device=self.logits.device
-        )
-        return uniform.lt_(self.logits.detach().sigmoid())
+        logits = self.logits.detach()
+        wide = logits if logits.dtype.itemsize >= 4 else logits.float()  # half precision knows no p of 0.001
+        uniform = torch.rand((n, *wide.shape), generator=generator, dtype=wide.dtype, device=wide.device)
+        return uniform.lt_(wide.sigmoid()).to(logits.dtype)
 
     def log_prob(self, x: Tensor) -> Tensor:
         log_density = x * logsigmoid(self.logits) + (1 - x) * logsigmoid(-self.logits)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -105,8 +107,18 @@ def _add_settings(found: list[Any], sampler: Any, numbers: list[float] | None = 
 
 def attribute_names(sampler: Any) -> list[str]:
     """Those of its dictionary, and of slots."""
-    slots = [name for cls in type(sampler).__mro__ for name in cls.__dict__.get("__slots__", ())]
+    slots = [_as_found(name, cls) for cls in type(sampler).__mro__ for name in _slots(cls)]
     return [*getattr(sampler, "__dict__", {}), *slots]
+
+
+def _slots(cls: type) -> tuple[str, ...]:
+    slots = cls.__dict__.get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _as_found(name: str, cls: type) -> str:
+    private = name.startswith("__") and not name.endswith("__")
+    return f"_{cls.__name__.lstrip('_')}{name}" if private else name
 
 
 _COMPARED_BY_VALUE = frozenset((int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device))
@@ -133,8 +145,8 @@ def _add(found: list[Any], value: Any, numbers: list[float] | None = None) -> No
         _add_settings(found, value, numbers)
     else:
         found.append(_Object(value))
-        if isinstance(value, Tensor) and value.numel() == 1:  # whose value may have been read
-            found.append(value._version)
+        if isinstance(value, Tensor):  # a constant of the graph
+            found.append(value.is_inference() or value._version)
 
 
 def is_sampler(value: Any) -> bool:
@@ -142,15 +154,26 @@ def is_sampler(value: Any) -> bool:
     return not isinstance(value, type) and hasattr(value, "step") and hasattr(value, "refresh")
 
 
+def calls_back(sampler: Any) -> bool:
+    """Whether an attribute of a sampler is a function, which may use other attributes of that very sampler."""
+    return any(isinstance(value, _Object) and isinstance(value.value, _FUNCTIONS) for value in settings(sampler))
+
+
+_FUNCTIONS = (FunctionType, MethodType, partial)
+
+
 def beside_tensors(state: Any) -> list[Any]:
     """What a state carries that is no tensor."""
-    found = [type(state)]
-    for name, value in vars(state).items():
+    found: list[Any] = [type(state)]
+    for name in attribute_names(state):
+        value = getattr(state, name, None)
         if hasattr(value, "with_tensors"):
             found += beside_tensors(value)
-        elif not isinstance(value, Tensor | Mapping):
-            found.append(name)
-            _add(found, value)
+            continue
+        for key, item in value.items() if isinstance(value, Mapping) else [(name, value)]:
+            if not isinstance(item, Tensor):
+                found.append(key)
+                _add(found, item)
     return found
 
 
@@ -163,7 +186,7 @@ def _add_code(found: list[Any], module: nn.Module) -> None:
         _add(found, attributes[name])
     for name in _HOOKS:
         if attributes[name]:
-            found += [id(hook) for hook in attributes[name].values()]  # by number: a hook may hold the energy
+            found += attributes[name]  # the numbers that torch gives to hooks, for a hook may hold the energy
 
 
 def attributes_of(module: nn.Module) -> list[Any]:

@@ -26,6 +26,7 @@ from ebmcore.fingerprints import (
     attribute_names,
     attributes_of,
     beside_tensors,
+    calls_back,
     device_of,
     is_sampler,
     numbers_of,
@@ -74,7 +75,12 @@ class Graph:
     def __init__(
         self, eager: Transitions, sampler: Any, energy: nn.Module, state: Any, n_steps: int, *, lift: bool = True
     ) -> None:
+        if lift and calls_back(
+            sampler
+        ):  # with the numbers of the sampler itself, not of the copy that holds them as tensors
+            raise CannotCompileError("an attribute of the sampler is a function")
         self.lift = lift
+        self.kind = type(sampler)
         self.n_chains: int | None = len(state)
         self.fingerprint = Fingerprint.of(sampler, energy, state, n_steps)
         self.module, n_drawn = self._trace(eager, sampler, energy, state, n_steps)
@@ -90,14 +96,17 @@ class Graph:
         """Whether it was traced from these, apart from the values of tensors and numbers and from the number of chains."""
         return self.fingerprint.equals(now, whatever_numbers=self.lift)
 
+    def holds_numbers(self, now: Fingerprint) -> bool:
+        """Whether it was traced from the same but for numbers that are constants of the graph."""
+        return not self.lift and self.fingerprint.equals(now, whatever_numbers=True)
+
     def compile(self, sampler: Any, energy: nn.Module, state: Any) -> None:
         """Compile it by inductor."""
         noise = [node.meta["val"] for node in self.module.graph.nodes if node.name.startswith("noise_")]
         zeros = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device).zero_() for t in noise]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, of its own parts
-            self.call = by_inductor(self.module, self._inputs(sampler, energy, state, zeros))
-            self._results(sampler, energy, state, zeros)
+            self.call = by_inductor(self.module, _apart(self._inputs(sampler, energy, state, zeros)))
 
     def __call__(
         self, sampler: Any, energy: nn.Module, state: Any, n_steps: int, *, generator: torch.Generator | None = None
@@ -141,12 +150,14 @@ class Graph:
                 raise ImpureStepError("its step changes the sampler's attributes: keep what a chain carries in its state")
             if beside_tensors(started) != beside_tensors(moved):
                 raise ImpureStepError("its state carries something that changes and is no tensor: make it a tensor")
+            if any(t.dtype != chain[name].dtype for name, t in moved.tensors().items()):
+                raise CannotCompileError("its step changes the type of a tensor of the state")
             self.names, self.told = list(moved.tensors()), list(totals)
             return [*moved.tensors().values(), *totals.values()]
 
         try:
             trace = make_fx(flat, _NARROW, tracing_mode="fake", _allow_non_fake_inputs=True)
-            traced = trace(*weights, *numbers, *chain.values())
+            traced = trace(*_apart([*weights, *numbers, *chain.values()]))
         except CannotCompileError:
             raise
         except Exception as error:  # whatever the sampler's or the energy's code does with tensors that hold no values
@@ -159,6 +170,11 @@ class Graph:
         if changed:
             raise ImpureStepError(f"the forward of {type(changed[0]).__name__} changes its attributes")
         return traced, tracing.n_drawn
+
+
+def _apart(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The same tensors, each an object of its own: one that is given twice would be taken for one input."""
+    return [t.detach() for t in inputs]
 
 
 def by_inductor(module: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
@@ -224,8 +240,8 @@ def _take_out_draws(module: torch.fx.GraphModule, n_drawn: int) -> list[Draw]:
             draws.append(Draw(function, *node.args, **{k: v for k, v in node.kwargs.items() if v is not None}))
         else:
             raise CannotCompileError(
-                f"its step draws from {function}, of a distribution that it computes: draw uniform or normal numbers and "
-                "transform them"
+                f"its step draws from {function}, of a distribution that it computes or in a tensor's place: draw uniform or "
+                "normal numbers by torch.rand or torch.randn and transform them"
             )
         with graph.inserting_after(last_input):
             noise = last_input = graph.placeholder(f"noise_{i}")

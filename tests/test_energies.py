@@ -246,3 +246,10 @@ def test_positions_are_left_as_they_were_also_when_the_energy_raises():
     gradient(Cubic(), wanted)
     assert wanted.requires_grad
     assert wanted.grad is None
+
+
+def test_rare_ones_stay_rare_in_half_precision():
+    coins = Bernoulli(torch.full((1,), -7.0, dtype=torch.bfloat16))  # p = 0.00091
+    x = coins.sample(200_000, generator=torch.Generator().manual_seed(0))
+    assert x.dtype == torch.bfloat16
+    assert abs(float(x.float().sum()) - 182.2) < 4 * 182.2**0.5

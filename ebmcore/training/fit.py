@@ -101,7 +101,8 @@ def fit(
         measure: Gives named numbers for the energy, or for its moving average where one is kept, on the first rank; they are
             logged with the metrics of that step.
         measure_every: Steps between two measurements; `None` makes none.
-        compile: Draw negatives by compiled graphs (``loss.compile()``): the first steps take seconds more, all others less.
+        compile: Draw negatives by compiled graphs (``loss.compile()``): the first steps take seconds more, all others less;
+            a run that was killed then goes on with the same up to rounding.
         progress: Show a progress bar.
         observers: Further observers.
 

@@ -72,7 +72,7 @@ class BaseRBM(nn.Module):
         return self.visible_energy(v) - HiddenUnits.apply(self.inputs(v), self.weight, self.hidden_bias)[0]
 
     def hidden_logits(self, x: Tensor) -> Tensor:
-        """Log-odds of the hidden units ``(N, hidden)`` given ``x`` ``(N, *shape)``."""
+        """Log-odds of the hidden units ``(N, hidden)`` given ``x`` ``(N, *shape)``: a new tensor, which may be overwritten."""
         return torch.addmm(self.hidden_bias, self.inputs(x.flatten(1)), self.weight)
 
     def sample_hidden(self, x: Tensor, *, beta: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -232,9 +232,10 @@ def check_enumerable(n_units: int) -> None:
 
 
 def bernoulli(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Zeros and ones with ``p(1) = sigmoid(logits)``; the logits are overwritten."""
-    uniform = torch.rand(logits.shape, generator=generator, dtype=logits.dtype, device=logits.device)
-    return uniform.lt_((logits.detach() if logits.requires_grad else logits).sigmoid_())  # both in the numbers' place
+    """Zeros and ones with ``p(1) = sigmoid(logits)``, at least in float32; the logits are overwritten."""
+    wide = logits.detach() if logits.dtype.itemsize >= 4 else logits.detach().float()  # half precision knows no p of 0.001
+    uniform = torch.rand(wide.shape, generator=generator, dtype=wide.dtype, device=wide.device)
+    return uniform.lt_(wide.sigmoid_())  # both in the numbers' place
 
 
 def softplus(x: Tensor) -> Tensor:

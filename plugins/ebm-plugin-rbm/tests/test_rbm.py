@@ -243,3 +243,11 @@ def test_drawn_units_have_no_gradient():
     rbm = RBM((4,), hidden=3)
     assert not rbm.sample_hidden(torch.ones(2, 4)).requires_grad
     assert not rbm.sample_visible(torch.ones(2, 3)).requires_grad
+
+
+def test_rare_units_stay_rare_in_half_precision():
+    rbm = RBM((1,), hidden=1, weight_std=0.0).bfloat16()
+    rbm.hidden_bias.data.fill_(-7.0)  # p = 0.00091; numbers in bfloat16 are multiples of 1/256
+    on = rbm.sample_hidden(torch.zeros(200_000, 1, dtype=torch.bfloat16), generator=torch.Generator().manual_seed(0))
+    assert on.dtype == torch.bfloat16
+    assert abs(float(on.float().sum()) - 182.2) < 4 * 182.2**0.5
