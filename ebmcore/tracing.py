@@ -75,9 +75,7 @@ class Graph:
     def __init__(
         self, eager: Transitions, sampler: Any, energy: nn.Module, state: Any, n_steps: int, *, lift: bool = True
     ) -> None:
-        if lift and calls_back(
-            sampler
-        ):  # with the numbers of the sampler itself, not of the copy that holds them as tensors
+        if lift and calls_back(sampler):  # with numbers of the sampler itself, not of the copy that holds tensors
             raise CannotCompileError("an attribute of the sampler is a function")
         self.lift = lift
         self.kind = type(sampler)

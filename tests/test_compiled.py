@@ -514,9 +514,9 @@ def test_a_tensor_that_stood_twice_in_a_state_may_become_two(interpreted):
 
 
 def test_a_number_that_a_function_holds_too_is_a_constant(interpreted):
-    class Around(Noisy):
+    class Around(BaseSampler):
         def __init__(self):
-            super().__init__()
+            self.step_size = 0.1
             self.noise = lambda: (2 * self.step_size) ** 0.5
 
         def step(self, energy, state, *, generator=None):
@@ -529,7 +529,10 @@ def test_a_number_that_a_function_holds_too_is_a_constant(interpreted):
 
 
 def test_a_number_that_would_widen_the_positions_is_a_constant(interpreted):
-    class Masked(Noisy):
+    class Masked(BaseSampler):
+        def __init__(self):
+            self.step_size = 0.1
+
         def step(self, energy, state, *, generator=None):
             return replace(state, x=state.x - (state.x > 0) * self.step_size), {}
 
