@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import statistics
 import time
 import warnings
@@ -136,6 +137,8 @@ def main() -> None:
     parser.add_argument("--only", help="workloads whose name contains this")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if hasattr(os, "sched_setaffinity"):  # before JAX counts them for threads of its own
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     warnings.simplefilter("ignore")  # of the libraries under test
     found = systems(list(SYSTEMS[:4] if options.quick else SYSTEMS))
     rows = []

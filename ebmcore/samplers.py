@@ -214,9 +214,9 @@ def run(
         n_steps: Number of transitions, at least 1.
         generator: The only source of randomness; `None` uses torch's global one.
         compile: Make the transitions by a compiled graph, of up to 32 steps, see `ebmcore.compiled`: from the same generator the
-            same up to rounding. The first call is made without one and the second takes seconds, for each number of chains and
-            of steps; fewer chains than a graph has move without one. Where the sampler's step cannot be traced, a warning says
-            why, and the energy's gradient is compiled alone.
+            same up to rounding. The first call is made without one and the second takes 5 to 30 seconds, for each number of
+            chains and of steps; fewer chains than a graph has move without one. Where the sampler's step cannot be traced, a
+            warning says why, and the energy's gradient is compiled alone.
         observers: Called as ``observer(i, state, info)`` after each transition; they must not change the state.
 
     Returns:
