@@ -48,7 +48,7 @@ ifndef QUICK
 	$(STEADY) OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 $(BENCH)/bin/python benchmarks/run.py --threads 2
 	$(BENCH)/bin/python benchmarks/report.py
 endif
-	$(BENCH)/bin/python benchmarks/startup.py
+	$(BENCH)/bin/python benchmarks/startup.py $(if $(QUICK),--quick)
 
 .venv-bench/.installed: pyproject.toml constraints.txt benchmarks/constraints.txt $(PLUGINS:%=%/pyproject.toml)
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench

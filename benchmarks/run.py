@@ -132,7 +132,9 @@ def main() -> None:
     """Print a line for each figure and write them to ``results``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="without other libraries, one size each, few rounds")
+    parser.add_argument(
+        "--quick", action="store_true", help="without other libraries and compilation, one size each, few rounds"
+    )
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--only", help="workloads whose name contains this")
     options = parser.parse_args()
@@ -140,7 +142,7 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):  # before JAX counts them for threads of its own
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     warnings.simplefilter("ignore")  # of the libraries under test
-    found = systems(list(SYSTEMS[:4] if options.quick else SYSTEMS))
+    found = systems(list(SYSTEMS[:3] if options.quick else SYSTEMS))
     rows = []
     print(f"torch {torch.__version__}, {options.threads} thread{'s' * (options.threads > 1)}")
     for workload in WORKLOADS:
@@ -150,7 +152,7 @@ def main() -> None:
         if not {"hand", "floor"} <= right.keys():
             raise SystemExit(f"{workload.name}: nothing to compare with")
         for size in workload.sizes[:1] if options.quick else workload.sizes:
-            rows += measure(workload, size, right, 7 if options.quick else options.rounds)
+            rows += measure(workload, size, right, 5 if options.quick else options.rounds)
     if not options.quick and not options.only:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"threads-{options.threads}.json").write_text(json.dumps(rows, indent=1))

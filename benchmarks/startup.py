@@ -69,7 +69,7 @@ def main() -> int:
             "import torch and create_loss": (["-c", CREATE], ""),
         }
         times: dict[str, list[float]] = {name: [] for name in cases}
-        for _ in range(ROUNDS):
+        for _ in range(5 if "--quick" in sys.argv else ROUNDS):
             for name, case in cases.items():
                 times[name].append(seconds(*case))
     medians = {name: statistics.median(of) for name, of in times.items()}
