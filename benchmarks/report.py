@@ -78,7 +78,8 @@ def plot(rows: list[dict[str, Any]]) -> None:
     axes.set_yticks([i + 0.4 for i in range(len(groups))], [f"{name}, {size}" for name, size in groups], fontsize=7)
     axes.invert_yaxis()
     axes.set(xlabel="time relative to the hand-written loop", xlim=(0, 2.5))
-    axes.legend(fontsize=7, loc="lower right")
+    axes.legend(fontsize=7, loc="upper right")
+    axes.margins(y=0.01)
     figure.tight_layout()
     figure.savefig(PLOT, dpi=110)
 
