@@ -69,8 +69,6 @@ class _Object:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Object) and self.value is other.value
 
-    __hash__ = None  # type: ignore[assignment]
-
 
 def device_of(state: Any) -> torch.device:
     """Where the chains are."""

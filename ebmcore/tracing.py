@@ -103,7 +103,7 @@ class Graph:
         noise = [node.meta["val"] for node in self.module.graph.nodes if node.name.startswith("noise_")]
         zeros = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device).zero_() for t in noise]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, of its own parts
+            warnings.simplefilter("ignore", DeprecationWarning)  # inductor imports what torch has deprecated
             self.call = by_inductor(self.module, _apart(self._inputs(sampler, energy, state, zeros)))
 
     def __call__(
@@ -181,22 +181,22 @@ def by_inductor(module: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Calla
     return compiled
 
 
-def _narrow_mm(a: Tensor, b: Tensor) -> Tensor:
-    """A product over few columns as a sum of outer products, which inductor fuses with what is around it."""
+def _narrow_mm(a: Tensor, b: Tensor) -> Any:
+    """A product over few columns as a sum of outer products, which inductor fuses with what is around it; others stay."""
     if not 1 <= len(b) <= 4 or a.dtype.itemsize < 4:  # half precision is summed up in float32 within a product
-        return NotImplemented  # type: ignore[no-any-return]
+        return NotImplemented
     product = a[:, :1] * b[0]
     for i in range(1, len(b)):
         product = product + a[:, i : i + 1] * b[i]
     return product
 
 
-def _narrow_addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+def _narrow_addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
     product = _narrow_mm(a, b) if beta == alpha == 1 else NotImplemented
     return product if product is NotImplemented else bias + product
 
 
-_NARROW: dict[Any, Callable[..., Tensor]] = {aten.mm.default: _narrow_mm, aten.addmm.default: _narrow_addmm}
+_NARROW: dict[Any, Callable[..., Any]] = {aten.mm.default: _narrow_mm, aten.addmm.default: _narrow_addmm}
 
 
 class Draw:
