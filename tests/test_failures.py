@@ -117,7 +117,12 @@ FAILURES = {
     "changes the global RNG": Broken(
         component=component("import random, numpy; [m.seed(0) for m in (random, numpy.random)]; torch.manual_seed(1)"),
         state=LOADED,
-        doctor="changes the random state of .*torch; ebmcore put",
+        doctor="changes the random state of torch, the random state of NumPy; ebmcore put",
+    ),
+    "seeds NumPy, in a light module that imports it first": Broken(
+        hook("import numpy; numpy.random.seed(0)"),
+        state=LOADED,
+        doctor="changes the random state of NumPy; ebmcore put",
     ),
     "changes the warning filters": Broken(
         hook("import warnings; warnings.simplefilter('ignore')"),

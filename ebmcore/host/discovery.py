@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import functools
 from collections.abc import Callable, Iterable
+from email import message_from_string
+from email.message import Message
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import decode_source, find_spec
 from pathlib import Path
+from typing import cast
 
-from importlib_metadata import Distribution, EntryPoint, MetadataPathFinder, PackageNotFoundError, version
+from importlib_metadata import Distribution, EntryPoint, MetadataPathFinder, PackageNotFoundError
 from packaging.markers import UndefinedEnvironmentName
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -26,11 +29,11 @@ def discover(distributions: Iterable[Distribution]) -> dict[str, PluginReport]:
 
     Of a distribution that is there twice, the first counts, as it does for Python's imports.
     """
-    installed_version = functools.cache(_installed_version)
+    unmet = functools.cache(functools.partial(_unmet, installed_version=functools.cache(_installed_version)))
     found: dict[str, PluginReport] = {}
     places: dict[str, Path] = {}
     for distribution in distributions:
-        report = _describe(distribution, installed_version)
+        report = _describe(distribution, unmet)
         if report is None:
             continue
         name, place = report.distribution, Path(str(distribution.locate_file("")))
@@ -68,7 +71,7 @@ def names_in_source(report: PluginReport) -> list[tuple[str, str]]:
     return found
 
 
-def _describe(distribution: Distribution, installed_version: Callable[[str], str | None]) -> PluginReport | None:
+def _describe(distribution: Distribution, unmet: Callable[[str], str]) -> PluginReport | None:
     """The report of one distribution; `None` if it is no plugin. However broken the metadata, it does not raise."""
     problem, entry_points = "", []
     try:
@@ -81,9 +84,10 @@ def _describe(distribution: Distribution, installed_version: Callable[[str], str
     except Exception as error:
         problem = f"its entry_points.txt cannot be read: {type(error).__name__}: {error}"
     try:
-        metadata = distribution.metadata
+        metadata = _headers(distribution)
         name, number, summary = (metadata.get(key) for key in ("Name", "Version", "Summary"))
-        needs = distribution.requires or []
+        # Else read by the distribution once more, and where else a requirement may stand.
+        needs = metadata.get_all("Requires-Dist") or distribution.requires or []
     except Exception as error:
         name, number, summary, needs = None, None, None, []
         problem = problem or f"its metadata cannot be read: {type(error).__name__}: {error}"
@@ -95,10 +99,16 @@ def _describe(distribution: Distribution, installed_version: Callable[[str], str
     if problem:
         report.state, report.reason = State.FAILED, problem
         return report
-    unmet = [reason for line in needs if (reason := _unmet(line, installed_version))]
-    if unmet:
-        report.state, report.reason = State.INCOMPATIBLE, "; ".join(unmet)
+    reasons = [reason for line in needs if (reason := unmet(line))]
+    if reasons:
+        report.state, report.reason = State.INCOMPATIBLE, "; ".join(reasons)
     return report
+
+
+def _headers(distribution: Distribution) -> Message:
+    """Its metadata without the description, a README whose parsing takes longer than all the rest."""
+    text = distribution.read_text("METADATA")
+    return message_from_string(text.partition("\n\n")[0]) if text else cast(Message, distribution.metadata)
 
 
 def _unmet(line: str, installed_version: Callable[[str], str | None]) -> str:
@@ -119,7 +129,7 @@ def _unmet(line: str, installed_version: Callable[[str], str | None]) -> str:
 
 def _installed_version(name: str) -> str | None:
     try:
-        return version(name)
+        return _headers(Distribution.from_name(name)).get("Version")
     except PackageNotFoundError:
         return None
 

@@ -38,33 +38,33 @@ def undisturbed() -> Iterator[list[str]]:
     """Run an import; afterwards put back the settings of the process that it changed, and name them in the list.
 
     These are the warning filters, the global random states of Python, NumPy and torch, torch's default dtype and its number of
-    threads. Torch may be imported only inside: its settings are then those it has right after its own import. What is printed
-    goes to stderr, because the output of the command line may be read by a program.
+    threads. NumPy's and torch may be imported only inside: their settings are then those right after their own import. What is
+    printed goes to stderr, because the output of the command line may be read by a program.
     """
     changed: list[str] = []
-    # Put back but not named: well-behaved libraries draw from Python's generator when they are imported.
-    python = _Setting("the random state of Python", random.getstate, random.setstate)
-    settings = []
-    if "numpy" in sys.modules:
-        numpy = sys.modules["numpy"].random
-        settings.append(_Setting("the random state of NumPy", numpy.get_state, numpy.set_state))
-    watching = None
-    if "torch" in sys.modules:
-        settings += _settings_of_torch(sys.modules["torch"])
-    else:
-        watching = _TorchImport(lambda torch: settings.extend(_settings_of_torch(torch)))
-        sys.meta_path.insert(0, watching)
+    of_python = random.getstate()
+    settings: list[_Setting] = []
+    watching = []
+    for name, settings_of in _SETTINGS.items():
+        if name in sys.modules:
+            settings += settings_of(sys.modules[name])
+        else:
+            watching.append(_FirstImport(name, settings_of, settings))
+    sys.meta_path[:0] = watching
     filters = list(warnings.filters)
     try:
         with redirect_stdout(sys.stderr):
             yield changed
     finally:
-        if watching in sys.meta_path:
-            sys.meta_path.remove(watching)
-        python.put_back()
+        sys.meta_path[:] = [finder for finder in sys.meta_path if finder not in watching]
+        random.setstate(of_python)  # not named: well-behaved libraries draw from Python's generator when they are imported
         if _put_back_filters(filters):
             changed.append("the warning filters")
         changed += [setting.name for setting in settings if setting.put_back()]
+
+
+def _settings_of_numpy(numpy_random: ModuleType) -> list[_Setting]:
+    return [_Setting("the random state of NumPy", numpy_random.get_state, numpy_random.set_state)]
 
 
 def _settings_of_torch(torch: ModuleType) -> list[_Setting]:
@@ -73,6 +73,9 @@ def _settings_of_torch(torch: ModuleType) -> list[_Setting]:
         _Setting("the default dtype", torch.get_default_dtype, torch.set_default_dtype),
         _Setting("the number of threads", torch.get_num_threads, torch.set_num_threads),
     ]
+
+
+_SETTINGS = {"numpy.random": _settings_of_numpy, "torch": _settings_of_torch}
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -88,6 +91,8 @@ def _put_back_filters(before: list[Any]) -> bool:
     Filters with a message, a module or a category of their own stay: libraries add such when they are imported.
     """
     now = list(warnings.filters)
+    if now == before:
+        return False
     new = [f for f in now if f not in before]
     own = [f for f in new if f[1] or f[3] or f[2].__module__ != "builtins"]  # message, module, category
     if own == new and [f for f in now if f in before] == before:
@@ -98,14 +103,16 @@ def _put_back_filters(before: list[Any]) -> bool:
     return True
 
 
-class _TorchImport:
-    """Calls a function right after the import of torch, before whoever imports it can change its settings."""
+class _FirstImport:
+    """Adds the settings of a module to others right after its import, before whoever imports it can change them."""
 
-    def __init__(self, then: Callable[[ModuleType], object]) -> None:
-        self.then = then
+    def __init__(self, name: str, settings_of: Callable[[ModuleType], list[_Setting]], settings: list[_Setting]) -> None:
+        self.name = name
+        self.settings_of = settings_of
+        self.settings = settings
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if name != "torch":
+        if name != self.name:
             return None
         sys.meta_path.remove(self)
         spec = find_spec(name)
@@ -115,7 +122,7 @@ class _TorchImport:
 
         def execute_and_tell(module: ModuleType) -> None:
             execute(module)
-            self.then(module)
+            self.settings += self.settings_of(module)
 
         spec.loader.exec_module = execute_and_tell  # type: ignore[method-assign]
         return spec

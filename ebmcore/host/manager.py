@@ -249,12 +249,13 @@ class PluginManager:
                 self._pluggy.unregister(plugin)
 
     def _note_conflicts(self) -> None:
+        shared = self._registry.conflicts()
         for report in self._reports.values():
             if report.state not in (State.LOADED, State.CONFLICT):
                 continue
-            shared = self._registry.conflicts(report.distribution)
-            report.state = State.CONFLICT if shared else State.LOADED
-            report.reason = f"also provided by another plugin: {', '.join(c.name for c in shared)}" if shared else ""
+            names = [c.name for c in shared if c.distribution == report.distribution]
+            report.state = State.CONFLICT if names else State.LOADED
+            report.reason = f"also provided by another plugin: {', '.join(names)}" if names else ""
 
     def _note_changes(self, distribution: str, what: str, changed: Sequence[str]) -> None:
         if changed and distribution in self._reports:

@@ -113,10 +113,10 @@ class Registry:
         found = (c for providers in self._components.values() for c in providers if kind in (None, c.kind))
         return sorted(found, key=lambda c: (KINDS.index(c.kind), c.id))
 
-    def conflicts(self, distribution: str) -> list[Component]:
-        """What this distribution provides under a bare name that another one provides too, with no preference that decides."""
+    def conflicts(self) -> list[Component]:
+        """What is provided under a bare name that another distribution provides too, with no preference that decides."""
         shared = (p for p in self._components.values() if len(p) > 1 and self.prefer.get(p[0].name) is None)
-        return sorted((c for p in shared for c in p if c.distribution == distribution), key=lambda c: c.name)
+        return sorted((c for p in shared for c in p), key=lambda c: c.name)
 
     def find(self, kind: str, name: str) -> Component:
         """The component of that name or canonical id; see `ebmcore.host.find`."""
