@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmcore.distributions import InitialDistribution
+from ebmcore.energies import set_plainly
 from ebmcore.errors import UsageError
 from ebmcore.ranks import world
 from ebmcore.samplers import ChainState, where
@@ -142,7 +143,7 @@ class PersistentChains(nn.Module):
                 "they were made by another sampler; use that one, or allocate new chains"
             )
         n = len(fresh)
-        local = len(self._tensors["x"])
+        local = self._tensors["x"].shape[0]
         if n > local:
             raise UsageError(f"cannot draw {n} different chains from {local}")
         slots = torch.randperm(local, generator=generator, device=fresh.x.device)[:n]
@@ -152,15 +153,15 @@ class PersistentChains(nn.Module):
             restarted = torch.rand(n, generator=generator, device=fresh.x.device) < restart_prob
             state = where(restarted, fresh, state)
             ages = ages.masked_fill(restarted, 0)
-        self._drawn = _Drawn(slots, fresh, ages)
+        set_plainly(self, "_drawn", _Drawn(slots, fresh, ages))
         return state
 
     def write(self, state: ChainState) -> None:
         """Put the drawn chains back into their slots; those that are not finite are started anew instead."""
-        if self._drawn is None or len(self._drawn.slots) != len(state):
+        if self._drawn is None or self._drawn.slots.shape[0] != len(state):
             raise UsageError("write() puts back the chains of the last draw(): draw them first, and write all of them")
         slots, fresh, ages = self._drawn
-        self._drawn = None
+        set_plainly(self, "_drawn", None)
         finite = state.finite()
         kept = where(finite, state, fresh).tensors() | {"age": (ages + 1) * finite}  # the slot's chain keeps its id
         for name, tensor in kept.items():

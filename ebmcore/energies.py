@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -90,14 +91,19 @@ class SupportsDataStatistics(Protocol):
 
 def supports(energy: object, capability: type) -> bool:
     """Whether ``energy``, an instance or a class, has every method of the protocol ``capability``."""
-    return all(callable(getattr(energy, name, None)) for name in vars(capability) if not name.startswith("_"))
+    return all(callable(getattr(energy, name, None)) for name in _methods(capability))
+
+
+@cache
+def _methods(capability: type) -> tuple[str, ...]:
+    return tuple(name for name in vars(capability) if not name.startswith("_"))
 
 
 def require(energy: object, capability: type, asked_by: str) -> None:
     """Raise `MissingCapabilityError` unless ``energy`` supports ``capability``; the message says what would fit."""
     if supports(energy, capability):
         return
-    methods = ", ".join(f"{name}()" for name in vars(capability) if not name.startswith("_"))
+    methods = ", ".join(f"{name}()" for name in _methods(capability))
     raise MissingCapabilityError(
         f"{asked_by} needs an energy with the capability {capability.__name__} ({methods}), which "
         f"{type(energy).__name__} lacks. {_fitting_energies(capability)}"
@@ -333,14 +339,14 @@ def frozen(energy: nn.Module) -> Iterator[None]:
     try:
         for module, training in modules:
             if training:
-                _set_training(module, False)
+                set_plainly(module, "training", False)
         for parameter, _ in parameters:
             parameter.requires_grad = False
         yield
     finally:
         for module, training in modules:
             if module.training is not training:
-                _set_training(module, training)
+                set_plainly(module, "training", training)
         for parameter, requires_grad in parameters:
             parameter.requires_grad = requires_grad
         for owner, name, buffer, saved, version in buffers:
@@ -351,8 +357,9 @@ def frozen(energy: nn.Module) -> Iterator[None]:
                     buffer.copy_(saved)
 
 
-def _set_training(module: nn.Module, training: bool) -> None:
-    object.__setattr__(module, "training", training)  # a tenth of the time that nn.Module's own takes
+def set_plainly(module: nn.Module, name: str, value: Any) -> None:
+    """Set an attribute that is no parameter, buffer or module, in a tenth of the time that ``nn.Module`` takes for it."""
+    object.__setattr__(module, name, value)
 
 
 def all_modules(energy: nn.Module) -> list[nn.Module]:

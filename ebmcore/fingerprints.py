@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
@@ -105,11 +105,16 @@ def _add_settings(found: list[Any], sampler: Any, numbers: list[float] | None = 
 
 def attribute_names(sampler: Any) -> list[str]:
     """Those of its dictionary, and of slots."""
-    slots = [_as_found(name, cls) for cls in type(sampler).__mro__ for name in _slots(cls)]
-    return [*getattr(sampler, "__dict__", {}), *slots]
+    kind: Any = type(sampler)
+    return [*getattr(sampler, "__dict__", ()), *_slots(kind)]
 
 
-def _slots(cls: type) -> tuple[str, ...]:
+@cache
+def _slots(kind: type) -> tuple[str, ...]:
+    return tuple(_as_found(name, cls) for cls in kind.__mro__ for name in _own_slots(cls))
+
+
+def _own_slots(cls: type) -> tuple[str, ...]:
     slots = cls.__dict__.get("__slots__", ())
     return (slots,) if isinstance(slots, str) else tuple(slots)
 

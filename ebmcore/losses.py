@@ -22,6 +22,7 @@ from ebmcore.energies import (
     first_tensor,
     frozen,
     name_conditions,
+    set_plainly,
     split_conditions,
     supports,
 )
@@ -225,10 +226,11 @@ class BaseContrastiveDivergence(BaseLoss):
                 self.sampler, self.energy, state, self.k_steps, generator=self.generator, compile=self.compiled
             )
             self.keep_chains(state)
-        self._negatives = state
-        self.metrics = Diagnostics()
+        told = Diagnostics()
         for name, value in info.items():
-            self.metrics.later(name, _mean_of_finite, state, value)
+            told.later(name, _mean_of_finite, state, value)
+        set_plainly(self, "_negatives", state)
+        set_plainly(self, "metrics", told)
         return state.x
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -281,15 +283,17 @@ class BaseContrastiveDivergence(BaseLoss):
         energies = self._score(x, scored, conditions, negative_conditions)
         n_finite = finite.sum(dtype=energies.dtype)
         _assert_async(n_finite, "every negative sample has left the finite numbers")
-        weights = torch.cat([energies.new_full((len(x),), 1 / len(x)), finite / -n_finite])
+        n = x.shape[0]
+        weights = torch.cat([energies.new_full((n,), 1 / n), finite / -n_finite])
         gap = (weights * energies).sum()  # a dot product would be autocast
-        self.metrics, scores = Diagnostics(self.metrics), (energies.detach(), weights, len(x))
+        told, values = Diagnostics(self.metrics), energies.detach()
         for name, measure in _MEASURES.items():
-            self.metrics.later(name, measure, *scores)
+            told.later(name, measure, values, weights, n)
+        set_plainly(self, "metrics", told)
         if not self.energy_l2:
             return gap
         l2 = self.energy_l2 * (weights.abs() * energies.square()).sum()
-        self.metrics["energy_l2"] = l2.detach()
+        told["energy_l2"] = l2.detach()
         return gap + l2
 
     def _score(
@@ -314,20 +318,16 @@ class BaseContrastiveDivergence(BaseLoss):
         return name_conditions((), conditions, pred_x)  # one row for each negative, or an error that says so
 
     def _allocate(self, shape: tuple[int, ...], x: Tensor | None) -> Tensor:
-        if self.chain is not None and (self.chain.dtype, self.chain.device) != (self.dtype, self.device):
-            self.chains.to(device=self.device, dtype=self.dtype)  # the energy was moved by itself
-        if self.chain is not None and self.chains.hold(shape):
-            return self.chain
-        return self.chains.allocate(
-            shape,
-            self.initial_distribution(shape[1:], x),
-            dtype=self.dtype,
-            device=self.device,
-            generator=self.generator,
-        )
+        chains, dtype, device = self.chains, self.dtype, self.device
+        if chains.x is not None and (chains.x.dtype, chains.x.device) != (dtype, device):
+            chains.to(device=device, dtype=dtype)  # the energy was moved by itself
+        if chains.x is not None and chains.hold(shape):
+            return chains.x
+        initial = self.initial_distribution(shape[1:], x)
+        return chains.allocate(shape, initial, dtype=dtype, device=device, generator=self.generator)
 
     def _check_batch(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor) or x.ndim < 2 or len(x) < 1:
+        if not isinstance(x, Tensor) or x.ndim < 2 or not x.shape[0]:
             given = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise UsageError(f"x must be a tensor (B, *shape) with at least one example, got {given}")
         if x.dtype != self.dtype and not torch.is_autocast_enabled(x.device.type):

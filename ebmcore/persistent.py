@@ -84,23 +84,23 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
         ``restart_prob``, with the conditions of the rows of ``x``; what the sampler had cached under older parameters is
         refreshed.
         """
-        conditions = name_conditions(args, kwargs, x)
+        conditions, chains = name_conditions(args, kwargs, x), self.chains
         shape = (self.n_chains, *x.shape[1:])
-        if self.chain is not None and not self.chains.hold(shape):
+        if chains.x is not None and not chains.hold(shape):
             raise UsageError(
-                f"the loss holds {len(self.chains)} chains of shape {tuple(self.chain.shape[1:])}, but {self.n_chains} of shape "
+                f"the loss holds {len(chains)} chains of shape {tuple(chains.x.shape[1:])}, but {self.n_chains} of shape "
                 f"{tuple(x.shape[1:])} were asked for: initialize_persistent_chain({shape}) starts new ones"
             )
         own = self._allocate(shape, x)
-        n = min(len(x), len(own))
+        n = min(x.shape[0], own.shape[0])
         started = self.initial_distribution(x.shape[1:], x).sample(n, generator=self.generator)
         fresh = self.new_chains(started.to(x), {name: t[:n] for name, t in conditions.items()})
-        if self.chains.missing(fresh):
+        if chains.missing(fresh):
             # First use: every chain takes over conditions in turn, and gets whatever else its sampler carries.
             turn = torch.arange(len(own), device=x.device) % len(x)
-            known = {name: t[turn] for name, t in conditions.items()} | self.chains.conditions
-            self.chains.complete(self.new_chains(own, known))
-        state = self.chains.draw(fresh, restart_prob=self.restart_prob, generator=self.generator)
+            known = {name: t[turn] for name, t in conditions.items()} | chains.conditions
+            chains.complete(self.new_chains(own, known))
+        state = chains.draw(fresh, restart_prob=self.restart_prob, generator=self.generator)
         return self.sampler.refresh(condition(self.energy, state.conditions), state)
 
     def keep_chains(self, state: ChainState) -> None:

@@ -44,7 +44,7 @@ class ChainState:
     conditions: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
 
     def __len__(self) -> int:
-        return len(self.x)
+        return self.x.shape[0]  # torch's len() takes ten times as long, and this is asked for in every step
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of the state by name."""
@@ -276,8 +276,7 @@ def transitions(
     for _ in range(n_steps):
         state, info = sampler.step(energy, state, generator=generator)
         _add(totals, info)
-    state = _quarantine(_detached(replace(state, conditions={}), conditions))
-    return state, {name: total.detach() for name, total in totals.items()}
+    return _quarantine(_detached(state, conditions)), {name: total.detach() for name, total in totals.items()}
 
 
 def _add(totals: dict[str, Tensor], info: Info) -> None:
@@ -286,8 +285,11 @@ def _add(totals: dict[str, Tensor], info: Info) -> None:
 
 
 def _detached(state: State, conditions: Mapping[str, Tensor]) -> State:
-    own = {name: t.detach() if t.requires_grad else t for name, t in state.tensors().items()}
-    return replace(state.with_tensors(own), conditions=conditions)
+    tensors = state.tensors()
+    graphs = {name: t.detach() for name, t in tensors.items() if t.requires_grad}
+    if graphs:
+        state = state.with_tensors(tensors | graphs)
+    return state if state.conditions is conditions else replace(state, conditions=conditions)
 
 
 def _quarantine(state: ChainState) -> ChainState:

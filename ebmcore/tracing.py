@@ -116,8 +116,11 @@ class Graph:
     def _results(self, sampler: Any, energy: nn.Module, state: Any, noise: Sequence[Tensor]) -> Sequence[Tensor]:
         # Under a dispatch mode, such as one of tensors without values, operators are asked for one by one.
         call = self.call if _get_current_dispatch_mode() is None else self.module
-        with torch.autocast(device_of(state).type, enabled=False):  # its casts are in the graph
-            return call(*self._inputs(sampler, energy, state, noise))
+        inputs, device = self._inputs(sampler, energy, state, noise), device_of(state).type
+        if not torch.is_autocast_enabled(device):
+            return call(*inputs)
+        with torch.autocast(device, enabled=False):  # its casts are in the graph
+            return call(*inputs)
 
     def _inputs(self, sampler: Any, energy: nn.Module, state: Any, noise: Sequence[Tensor]) -> list[Tensor]:
         weights = [tensor for *_, tensor in tensors_of(energy)]
@@ -218,7 +221,13 @@ def _filled(
     return numbers
 
 
-_FILL = {aten.randn_like: "normal_", aten.rand_like: "uniform_", aten.normal: "normal_"}
+_FILL = {
+    aten.randn: "normal_",
+    aten.rand: "uniform_",
+    aten.randn_like: "normal_",
+    aten.rand_like: "uniform_",
+    aten.normal: "normal_",
+}
 
 
 def _take_out_draws(module: torch.fx.GraphModule, n_drawn: int) -> list[Draw]:
@@ -232,7 +241,7 @@ def _take_out_draws(module: torch.fx.GraphModule, n_drawn: int) -> list[Draw]:
     for i, node in enumerate(random):
         function, value = node.target.overloadpacket, node.meta["val"]
         of_moments = function is aten.normal and bool(node.all_input_nodes)
-        if function in _FILL and node.all_input_nodes and (not of_moments or len(node.args) == 2):
+        if function in _FILL and (function is not aten.normal or (of_moments and len(node.args) == 2)):
             draws.append(Draw(_filled, _FILL[function], value.shape, value.stride(), value.dtype, value.device))
         elif not node.all_input_nodes:
             draws.append(Draw(function, *node.args, **{k: v for k, v in node.kwargs.items() if v is not None}))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ebm_plugin_rbm.base import BaseRBM, HiddenUnits, SumOfSoftplus, bernoulli, binary_states, check_enumerable, softplus
+from ebm_plugin_rbm.base import BaseRBM, SumOfSoftplus, bernoulli, binary_states, check_enumerable, softplus
 from ebmcore.distributions import Bernoulli
 from ebmcore.ranks import mean_over_ranks
 
@@ -91,7 +91,7 @@ class RBM(BaseRBM):
         if not self.centered or not torch.is_grad_enabled():
             return super().forward(x)
         v, (weight, visible_bias, hidden_bias) = x.flatten(1), self._centered_parameters()
-        return -(v @ visible_bias) - HiddenUnits.apply(v, weight, hidden_bias)[0]
+        return -(v @ visible_bias) - softplus(torch.addmm(hidden_bias, v, weight)).sum(1)
 
     def _centered_parameters(self) -> tuple[Tensor, Tensor, Tensor]:
         """The parameters themselves, as functions of the centred ones: equal in value, and what differs is the gradient."""

@@ -8,7 +8,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ebmcore
 from ebm_plugin_rbm import rbm as module
-from ebm_plugin_rbm.base import HiddenUnits
 from ebm_plugin_rbm.rbm import RBM
 from ebmcore.distributions import Bernoulli, Normal
 from ebmcore.energies import SupportsBlockGibbs, SupportsEnumeration, SupportsTempering, SupportsValueAndGrad, supports
@@ -170,35 +169,25 @@ def test_the_normaliser_is_the_sum_over_all_visible_states(hidden, scale):
         torch.testing.assert_close(rbm.log_partition(), torch.logsumexp(-rbm(states(6)), 0), rtol=1e-12, atol=1e-10)
 
 
-def hidden_units(*inputs):
-    return HiddenUnits.apply(*inputs)[0]
-
-
-def hidden_inputs():
-    torch.manual_seed(0)
-    return tuple(torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((5, 4), (4, 3), (3,)))
-
-
-def test_the_closed_form_gradient_is_that_of_the_free_energy_and_has_one_itself():
-    inputs = hidden_inputs()
-    assert torch.autograd.gradcheck(hidden_units, inputs)
-    assert torch.autograd.gradgradcheck(hidden_units, inputs)
-
-
-def test_the_closed_form_gradient_equals_automatic_differentiation():
-    f, weight, bias = hidden_inputs()
-    automatic = torch.nn.functional.softplus(f @ weight + bias, threshold=40).sum(1)
-    values = hidden_units(f, weight, bias)
+def test_the_gradient_of_the_free_energy_is_its_closed_form():
+    rbm, x = random_rbm((2, 3), hidden=4), torch.rand(5, 2, 3, dtype=torch.float64, requires_grad=True)
     signs = torch.tensor([1.0, -1.0, 2.0, 0.5, -3.0], dtype=torch.float64)
-    assert torch.allclose(values, automatic, rtol=0, atol=1e-12)
-    gradients = [torch.autograd.grad((signs * of).sum(), (f, weight, bias)) for of in (values, automatic)]
-    assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(*gradients, strict=True))
+    (signs * rbm(x)).sum().backward()
+    v = x.detach().flatten(1)
+    p = signs[:, None] * torch.sigmoid(v @ rbm.weight + rbm.hidden_bias).detach()
+    closed = {
+        rbm.weight: -v.T @ p,
+        rbm.visible_bias: -signs @ v,
+        rbm.hidden_bias: -p.sum(0),
+        x: -(signs[:, None] * rbm.visible_bias + p @ rbm.weight.T).view_as(x),
+    }
+    assert all(torch.allclose(t.grad, expected, rtol=0, atol=1e-12) for t, expected in closed.items())
 
 
 def test_the_gradient_of_each_example_can_be_taken_at_once():
-    f, weight, bias = (t.detach() for t in hidden_inputs())
-    each = torch.func.vmap(torch.func.grad(lambda x: hidden_units(x[None], weight, bias).sum()))(f)
-    assert torch.allclose(each, torch.sigmoid(f @ weight + bias) @ weight.T)
+    rbm, x = random_rbm((2, 2), hidden=3), torch.rand(5, 2, 2, dtype=torch.float64)
+    each = torch.func.vmap(torch.func.grad(lambda one: rbm(one[None])[0]))(x)
+    torch.testing.assert_close(each, rbm.value_and_grad(x)[1].detach())
 
 
 def test_drawing_units_makes_no_further_tensor_of_their_size():
@@ -217,17 +206,6 @@ def test_drawing_units_makes_no_further_tensor_of_their_size():
     with torch.no_grad(), Sized() as sized:
         rbm.sample_hidden(x)
     assert sized.found == 3  # their logits, the probabilities, and the random numbers that become the units
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's, of its own decompositions
-def test_forward_mode_differentiation_works():
-    f, weight, bias = (t.detach() for t in hidden_inputs())
-    tangents = tuple(torch.ones_like(t) for t in (f, weight, bias))
-    _, closed = torch.func.jvp(hidden_units, (f, weight, bias), tangents)
-    _, automatic = torch.func.jvp(
-        lambda f, w, c: torch.nn.functional.softplus(f @ w + c).sum(1), (f, weight, bias), tangents
-    )
-    assert torch.allclose(closed, automatic)
 
 
 def test_it_trains_under_autocast():
