@@ -57,7 +57,7 @@ def doctor(arguments: Sequence[str]) -> int:
     for problem in general:
         print(f"{problem}\n")
     outcome = "all in order" if not problems else "1 problem" if problems == 1 else f"{problems} problems"
-    print(f"{len(found)} plugins examined: {outcome}")
+    print(f"{len(found)} plugin{'s' * (len(found) != 1)} examined: {outcome}")
     return int(problems > 0)
 
 

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,7 @@ class AISLogLikelihood:
     """
 
     name, direction, sign = "ais-ll", "forward", 1
+    example_options: ClassVar[dict[str, Any]] = {"n_temperatures": 200}
 
     def __init__(
         self,
@@ -227,6 +228,7 @@ class ReverseAISLogLikelihood(AISLogLikelihood):
     """
 
     name, direction, sign = "reverse-ais-ll", "reverse", -1
+    example_options: ClassVar[dict[str, Any]] = {"n_temperatures": 200, "n_equilibrate": 200}
 
     def __init__(
         self,
