@@ -10,6 +10,8 @@ import torch
 from broken_plugins import NAME
 from installed_plugins import Installed
 
+from ebmcore import tracing
+
 torch.set_num_threads(1)
 
 
@@ -61,3 +63,9 @@ def plugin(tmp_path, monkeypatch):
     yield make
     for module in made:
         sys.modules.pop(module, None)
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Graphs run as they were traced: what inductor makes of them is tested once."""
+    monkeypatch.setattr(tracing, "by_inductor", lambda graph, inputs: graph)
