@@ -12,7 +12,7 @@ from ebmcore.distributions import InitialDistribution
 from ebmcore.energies import set_plainly
 from ebmcore.errors import UsageError
 from ebmcore.ranks import world
-from ebmcore.samplers import ChainState, where
+from ebmcore.samplers import ChainState, tensors_where, where
 
 State = TypeVar("State", bound=ChainState)
 
@@ -163,7 +163,7 @@ class PersistentChains(nn.Module):
         slots, fresh, ages = self._drawn
         set_plainly(self, "_drawn", None)
         finite = state.finite()
-        kept = where(finite, state, fresh).tensors() | {"age": (ages + 1) * finite}  # the slot's chain keeps its id
+        kept = tensors_where(finite, state, fresh) | {"age": (ages + 1) * finite}  # the slot's chain keeps its id
         for name, tensor in kept.items():
             self._tensors[name].index_copy_(0, slots, tensor.to(self._tensors[name].dtype))
 

@@ -281,10 +281,11 @@ class BaseContrastiveDivergence(BaseLoss):
         stand_in = x if x.shape == pred_x.shape else x[:1]
         scored = torch.where(rows(finite, pred_x), pred_x.detach() if pred_x.requires_grad else pred_x, stand_in)
         energies = self._score(x, scored, conditions, negative_conditions)
-        n_finite = finite.sum(dtype=energies.dtype)
+        counted = finite.to(energies.dtype)
+        n_finite = counted.sum()
         _assert_async(n_finite, "every negative sample has left the finite numbers")
         n = x.shape[0]
-        weights = torch.cat([energies.new_full((n,), 1 / n), finite / -n_finite])
+        weights = torch.cat([energies.new_full((n,), 1 / n), counted / -n_finite])
         gap = (weights * energies).sum()  # a dot product would be autocast
         told, values = Diagnostics(self.metrics), energies.detach()
         for name, measure in _MEASURES.items():

@@ -81,8 +81,13 @@ def finite_rows(t: Tensor) -> Tensor:
 
 def where(mask: Tensor, chosen: State, other: State) -> State:
     """The chains of ``chosen`` where ``mask`` ``(N,)`` holds, those of ``other`` elsewhere."""
+    return chosen.with_tensors(tensors_where(mask, chosen, other))
+
+
+def tensors_where(mask: Tensor, chosen: ChainState, other: ChainState) -> dict[str, Tensor]:
+    """The tensors of `where`."""
     others = other.tensors()
-    return chosen.with_tensors({n: torch.where(rows(mask, t), t, others[n]) for n, t in chosen.tensors().items()})
+    return {name: torch.where(rows(mask, t), t, others[name]) for name, t in chosen.tensors().items()}
 
 
 def rows(mask: Tensor, like: Tensor) -> Tensor:

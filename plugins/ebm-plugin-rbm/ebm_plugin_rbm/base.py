@@ -55,10 +55,10 @@ class BaseRBM(nn.Module):
     def visible_given(
         self, field: Tensor, beta: Tensor | None, base: Any, share: Tensor | float, generator: torch.Generator | None
     ) -> Tensor:
-        """Draw ``v`` ``(N, visible)`` under ``beta E + share E_0`` given ``field = W h``, with ``E_0`` the energy of the base.
+        """Draw ``v`` ``(N, visible)`` under ``beta E + share E_0`` given ``field = b + W h``; ``E_0`` is the base's energy.
 
         Args:
-            field: ``(N, visible)``.
+            field: ``(N, visible)``, a new tensor, which may be overwritten.
             beta: Inverse temperatures ``(N, 1)``; `None` for 1.
             base: A distribution of `base_type`, or `None`.
             share: Weights of the base ``(N, 1)``.
@@ -74,6 +74,10 @@ class BaseRBM(nn.Module):
         """Log-odds of the hidden units ``(N, hidden)`` given ``x`` ``(N, *shape)``: a new tensor, which may be overwritten."""
         return torch.addmm(self.hidden_bias, self.inputs(x.flatten(1)), self.weight)
 
+    def visible_field(self, hidden: Tensor) -> Tensor:
+        """``b + W h`` ``(N, visible)``: what ``hidden`` ``(N, hidden)`` tells the visible units."""
+        return torch.addmm(self.visible_bias, hidden, self.weight.T)
+
     def sample_hidden(self, x: Tensor, *, beta: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Draw the hidden units ``(N, hidden)`` given ``x``, at one inverse temperature ``beta`` ``(N,)`` per chain."""
         logits = self.hidden_logits(x)
@@ -84,7 +88,7 @@ class BaseRBM(nn.Module):
     ) -> Tensor:
         """Draw the visible units ``(N, *shape)`` given ``hidden``, at one inverse temperature ``beta`` ``(N,)`` per chain."""
         at = None if beta is None else beta.unsqueeze(-1)
-        v = self.visible_given(hidden @ self.weight.T, at, None, 0.0, generator)
+        v = self.visible_given(self.visible_field(hidden), at, None, 0.0, generator)
         return v.to(hidden.dtype).view(-1, *self.visible_shape)
 
     def tempered(self, beta: Tensor, base: BaseDistribution | None = None) -> TemperedRBM:
@@ -135,8 +139,9 @@ class TemperedRBM(nn.Module):
     ) -> Tensor:
         """Draw the visible units ``(N, *shape)`` given ``hidden``."""
         share = (1 - self.beta if beta is None else beta * (1 - self.beta)).unsqueeze(-1)
-        field = hidden @ self.rbm.weight.T
-        v = self.rbm.visible_given(field, self._times(beta).unsqueeze(-1), self.base, share, generator)
+        v = self.rbm.visible_given(
+            self.rbm.visible_field(hidden), self._times(beta).unsqueeze(-1), self.base, share, generator
+        )
         return v.to(hidden.dtype).view(-1, *self.rbm.visible_shape)
 
     def _times(self, beta: Tensor | None) -> Tensor:

@@ -68,7 +68,7 @@ class GaussianRBM(BaseRBM):
         self, field: Tensor, beta: Tensor | None, base: Any, share: Tensor | float, generator: torch.Generator | None
     ) -> Tensor:
         precision = self._precision() if beta is None else beta * self._precision()
-        weighted = precision * (self.visible_bias + field)
+        weighted = precision * field
         if base is not None:
             of_base = share * base.std.flatten().square().reciprocal().to(field)
             precision, weighted = precision + of_base, weighted + of_base * base.mean.flatten().to(field)

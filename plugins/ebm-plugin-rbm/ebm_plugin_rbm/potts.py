@@ -53,9 +53,7 @@ class PottsRBM(BaseRBM):
     def visible_given(
         self, field: Tensor, beta: Tensor | None, base: Any, share: Tensor | float, generator: torch.Generator | None
     ) -> Tensor:
-        logits = self.visible_bias + field
-        if beta is not None:
-            logits = beta * logits
+        logits = field if beta is None else beta * field
         if base is not None:
             logits = logits + share * base.logits.log_softmax(-1).flatten().to(logits)
         return one_hot_sample(logits.view(-1, *self.visible_shape), generator).flatten(1)

@@ -80,9 +80,7 @@ class RBM(BaseRBM):
     def visible_given(
         self, field: Tensor, beta: Tensor | None, base: Any, share: Tensor | float, generator: torch.Generator | None
     ) -> Tensor:
-        logits = self.visible_bias + field
-        if beta is not None:
-            logits = beta * logits
+        logits = field if beta is None else beta * field
         if base is not None:
             logits = logits + share * base.logits.flatten().to(logits)
         return bernoulli(logits, generator)
