@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import lru_cache, partial
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
@@ -109,7 +109,7 @@ def attribute_names(sampler: Any) -> list[str]:
     return [*getattr(sampler, "__dict__", ()), *_slots(kind)]
 
 
-@cache
+@lru_cache  # of bounded size: classes that are made anew, in a notebook, may go
 def _slots(kind: type) -> tuple[str, ...]:
     return tuple(_as_found(name, cls) for cls in kind.__mro__ for name in _own_slots(cls))
 

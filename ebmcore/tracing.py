@@ -241,7 +241,8 @@ def _take_out_draws(module: torch.fx.GraphModule, n_drawn: int) -> list[Draw]:
     for i, node in enumerate(random):
         function, value = node.target.overloadpacket, node.meta["val"]
         of_moments = function is aten.normal and bool(node.all_input_nodes)
-        if function in _FILL and (function is not aten.normal or (of_moments and len(node.args) == 2)):
+        filled = function in _FILL and not node.target._schema.is_mutable
+        if filled and (function is not aten.normal or (of_moments and len(node.args) == 2)):
             draws.append(Draw(_filled, _FILL[function], value.shape, value.stride(), value.dtype, value.device))
         elif not node.all_input_nodes:
             draws.append(Draw(function, *node.args, **{k: v for k, v in node.kwargs.items() if v is not None}))

@@ -29,6 +29,15 @@ def test_compiled_by_inductor_it_gives_what_it_gives_without():
     assert graphs(energy) == 1
 
 
+class Filling(Noisy):
+    """Its uniform numbers are drawn into a part of another tensor, which is read."""
+
+    def step(self, energy, state, *, generator=None):
+        both = torch.zeros(2, *state.x.shape)
+        torch.rand(state.x.shape, out=both[0], generator=generator)
+        return replace(state, x=state.x + both.sum(0)), {}
+
+
 def impure():
     class Counting(Noisy):
         def step(self, energy, state, *, generator=None):
@@ -57,8 +66,8 @@ def computing():
 
 @pytest.mark.parametrize(
     ("sampler", "reason"),
-    [(reading(), "DataDependent"), (computing(), "bernoulli")],
-    ids=["reads a value", "computes a distribution"],
+    [(reading(), "DataDependent"), (computing(), "bernoulli"), (Filling(), "in a tensor's place")],
+    ids=["reads a value", "computes a distribution", "fills a tensor"],
 )
 def test_what_cannot_be_traced_runs_as_it_is_and_one_warning_says_why(interpreted, sampler, reason):
     energy = Net()

@@ -117,10 +117,10 @@ FAILURES = {
     "changes the global RNG": Broken(
         component=component("import random, numpy; [m.seed(0) for m in (random, numpy.random)]; torch.manual_seed(1)"),
         state=LOADED,
-        doctor="changes the random state of torch, the random state of NumPy; ebmcore put",
+        doctor="changes the random state of (torch|NumPy), the random state of (torch|NumPy); ebmcore put",
     ),
-    "seeds NumPy, in a light module that imports it first": Broken(
-        hook("import numpy; numpy.random.seed(0)"),
+    "seeds NumPy, in a light module that looks for it and imports it first": Broken(
+        hook("import importlib.util, numpy; importlib.util.find_spec('numpy.random'); numpy.random.seed(0)"),
         state=LOADED,
         doctor="changes the random state of NumPy; ebmcore put",
     ),

@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import cast
 
 from importlib_metadata import Distribution, EntryPoint, MetadataPathFinder, PackageNotFoundError
-from packaging.markers import UndefinedEnvironmentName
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from packaging.version import InvalidVersion
 
 from ebmcore.host.registry import KINDS
 from ebmcore.host.report import PluginReport, State
@@ -106,7 +104,7 @@ def _describe(distribution: Distribution, unmet: Callable[[str], str]) -> Plugin
 
 
 def _headers(distribution: Distribution) -> Message:
-    """Its metadata without the description, a README whose parsing takes longer than all the rest."""
+    """Its metadata without the description, a README that takes longer to parse than all the rest."""
     text = distribution.read_text("METADATA")
     return message_from_string(text.partition("\n\n")[0]) if text else cast(Message, distribution.metadata)
 
@@ -122,15 +120,15 @@ def _unmet(line: str, installed_version: Callable[[str], str | None]) -> str:
             return f"needs {requirement.name}{requirement.specifier}, which is not installed"
         if not requirement.specifier.contains(found, prereleases=True):
             return f"needs {requirement.name}{requirement.specifier}, but {found} is installed"
-    except (InvalidRequirement, InvalidVersion, UndefinedEnvironmentName) as error:
+    except ValueError as error:  # of a requirement, a marker, a version or the text's encoding
         return f"its requirement {line!r} cannot be evaluated: {error}"
     return ""
 
 
 def _installed_version(name: str) -> str | None:
     try:
-        return _headers(Distribution.from_name(name)).get("Version")
-    except PackageNotFoundError:
+        return _headers(Distribution.from_name(name)).get("Version") or "a version that its metadata do not tell"
+    except (PackageNotFoundError, FileNotFoundError):  # the latter where only an empty folder of it is left
         return None
 
 

@@ -110,12 +110,16 @@ class _FirstImport:
         self.name = name
         self.settings_of = settings_of
         self.settings = settings
+        self.looking = False
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if name != self.name:
+        if name != self.name or self.looking:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
+        self.looking = True
+        try:
+            spec = find_spec(name)
+        finally:
+            self.looking = False
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module

@@ -76,6 +76,8 @@ class BaseRBM(nn.Module):
 
     def visible_field(self, hidden: Tensor) -> Tensor:
         """``b + W h`` ``(N, visible)``: what ``hidden`` ``(N, hidden)`` tells the visible units."""
+        if torch.is_autocast_enabled(hidden.device.type):  # the product may be of half precision, a bias may not
+            return self.visible_bias + hidden @ self.weight.T
         return torch.addmm(self.visible_bias, hidden, self.weight.T)
 
     def sample_hidden(self, x: Tensor, *, beta: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:

@@ -239,3 +239,11 @@ def test_values_that_cannot_work_are_errors_with_advice():
 @pytest.mark.parametrize(("name", "cls"), [("gaussian-rbm", GaussianRBM), ("potts-rbm", PottsRBM)])
 def test_they_are_installed_under_their_names(name, cls):
     assert ebmcore.load("energy", name) is cls
+
+
+def test_a_bias_is_not_rounded_to_half_precision_under_autocast():
+    rbm = GaussianRBM((1,), hidden=1, weight_std=0.0, std=0.01)
+    rbm.visible_bias.data.fill_(50.1)  # numbers of eight bits are 0.25 apart there
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        v = rbm.sample_visible(torch.ones(100, 1), generator=torch.Generator().manual_seed(0))
+    assert abs(v.mean() - 50.1) < 0.005

@@ -190,6 +190,16 @@ def test_the_gradient_of_each_example_can_be_taken_at_once():
     torch.testing.assert_close(each, rbm.value_and_grad(x)[1].detach())
 
 
+def test_the_free_energy_has_second_derivatives():
+    rbm, x = random_rbm((2, 2), hidden=3), torch.rand(2, 2, 2, dtype=torch.float64, requires_grad=True)
+    names, values = zip(*rbm.named_parameters(), strict=True)
+
+    def energy(x, *parameters):
+        return torch.func.functional_call(rbm, dict(zip(names, parameters, strict=True)), (x,))
+
+    assert torch.autograd.gradgradcheck(energy, (x, *values))
+
+
 def test_drawing_units_makes_no_further_tensor_of_their_size():
     rbm = RBM((8,), hidden=500)
     x = torch.zeros(40, 8)
