@@ -91,8 +91,6 @@ def _put_back_filters(before: list[Any]) -> bool:
     Filters with a message, a module or a category of their own stay: libraries add such when they are imported.
     """
     now = list(warnings.filters)
-    if now == before:
-        return False
     new = [f for f in now if f not in before]
     own = [f for f in new if f[1] or f[3] or f[2].__module__ != "builtins"]  # message, module, category
     if own == new and [f for f in now if f in before] == before:
