@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import replace
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -20,20 +20,15 @@ from ebmcore.errors import UsageError
 from ebmcore.testing import Identity, Quadratic
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 def run(function, world, *args):
-    mp.start_processes(enter, args=(world, free_port(), function, *args), nprocs=world, start_method="fork")
+    with TemporaryDirectory() as folder:  # a file to meet at: a port that is free now may be another test's soon
+        mp.start_processes(enter, args=(world, f"file://{folder}/store", function, *args), nprocs=world, start_method="fork")
 
 
-def enter(rank, world, port, function, *args):
+def enter(rank, world, meeting, function, *args):
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    dist.init_process_group("gloo", rank=rank, world_size=world)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     try:
         function(rank, *args)
         dist.barrier()

@@ -42,7 +42,7 @@ class PluginManager:
         self._staged: list[Component] = []
         self._classes: dict[Component, type[Any]] = {}
         self._broken: dict[Component, BaseException] = {}
-        self._pluggy = pluggy.PluginManager(GROUP)
+        self._pluggy = _Pluggy(GROUP)
         self._pluggy.add_hookspecs(hookspecs)
         # Historic: each later pm.register() calls that plugin's hook alone, so its failure is its own.
         register = Register(self._stage)
@@ -280,6 +280,13 @@ class PluginManager:
             if distribution == report.distribution or (not distribution and provides):
                 return report
         return None
+
+
+class _Pluggy(pluggy.PluginManager):
+    """Looks for hooks among the names that a plugin chose; Python's own, four fifths of a small module's, are none."""
+
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> pluggy.HookimplOpts | None:
+        return None if name.startswith("__") else super().parse_hookimpl_opts(plugin, name)
 
 
 @functools.cache
