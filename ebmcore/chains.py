@@ -117,6 +117,30 @@ class PersistentChains(nn.Module):
         """Whether these are ``shape[0]`` chains of ``shape[1:]``."""
         return self.x is not None and (self._n_chains, *self.x.shape[1:]) == tuple(shape)
 
+    def share(self) -> None:
+        """Keep this rank's chains alone, where all were started before the process group was."""
+        start, stop = _shard(self._n_chains)
+        n = self.ids.shape[0]
+        if n == stop - start:
+            return
+        if n != self._n_chains:
+            raise UsageError(
+                f"these are {n} of {self._n_chains} chains, one rank's share of a process group that is no more: load the "
+                "checkpoint that all ranks wrote, or initialize_persistent_chain() to start new ones"
+            )
+        self._drawn = None
+        self._tensors = {name: tensor[start:stop].clone() for name, tensor in self._tensors.items()}
+
+    def follow(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Go to a device, and take positions, and what is of their type, to another; what a sampler keeps in float64 stays so."""
+        x = self.x
+        if x is None or (x.dtype, x.device) == (dtype, device):
+            return
+        self._drawn = None
+        self._tensors = {
+            name: t.to(device=device, dtype=dtype if t.dtype == x.dtype else None) for name, t in self._tensors.items()
+        }
+
     def missing(self, like: ChainState) -> list[str]:
         """Which tensors of a state like this the chains do not hold yet."""
         return [name for name in like.tensors() if name not in self._tensors]
@@ -174,6 +198,8 @@ class PersistentChains(nn.Module):
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        if self._tensors:
+            self.share()
         for name, tensor in self._tensors.items():
             destination[prefix + name] = _as_sharded(tensor, self._n_chains)
 
@@ -199,9 +225,19 @@ class PersistentChains(nn.Module):
         if len(sizes) > 1:
             error_msgs.append(f"{prefix}: its tensors disagree about the number of chains: {sorted(sizes)}")
             return
-        self._n_chains = sizes.pop()
+        try:
+            whole = {name: _whole(value) for name, value in loaded.items()}
+        except RuntimeError as error:
+            error_msgs.append(f"{prefix}: its chains cannot be gathered ({error}): {_SAVE_TOGETHER}")
+            return
+        n_chains = sizes.pop()
+        if not torch.equal(whole["id"].sort().values, torch.arange(n_chains, device=whole["id"].device)):
+            error_msgs.append(f"{prefix}: some of its {n_chains} chains are missing and others there twice: {_SAVE_TOGETHER}")
+            return
+        self._n_chains = n_chains
         self._drawn = None
-        self._tensors = {name: _own_shard(value).clone() for name, value in loaded.items()}
+        start, stop = _shard(n_chains)
+        self._tensors = {name: tensor[start:stop].clone() for name, tensor in whole.items()}
 
 
 def _shard(n_chains: int) -> tuple[int, int]:
@@ -226,8 +262,12 @@ def _as_sharded(tensor: Tensor, n_chains: int) -> Tensor:
     return sharded
 
 
-def _own_shard(value: Tensor) -> Tensor:
-    if hasattr(value, "full_tensor"):
-        value = value.full_tensor()
-    start, stop = _shard(len(value))
-    return value.detach()[start:stop]
+def _whole(value: Tensor) -> Tensor:
+    gathered: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return gathered.detach()
+
+
+_SAVE_TOGETHER = (
+    "a state_dict() of a process group holds this rank's share, and one rank's torch.save() no other; save it by "
+    "torch.distributed.checkpoint on all ranks"
+)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache, partial
-from types import FunctionType, MethodType
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ebmcore.energies import all_modules
 
@@ -45,13 +45,20 @@ class Fingerprint(NamedTuple):
         others: list[Any] = [n_steps, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)]
         others += [Layout.of(name, t, 1) for name, t in state.tensors().items()]
         others += beside_tensors(state)
-        for module in all_modules(energy):
+        modules = all_modules(energy)
+        place: dict[nn.Module | None, int] = {module: i for i, module in enumerate(modules)}
+        for module in modules:
             _add_code(others, module)
+            others += [(name, place.get(child)) for name, child in module._modules.items()]
             for tensors in (module._parameters, module._buffers):
-                others += [Layout.of(name, t) for name, t in tensors.items() if t is not None]
+                others += [Layout.of(name, t) for name, t in tensors.items() if t is not None and not is_lazy(t)]
         numbers: list[float] = []
         _add_settings(others, sampler, numbers)
         return cls(numbers, others)
+
+    def constants(self) -> list[Tensor]:
+        """The tensors among it, which are not inputs: attributes that are neither parameters nor buffers."""
+        return [o.value for o in self.others if isinstance(o, _Object) and isinstance(o.value, Tensor)]
 
     def equals(self, other: Fingerprint, *, whatever_numbers: bool) -> bool:
         """Whether both are the same, the sampler's numbers apart if so wished."""
@@ -158,11 +165,8 @@ def is_sampler(value: Any) -> bool:
 
 
 def calls_back(sampler: Any) -> bool:
-    """Whether an attribute of a sampler is a function, which may use other attributes of that very sampler."""
-    return any(isinstance(value, _Object) and isinstance(value.value, _FUNCTIONS) for value in settings(sampler))
-
-
-_FUNCTIONS = (FunctionType, MethodType, partial)
+    """Whether an attribute of a sampler is a function or another object, which may use attributes of that very sampler."""
+    return any(isinstance(value, _Object) and not isinstance(value.value, (Tensor, type)) for value in settings(sampler))
 
 
 def beside_tensors(state: Any) -> list[Any]:

@@ -320,9 +320,9 @@ class BaseContrastiveDivergence(BaseLoss):
 
     def _allocate(self, shape: tuple[int, ...], x: Tensor | None) -> Tensor:
         chains, dtype, device = self.chains, self.dtype, self.device
-        if chains.x is not None and (chains.x.dtype, chains.x.device) != (dtype, device):
-            chains.to(device=device, dtype=dtype)  # the energy was moved by itself
+        chains.follow(dtype, device)  # the energy may have been moved by itself
         if chains.x is not None and chains.hold(shape):
+            chains.share()
             return chains.x
         initial = self.initial_distribution(shape[1:], x)
         return chains.allocate(shape, initial, dtype=dtype, device=device, generator=self.generator)
@@ -378,4 +378,4 @@ def _assert_async(condition: Tensor, message: str) -> None:
 
 def _move_loaded_chains(loss: nn.Module, _: Any) -> None:
     assert isinstance(loss, BaseContrastiveDivergence)
-    loss.chains.to(device=loss.device, dtype=loss.dtype)
+    loss.chains.follow(loss.dtype, loss.device)

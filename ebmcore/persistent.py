@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ebmcore.distributions import Empirical, InitialDistribution, Uniform
+from ebmcore.distributions import InitialDistribution, Uniform
 from ebmcore.energies import condition, name_conditions
 from ebmcore.errors import UsageError
 from ebmcore.losses import BaseContrastiveDivergence
@@ -28,7 +28,7 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
         n_chains: Number of chains, independent of the batch size; in distributed training over all ranks.
         restart_prob: Probability that a drawn chain starts anew from the initial distribution, in [0, 1].
         initial: Where chains start: ``"model"``, the energy's own initial distribution (Bernoulli for binary units) or a
-            standard normal where it has none; ``"data"``, rows of the batch; ``"uniform"``, uniform noise in [-1, 1]; or an
+            standard normal where it has none; ``"data"``, the rows of the batch in turn; ``"uniform"``, uniform noise in [-1, 1]; or an
             object with ``sample(n, *, generator)``.
         energy_l2: Weight of the mean squared energies, a regulariser; 0 turns it off.
         joint_forward: Score data and negatives in one forward of the concatenated batch.
@@ -71,8 +71,12 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
             raise ValueError(f"n_chains must be a whole number of at least 1, got {n_chains!r}")
         if not 0 <= restart_prob <= 1:
             raise ValueError(f"restart_prob must be a probability in [0, 1], got {restart_prob!r}")
-        if initial not in ("model", "data", "uniform") and not isinstance(initial, InitialDistribution):
-            raise ValueError(f"initial must be 'model', 'data', 'uniform' or have sample(n, *, generator), got {initial!r}")
+        own = isinstance(initial, InitialDistribution) and not isinstance(initial, torch.distributions.Distribution)
+        if not own and initial not in ("model", "data", "uniform"):
+            raise ValueError(
+                f"initial must be 'model', 'data', 'uniform' or have sample(n, *, generator), got {initial!r}; a distribution of "
+                "torch draws from no generator of its own: see ebmcore.distributions"
+            )
         self.n_chains = n_chains
         self.restart_prob = restart_prob
         self.initial = initial
@@ -116,4 +120,14 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
             return self.initial
         if x is None:
             raise ValueError("initial='data' starts chains from a batch: call the loss on data first")
-        return Empirical(x)
+        return _InTurn(x)
+
+
+class _InTurn:
+    """The rows of a batch in turn, as chains take over its conditions: an example keeps its label."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        return self.x[torch.arange(n, device=self.x.device) % self.x.shape[0]]

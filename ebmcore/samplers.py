@@ -58,9 +58,13 @@ class ChainState:
         conditions = {name.removeprefix(_CONDITION): v for name, v in tensors.items() if name.startswith(_CONDITION)}
         return replace(self, **own, conditions=conditions)
 
+    def _moving(self) -> dict[str, Tensor]:
+        """What may leave the finite numbers; a condition stays what it was given as, such as a mask of minus infinity."""
+        return {n: t for n, t in self.tensors().items() if t.is_floating_point() and not n.startswith(_CONDITION)}
+
     def finite(self) -> Tensor:
-        """``(N,)`` bool: which chains hold only finite numbers."""
-        finite = [finite_rows(t) for t in self.tensors().values() if t.is_floating_point()]
+        """``(N,)`` bool: which chains hold only finite numbers, their conditions apart."""
+        finite = [finite_rows(t) for t in self._moving().values()]
         if not finite:
             return torch.ones(len(self), dtype=torch.bool, device=self.x.device)
         return finite[0] if len(finite) == 1 else torch.stack(finite).all(0)
@@ -268,20 +272,20 @@ def advance(
             _add(totals, info)
             for observe in observers:
                 observe(i, state, info)
-    return state, {name: total / n_steps for name, total in totals.items()}
+    return _quarantine(state), {name: total / n_steps for name, total in totals.items()}
 
 
 def transitions(
     sampler: Sampler, energy: nn.Module, state: ChainState, n_steps: int, *, generator: torch.Generator | None = None
 ) -> tuple[ChainState, dict[str, Tensor]]:
-    """The state after ``n_steps`` transitions, detached and quarantined, and the sum of what each told."""
+    """The state after ``n_steps`` transitions, detached, and the sum of what each told."""
     conditions = state.conditions
     energy = condition(energy, conditions)
     totals: dict[str, Tensor] = {}
     for _ in range(n_steps):
         state, info = sampler.step(energy, state, generator=generator)
         _add(totals, info)
-    return _quarantine(_detached(state, conditions)), {name: total.detach() for name, total in totals.items()}
+    return _detached(state, conditions), {name: total.detach() for name, total in totals.items()}
 
 
 def _add(totals: dict[str, Tensor], info: Info) -> None:
@@ -299,7 +303,6 @@ def _detached(state: State, conditions: Mapping[str, Tensor]) -> State:
 
 def _quarantine(state: ChainState) -> ChainState:
     # Positions alone show by themselves that they are not finite; a chain lost elsewhere is marked there.
-    others = [name for name, t in state.tensors().items() if t.is_floating_point() and name != "x"]
-    if not others or not state.x.is_floating_point():
+    if not state.x.is_floating_point() or not state._moving().keys() - {"x"}:
         return state
     return replace(state, x=state.x.masked_fill(~rows(state.finite(), state.x), torch.nan))

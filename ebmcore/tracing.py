@@ -76,12 +76,13 @@ class Graph:
         self, eager: Transitions, sampler: Any, energy: nn.Module, state: Any, n_steps: int, *, lift: bool = True
     ) -> None:
         if lift and calls_back(sampler):  # with numbers of the sampler itself, not of the copy that holds tensors
-            raise CannotCompileError("an attribute of the sampler is a function")
+            raise CannotCompileError("an attribute of the sampler is a function, or an object that may know the sampler")
         self.lift = lift
         self.kind = type(sampler)
         self.n_chains: int | None = len(state)
         self.fingerprint = Fingerprint.of(sampler, energy, state, n_steps)
         self.module, n_drawn = self._trace(eager, sampler, energy, state, n_steps)
+        _check_constants(self.module, self.fingerprint)
         inputs = [node for node in self.module.graph.nodes if node.op == "placeholder"]
         n_weights, n_numbers = len(tensors_of(energy)), len(self._numbers(sampler))
         if not all(node.users for node in inputs[n_weights : n_weights + n_numbers]):
@@ -171,6 +172,20 @@ class Graph:
         if changed:
             raise ImpureStepError(f"the forward of {type(changed[0]).__name__} changes its attributes")
         return traced, tracing.n_drawn
+
+
+def _check_constants(module: torch.fx.GraphModule, fingerprint: Fingerprint) -> None:
+    """Raise if the graph holds a tensor that may change unseen: one that the code has reached by another way than attributes."""
+    known = {id(tensor) for tensor in fingerprint.constants()}
+    for node in module.graph.nodes:
+        if node.op != "get_attr" or all(user.target is aten.lift_fresh_copy.default for user in node.users):
+            continue  # the latter is a tensor that the code itself has made of numbers
+        tensor = getattr(module, node.target)
+        if id(tensor) not in known:
+            raise CannotCompileError(
+                f"a {type(tensor).__name__} of shape {tuple(tensor.shape)} is used that is no parameter, buffer or attribute of "
+                "the energy: give the module that has it to the energy as an attribute, or register it as a buffer"
+            )
 
 
 def _apart(inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -217,3 +217,19 @@ def test_a_state_of_another_sampler_is_an_error():
 def test_no_chains_is_an_error(shape):
     with pytest.raises(UsageError, match="number of chains"):
         PersistentChains().allocate(shape, Normal(torch.zeros(2)))
+
+
+def test_a_file_in_which_chains_are_missing_and_others_twice_is_an_error():
+    saved = store(8).state_dict()
+    saved["id"] = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])  # as one rank's file of two
+    with pytest.raises(RuntimeError, match=r"missing and others there twice.*torch.distributed.checkpoint on all ranks"):
+        PersistentChains().load_state_dict(saved)
+
+
+def test_following_the_energy_to_another_type_leaves_what_a_sampler_keeps_in_float64():
+    chains = store(4)
+    chains._tensors["log_step"] = torch.zeros(4, dtype=torch.float64)
+    chains.follow(torch.bfloat16, torch.device("cpu"))
+    assert chains.x.dtype == torch.bfloat16
+    assert chains._tensors["log_step"].dtype == torch.float64
+    assert chains.ids.dtype == torch.int64

@@ -118,6 +118,25 @@ def test_an_optimizer_whose_state_would_be_lost_is_an_error(tmp_path):
         quiet(pcd(), data(), steps=2, out=tmp_path, optimizer=lambda p: Counting(p, lr=0.1))
 
 
+def test_an_optimizer_that_counts_in_its_groups_is_an_error(tmp_path):
+    class Counting(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            self.param_groups[0]["k"] = self.param_groups[0].get("k", 0) + 1
+
+    with pytest.raises(CheckpointError, match="Counting keeps k, which is no tensor"):
+        quiet(pcd(), data(), steps=2, out=tmp_path, optimizer=lambda p: Counting(p, lr=0.1))
+
+
+def test_extra_state_of_an_energy_is_an_error_before_the_first_step(tmp_path):
+    loss = pcd()
+    loss.energy.__class__ = type("Extra", (type(loss.energy),), {"get_extra_state": lambda self: {"a": 1}})
+    before = [p.clone() for p in loss.energy.parameters()]
+    with pytest.raises(CheckpointError, match=r"keeps loss\.energy\._extra_state, which is no tensor"):
+        quiet(loss, data(), steps=2, out=tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(before, loss.energy.parameters(), strict=True))
+
+
 def test_resuming_to_fewer_steps_than_there_are_is_an_error(tmp_path):
     quiet(pcd(), data(), steps=5, out=tmp_path)
     with pytest.raises(UsageError, match="already has 5 steps, more than the 3"):

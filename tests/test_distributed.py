@@ -60,6 +60,22 @@ def shards_and_broadcast(rank):
     assert len(full.unique(dim=0)) == 11
 
 
+def share_after_the_start(rank, loss):
+    loss(torch.zeros(4, 2))
+    assert len(loss.chain) == 4
+    assert loss.state_dict()["chains.id"].full_tensor().tolist() == list(range(8))
+
+
+def written_by_one(rank, path):
+    loss = pcd(8)
+    loss(torch.zeros(4, 2))
+    if rank == 0:
+        torch.save(loss.state_dict(), path)
+    dist.barrier()
+    with pytest.raises(RuntimeError, match=r"others there twice.*torch.distributed.checkpoint on all ranks"):
+        pcd(8).load_state_dict(torch.load(path, weights_only=False))
+
+
 def gradients(rank, expected):
     loss = ebmcore.create_loss("cd", Quadratic((2,)), Identity())
     loss.start_chains = lambda x: loss.new_chains(2 * x, {})
@@ -147,3 +163,23 @@ def test_chains_saved_by_two_ranks_are_read_by_three_and_by_one(tmp_path):
     assert len(whole["chains.x"].unique(dim=0)) == 11
     for world in (3, 2, 1):
         run(read, world, tmp_path / "saved", whole["chains.x"])
+
+
+def test_chains_that_were_started_before_the_process_group_are_shared_in_it():
+    loss = pcd(8)
+    loss.initialize_persistent_chain((8, 2))
+    run(share_after_the_start, 2, loss)
+
+
+def test_a_file_that_one_rank_saved_is_refused(tmp_path):
+    run(written_by_one, 2, tmp_path / "saved")
+
+
+def test_one_ranks_share_is_no_whole_after_the_process_group():
+    loss = pcd(8)
+    loss.initialize_persistent_chain((8, 2))
+    loss.chains._tensors = {name: tensor[:4] for name, tensor in loss.chains._tensors.items()}
+    with pytest.raises(UsageError, match="4 of 8 chains, one rank's share of a process group that is no more"):
+        loss(torch.zeros(4, 2))
+    with pytest.raises(UsageError, match="4 of 8 chains"):
+        loss.state_dict()

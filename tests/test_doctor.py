@@ -7,13 +7,25 @@ import time
 
 import pytest
 from broken_plugins import NAME, Broken, component, hook, python
+from importlib_metadata import distributions
 
+from ebmcore.cli import doctor as cli
 from ebmcore.cli import main
 from ebmcore.host.doctor import examine
 
 
 def ebmcore(*arguments, **environ):
     return python(["-m", "ebmcore", *arguments], **environ)
+
+
+@pytest.fixture
+def beside(monkeypatch):
+    """Leaves the doctor a few plugins to examine, each of which takes an import of torch."""
+
+    def few(*names):
+        monkeypatch.setattr(cli, "distributions", lambda: [d for d in distributions() if d.name in names])
+
+    return few
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +82,9 @@ def test_the_doctor_finds_everything_in_order(capsys):
     assert "ebm-plugin-pcd" in shown
 
 
-def test_the_doctor_names_what_is_wrong_and_what_to_do(install, capsys):
+def test_the_doctor_names_what_is_wrong_and_what_to_do(install, beside, capsys):
     install(Broken(component=component("import no_such_module")))
+    beside(NAME, "ebm-plugin-pcd")
     assert main(["doctor"]) == 1
     shown = capsys.readouterr().out
     assert "ModuleNotFoundError: No module named 'no_such_module'" in shown
@@ -80,8 +93,9 @@ def test_the_doctor_names_what_is_wrong_and_what_to_do(install, capsys):
     assert "plugins examined: 1 problem" in shown
 
 
-def test_the_doctor_writes_json(install, capsys):
+def test_the_doctor_writes_json(install, beside, capsys):
     install(Broken(hook(before="import torch")))
+    beside(NAME, "ebm-plugin-pcd")
     assert main(["doctor", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["versions"].keys() == {"ebmcore", "torch", "python"}
@@ -92,23 +106,27 @@ def test_the_doctor_writes_json(install, capsys):
     assert broken["seconds"] > 0.1
 
 
-def test_the_doctor_tells_conflicts_unless_a_preference_decides(install):
+def test_the_doctor_tells_conflicts_unless_a_preference_decides(install, beside, monkeypatch, capsys):
     install(Broken(other="name"))
-    conflict = ebmcore("doctor")
-    assert conflict.returncode == 1
+    beside(NAME, "ebm-plugin-zother")
+    assert main(["doctor"]) == 1
     assert (
         "the sampler 'broken' is provided by ebm-plugin-broken and ebm-plugin-zother: decide with EBMCORE_PREFER"
-        in conflict.stdout
+        in capsys.readouterr().out
     )
-    for settled in ({"EBMCORE_PREFER": f"broken={NAME}"}, {"EBMCORE_DISABLED_PLUGINS": NAME}):
-        assert ebmcore("doctor", **settled).returncode == 0
+    for variable, value in (("EBMCORE_PREFER", f"broken={NAME}"), ("EBMCORE_DISABLED_PLUGINS", NAME)):
+        with monkeypatch.context() as settled:
+            settled.setenv(variable, value)
+            assert main(["doctor"]) == 0
 
 
-def test_the_doctor_tells_a_variable_that_cannot_be_obeyed_and_goes_on():
-    done = ebmcore("doctor", EBMCORE_PLUGINS="ebm-plugin-nothing")
-    assert done.returncode == 1
-    assert "EBMCORE_PLUGINS names ebm-plugin-nothing, which is not installed" in done.stdout
-    assert "ebm-plugin-pcd" in done.stdout
+def test_the_doctor_tells_a_variable_that_cannot_be_obeyed_and_goes_on(beside, monkeypatch, capsys):
+    beside("ebm-plugin-pcd")
+    monkeypatch.setenv("EBMCORE_PLUGINS", "ebm-plugin-nothing")
+    assert main(["doctor"]) == 1
+    shown = capsys.readouterr().out
+    assert "EBMCORE_PLUGINS names ebm-plugin-nothing, which is not installed" in shown
+    assert "ebm-plugin-pcd" in shown
 
 
 def test_the_doctor_refuses_a_time_limit_that_is_none(capsys):

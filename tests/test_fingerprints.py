@@ -245,3 +245,87 @@ def test_a_hook_in_another_ones_place_is_noticed(interpreted):
         handle = energy.layers[0].register_forward_hook(lambda layer, given, result, factor=factor: factor * result)
         assert_same(both(Noisy(), energy))
         handle.remove()
+
+
+class Steps(nn.Module):
+    def __init__(self, n_layers):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 2) if n_layers == 2 else None
+
+    def forward(self, x):
+        h = x if self.a is None else torch.tanh(self.a(x))
+        return (h if self.b is None else 3 * h + self.b(h)).square().sum(1)
+
+
+def test_a_module_in_another_place_makes_another_graph(interpreted):
+    energy = Steps(1)
+    both(Noisy(), energy)
+    energy.a, energy.b = None, energy.a
+    assert_same(both(Noisy(), energy))
+
+
+def test_modules_in_another_order_make_another_graph(interpreted):
+    energy = Steps(2)
+    both(Noisy(), energy)
+    a = energy.a
+    del energy.a
+    energy.a = a
+    assert_same(both(Noisy(), energy))
+
+
+def test_a_number_that_an_object_reaches_through_the_sampler_is_a_constant(interpreted):
+    class Kernel:
+        def __init__(self, sampler):
+            self.sampler = sampler
+
+        def mean(self, x):
+            return (1 - self.sampler.step_size) * x
+
+    class Around(BaseSampler):
+        def __init__(self):
+            self.step_size, self.kernel = 0.1, Kernel(self)
+
+        def step(self, energy, state, *, generator=None):
+            return replace(state, x=self.kernel.mean(state.x) + self.step_size * normal_like(state.x, generator)), {}
+
+    energy, sampler = Net(), Around()
+    both(sampler, energy)
+    sampler.step_size = 0.01
+    assert_same(both(sampler, energy))
+
+
+@pytest.mark.parametrize("place", ["closure", "list", "sampler"])
+def test_weights_that_are_reached_round_the_energy_are_never_stale(interpreted, place):
+    net, own = Net(), Net()
+
+    class Reaching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.nets = [net] if place == "list" else []
+
+        def forward(self, x):
+            return (self.nets[0] if self.nets else net)(x)
+
+    class Preconditioned(Noisy):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def step(self, energy, state, *, generator=None):
+            return replace(state, x=state.x + self.net(state.x)[:, None] * normal_like(state.x, generator)), {}
+
+    energy, sampler = (own, Preconditioned()) if place == "sampler" else (Reaching(), Noisy())
+    with pytest.warns(UserWarning, match="is no parameter, buffer or attribute of the energy"):
+        both(sampler, energy)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(1.5)
+    assert_same(both(sampler, energy))
+
+
+def test_modules_that_take_their_shape_from_the_first_call_are_compiled_after_it(interpreted):
+    energy = nn.Sequential(nn.LazyLinear(3), nn.SiLU(), nn.LazyLinear(1), nn.Flatten(0))
+    for _ in range(3):
+        run(Noisy(), energy, ChainState(torch.zeros(6, 2)), 3, compile=True)
+    assert graphs(energy) == 1

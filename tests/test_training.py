@@ -11,7 +11,7 @@ from small_runs import data, pcd, quiet, same_state
 from torch.utils.data import Dataset, TensorDataset
 
 import ebmcore
-from ebmcore.errors import DivergenceError, UsageError
+from ebmcore.errors import DivergenceError, EbmcoreError, UsageError
 from ebmcore.testing import Identity, Quadratic
 from ebmcore.training import BaseObserver, latest_checkpoint, read_checkpoint, stream_seed
 from ebmcore.training.data import StepBatches, batches
@@ -167,11 +167,24 @@ def test_the_moving_average_is_that_of_the_parameters():
     torch.testing.assert_close(next(result.energy.parameters()).detach(), expected)
 
 
-def test_the_moving_average_takes_the_buffers_along():
+def test_the_moving_average_takes_the_buffers_as_they_are():
     energy = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 1), torch.nn.Flatten(0))
-    result = quiet(ebmcore.create_loss("cd", energy, Identity()), data() + 3, steps=5, ema_decay=0.5)
-    assert result.energy[0].running_mean.min() > 0.3
-    assert not torch.equal(result.energy[0].running_mean, energy[0].running_mean)  # averaged, not the last
+    energy.register_buffer("right", (torch.arange(5) + 1) % 5)  # indices, whose average is none
+    loss = ebmcore.create_loss("cd", energy, Identity())
+    quiet(loss, data() + 3, steps=5)
+    energy.right = energy.right.flip(0)
+    result = quiet(loss, data() + 3, steps=5, ema_decay=0.5)
+    for (name, averaged), trained in zip(result.energy.named_buffers(), energy.buffers(), strict=True):
+        assert torch.equal(averaged, trained), name
+
+
+def test_the_moving_average_keeps_its_spectral_norms():
+    torch.manual_seed(0)
+    energy = ebmcore.create_energy("mlp", shape=(2,), hidden=(16, 16), spectral_norm=True)
+    loss = ebmcore.create_loss("pcd", energy, ebmcore.create_sampler("langevin", step_size=0.05), n_chains=64)
+    averaged = quiet(loss, 2 * data(), steps=200, lr=1e-3, ema_decay=0.99).energy.eval()
+    norms = [torch.linalg.matrix_norm(m.weight, 2).item() for m in averaged.modules() if isinstance(m, torch.nn.Linear)]
+    assert norms == pytest.approx([1, 1, 1], abs=0.03)
 
 
 def test_dropout_repeats_with_the_seed_and_leaves_the_global_generator_alone(tmp_path):
@@ -198,6 +211,18 @@ def test_the_generator_of_the_loss_is_its_own_again_afterwards():
     quiet(loss, data(), steps=2)
     assert loss.generator is own
     assert own.initial_seed() == 5
+
+
+def test_the_generator_of_the_loss_is_its_own_again_if_an_observer_fails_at_the_start():
+    class Failing(BaseObserver):
+        def on_start(self, step, n_steps):
+            raise RuntimeError("no disk")
+
+    loss = pcd()
+    loss.generator = own = torch.Generator()
+    with pytest.raises(EbmcoreError, match="no disk"):
+        quiet(loss, data(), steps=1, observers=[Failing()])
+    assert loss.generator is own
 
 
 def test_values_that_run_away_are_divergence_too():

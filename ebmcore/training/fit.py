@@ -25,6 +25,7 @@ from ebmcore.training.observers import BaseObserver, MetricsFile, ProgressBar, T
 from ebmcore.training.origins import check_same, origins, warn_of_other_versions
 from ebmcore.training.streams import stream_seed
 
+POWER_ITERATIONS = 30
 DIVERGED = 1e12  # a metric beyond it is taken for divergence: float32 energies have no digit after the point left by then
 OptimizerFactory = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 
@@ -89,7 +90,8 @@ def fit(
         lr: Learning rate.
         lr_schedule: Keep the learning rate, or let it fall linearly to 0 at the end of training.
         clip_grad: Bound on the norm of the gradient; `None` does not clip.
-        ema_decay: Decay of an exponential moving average of the parameters, e.g. 0.999; `None` keeps none.
+        ema_decay: Decay of an exponential moving average of the parameters, e.g. 0.999, whose buffers are copies of the trained
+            energy's, spectral norms its own; `None` keeps none.
         seed: Seed of all streams.
         accelerator: ``"cpu"``, ``"gpu"``, or what there is (``"auto"``).
         devices: Number of devices; chains and data are split between them.
@@ -133,7 +135,8 @@ def fit(
     energy: nn.Module = getattr(loss, "energy", loss)  # a loss may be its own model
     average = None
     if ema_decay is not None:
-        average = AveragedModel(energy, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
+        # Buffers are copied: the mean of unit vectors or of indices is neither.
+        average = AveragedModel(energy, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
     parts = {name: getattr(loss, name, None) for name in ("energy", "sampler")}
     components = {"loss": loss, **parts, "dataset": None if train is data else data}
     state = _TrainingState(loss, wrapped_optimizer.optimizer, average, components)
@@ -150,6 +153,8 @@ def fit(
     if order.start == 0 and energy is not loss:
         _probe(energy, next(batches(train, order)), fabric)
 
+    if out is not None:
+        state.tensors()  # what no checkpoint can hold is an error now, not after hours
     if out is not None and rank == 0:
         out.mkdir(parents=True, exist_ok=True)
     watching = _watching(out, progress, observers) if rank == 0 else []
@@ -157,10 +162,10 @@ def fit(
     base_rates = [group["lr"] for group in wrapped_optimizer.param_groups]
     metrics: dict[str, float] = {}
     visited = batches(train, order)
-    own_generator, loss.generator = loss.generator, torch.Generator(device=fabric.device)
     with ExitStack() as leaving:
+        leaving.callback(setattr, loss, "generator", loss.generator)
+        loss.generator = torch.Generator(device=fabric.device)
         leaving.enter_context(watched(watching, order.start, n_steps))
-        leaving.callback(setattr, loss, "generator", own_generator)
         leaving.enter_context(torch.random.fork_rng([fabric.device] if fabric.device.type == "cuda" else []))
         for step in range(order.start, n_steps):
             # Dropout in the energy, and whatever else draws from the global generator.
@@ -182,17 +187,32 @@ def fit(
             done = step + 1
             last = done == n_steps
             measuring = measure is not None and measure_every is not None and done % measure_every == 0
+            saving = out is not None and (done % checkpoint_every == 0 or last)
+            if average is not None and (measuring or saving or last):
+                _settle(average.module)
             if done % log_every == 0 or last or measuring:
                 metrics = _read_metrics(fabric, loss, value, done)
                 if measuring and measure is not None and rank == 0:
                     metrics |= measure(energy if average is None else average.module)
                 notify(watching, "on_log", done, metrics)
-            if out is not None and (done % checkpoint_every == 0 or last):
+            if out is not None and saving:
                 _check_finite(fabric, energy, done)
                 checkpoint = write_checkpoint(out / "checkpoints", done, state.tensors(), origins(components, observers))
                 notify(watching, "on_checkpoint", done, checkpoint)
     trained = average.module if average is not None else energy
     return FitResult(trained, max(order.start, n_steps), metrics, checkpoint)
+
+
+@torch.no_grad()
+def _settle(average: nn.Module) -> None:
+    """Give averaged weights spectral norms of their own, in place of those whose vectors were copied from the trained ones."""
+    training = average.training
+    average.train()
+    for module in average.modules():
+        for name in getattr(module, "parametrizations", ()):
+            for _ in range(POWER_ITERATIONS):
+                getattr(module, name)  # one iteration of torch's spectral norm; of other parametrizations, nothing
+    average.train(training)
 
 
 def _check_options(
@@ -245,20 +265,24 @@ class _TrainingState:
         self.optimizer = optimizer
         self.average = average
         self.components = components
+        self.groups = self._groups()
 
     def tensors(self) -> dict[str, Tensor]:
         flat: dict[str, Tensor] = {f"loss.{name}": t for name, t in self.loss.state_dict().items()}
+        _refuse(self.loss, [name for name, value in flat.items() if not isinstance(value, Tensor)])
         for index, values in self.optimizer.state_dict()["state"].items():
-            strange = [name for name, value in values.items() if not isinstance(value, Tensor)]
-            if strange:
-                raise CheckpointError(
-                    f"the optimizer {type(self.optimizer).__name__} keeps {', '.join(strange)}, which is no tensor and would be "
-                    "lost: keep it as one, or train without out"
-                )
+            _refuse(self.optimizer, [name for name, value in values.items() if not isinstance(value, Tensor)])
             flat |= {f"optimizer.{index}.{name}": t for name, t in values.items()}
+        for before, now in zip(self.groups, self._groups(), strict=True):
+            _refuse(self.optimizer, [name for name in now if now[name] != before.get(name)])
         if self.average is not None:
             flat |= {f"average.{name}": t for name, t in self.average.state_dict().items()}
         return flat
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """What the optimizer is set to, apart from the learning rate, which follows from the step."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        return [{k: v for k, v in group.items() if k != "lr" and not isinstance(v, Tensor)} for group in groups]
 
     def load(self, path: Path) -> int:
         """Load a checkpoint; return the number of steps done."""
@@ -286,6 +310,14 @@ class _TrainingState:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{path} belongs to another configuration than this run's: {reason}") from error
         return int(info["step"])
+
+
+def _refuse(owner: object, lost: Sequence[str]) -> None:
+    if lost:
+        raise CheckpointError(
+            f"{type(owner).__name__} keeps {', '.join(lost)}, which is no tensor and would be lost: keep it as one (of an "
+            "optimizer in its state, of a module as a buffer), or train without out"
+        )
 
 
 def _number_of_steps(epochs: int | None, steps: int | None, steps_per_epoch: int) -> int:

@@ -93,13 +93,16 @@ class FastPersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
                 parameter.data = data
 
     def update_fast_weights(self, loss: Tensor) -> None:
-        """``theta_fast <- decay * theta_fast - lr_fast * gradient``; nothing where the loss has no gradient."""
+        """``theta_fast <- decay * theta_fast - lr_fast * gradient``; they stay where the loss has none, or one not finite."""
         if not loss.requires_grad:
             return
         trained = [
             (p, fast) for p, fast in zip(self.energy.parameters(), self.fast.buffers(), strict=True) if p.requires_grad
         ]
         gradients = torch.autograd.grad(loss, [p for p, _ in trained], retain_graph=True, materialize_grads=True)
+        gradients = [mean_over_ranks(gradient) for gradient in gradients]
+        finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all()  # else they would never be again
         for (_, fast), gradient in zip(trained, gradients, strict=True):
-            fast.mul_(self.fast_decay).add_(mean_over_ranks(gradient).to(fast), alpha=-self.fast_lr)
+            moved = torch.sub(self.fast_decay * fast, gradient.to(fast), alpha=self.fast_lr)
+            fast.copy_(torch.where(finite, moved, fast))
         self.metrics["fast_weights"] = torch.stack([fast.norm() for fast in self.fast.buffers()]).norm()

@@ -95,8 +95,9 @@ class RBM(BaseRBM):
         """The parameters themselves, as functions of the centred ones: equal in value, and what differs is the gradient."""
         w, b, c = self.weight, self.visible_bias, self.hidden_bias
         dw, db, dc = w - w.detach(), b - b.detach(), c - c.detach()  # zeros that carry the gradient
-        u = dw - torch.outer(db, self.hidden_offset) - torch.outer(self.visible_offset, dc)
-        return w.detach() + u, b.detach() + db - u @ self.hidden_offset, c.detach() + dc - self.visible_offset @ u
+        mu, nu = self.visible_offset.clone(), self.hidden_offset.clone()  # which slide on before the gradient is taken
+        u = dw - torch.outer(db, nu) - torch.outer(mu, dc)
+        return w.detach() + u, b.detach() + db - u @ nu, c.detach() + dc - mu @ u
 
     @torch.no_grad()
     def observe_data(self, x: Tensor) -> None:
