@@ -232,7 +232,9 @@ class PersistentChains(nn.Module):
             return
         n_chains = sizes.pop()
         if not torch.equal(whole["id"].sort().values, torch.arange(n_chains, device=whole["id"].device)):
-            error_msgs.append(f"{prefix}: some of its {n_chains} chains are missing and others there twice: {_SAVE_TOGETHER}")
+            error_msgs.append(
+                f"{prefix}: some of its {n_chains} chains are missing and others there twice: {_SAVE_TOGETHER}"
+            )
             return
         self._n_chains = n_chains
         self._drawn = None

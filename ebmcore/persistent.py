@@ -28,8 +28,8 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
         n_chains: Number of chains, independent of the batch size; in distributed training over all ranks.
         restart_prob: Probability that a drawn chain starts anew from the initial distribution, in [0, 1].
         initial: Where chains start: ``"model"``, the energy's own initial distribution (Bernoulli for binary units) or a
-            standard normal where it has none; ``"data"``, the rows of the batch in turn; ``"uniform"``, uniform noise in [-1, 1]; or an
-            object with ``sample(n, *, generator)``.
+            standard normal where it has none; ``"data"``, the rows of the batch in turn; ``"uniform"``, uniform noise in
+            [-1, 1]; or an object with ``sample(n, *, generator)``.
         energy_l2: Weight of the mean squared energies, a regulariser; 0 turns it off.
         joint_forward: Score data and negatives in one forward of the concatenated batch.
 

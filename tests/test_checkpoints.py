@@ -7,12 +7,14 @@ import io
 import json
 import os
 import pickle
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from small_runs import data, pcd, quiet, same_state, table
 
 import ebmcore
+from ebmcore import BaseSampler, ChainState
 from ebmcore.errors import CheckpointError, UsageError
 from ebmcore.training import BaseObserver, latest_checkpoint, read_checkpoint
 
@@ -25,6 +27,32 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
     resumed = quiet(second, data(), steps=40, out=tmp_path / "run", resume=True, **options)
     assert same_state(whole, second)
     assert same_state(expected.energy, resumed.energy)
+
+
+def test_what_a_chain_keeps_in_float64_is_resumed_bit_for_bit(tmp_path):
+    @dataclass(eq=False)
+    class Adapting(ChainState):
+        log_step: torch.Tensor
+
+    class Walk(BaseSampler):
+        def init(self, energy, x, *, generator=None):
+            return Adapting(x, torch.zeros(len(x), dtype=torch.float64))
+
+        def step(self, energy, state, *, generator=None):
+            step = state.log_step + 0.1 * state.x.double().tanh().mean(1)
+            noise = torch.randn(state.x.shape, generator=generator)
+            return replace(state, x=0.9 * state.x + step.exp().float()[:, None] * noise, log_step=step - 0.01), {}
+
+    def loss():
+        torch.manual_seed(0)
+        return ebmcore.create_loss("pcd", ebmcore.create_energy("mlp", (2,), hidden=(8,)), Walk(), n_chains=20)
+
+    whole, resumed = loss(), loss()
+    quiet(whole, data(), steps=8)
+    quiet(loss(), data(), steps=4, out=tmp_path)
+    quiet(resumed, data(), steps=8, out=tmp_path, resume=True)
+    assert whole.state_dict()["chains.log_step"].dtype == torch.float64
+    assert same_state(whole, resumed)
 
 
 def test_a_resumed_run_writes_the_metrics_of_the_uninterrupted_one(tmp_path):

@@ -156,6 +156,37 @@ def test_a_chain_lost_in_a_cache_only_is_marked_in_its_positions():
     assert state.x.isnan().all(1).tolist() == [False, True, False]
 
 
+@dataclass(eq=False)
+class Excused(ChainState):
+    """Chains with a weight that is not finite now and then."""
+
+    weight: torch.Tensor
+
+
+class Returning(BaseSampler):
+    def init(self, energy, x, *, generator=None):
+        return Excused(x, torch.zeros(len(x)))
+
+    def step(self, energy, state, *, generator=None):
+        return replace(state, x=state.x + 1, weight=torch.where(state.x[:, 0] == 1, torch.inf, 0.0)), {}
+
+
+@pytest.mark.parametrize("options", [{}, {"observers": [lambda i, state, info: None]}, {"compile": True}])
+def test_what_counts_is_whether_a_chain_is_finite_at_the_end(interpreted, options):
+    energy, sampler = Quadratic((2,)), Returning()
+    for n_steps, lost in ((2, True), (3, False), (40, False)):
+        for _ in range(2):
+            state, _ = run(sampler, energy, sampler.init(energy, torch.zeros(4, 2)), n_steps, **options)
+        assert state.x.isnan().all().item() is lost
+
+
+def test_a_condition_that_is_not_finite_is_no_lost_chain():
+    mask = torch.tensor([[0.0], [-torch.inf]])
+    state, _ = run(Identity(), Quadratic((2,)), ChainState(torch.zeros(2, 2), conditions={"mask": mask}), 1)
+    assert state.finite().all()
+    assert state.x.isfinite().all()
+
+
 def test_information_is_averaged_over_the_steps():
     class Counter(BaseSampler):
         count = 0

@@ -171,3 +171,14 @@ def test_a_value_that_cannot_work_is_an_error_with_advice(options, message):
 
 def test_it_is_installed_under_its_name():
     assert ebmcore.load("loss", "ebm-plugin-fpcd:fpcd") is FPCD
+
+
+def test_a_batch_that_is_not_finite_leaves_the_fast_weights():
+    loss = FPCD(Quadratic((2,)), Identity(), n_chains=8, fast_lr=0.1)
+    x = torch.ones(4, 2)
+    loss(x)
+    before = [fast.clone() for fast in loss.fast.buffers()]
+    value, _ = loss(x * torch.nan)
+    assert value.isnan()
+    assert any(fast.any() for fast in before)
+    assert all(torch.equal(a, b) for a, b in zip(before, loss.fast.buffers(), strict=True))

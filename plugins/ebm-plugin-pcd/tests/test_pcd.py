@@ -51,6 +51,24 @@ def test_chains_can_start_at_the_data():
     assert set(loss.chain[:, 0].tolist()) == {0.0, 1.0, 2.0, 3.0}
 
 
+@pytest.mark.parametrize("restart_prob", [0.0, 1.0])
+def test_chains_that_start_at_the_data_start_under_the_labels_of_their_examples(restart_prob):
+    class Labelled(Quadratic):
+        def forward(self, x, label):
+            return super().forward(x)
+
+    loss = PCD(Labelled(), Identity(), n_chains=50, initial="data", restart_prob=restart_prob)
+    for batch in (torch.arange(8.0), torch.arange(8.0) + 100):
+        loss(batch[:, None].expand(8, 2).clone(), batch)
+    assert torch.equal(loss.chain[:, 0], loss.chains.conditions["0"])
+    assert (loss.chain.max() >= 100) == bool(restart_prob)
+
+
+def test_a_distribution_of_torch_is_refused_as_the_start():
+    with pytest.raises(ValueError, match="a distribution of torch draws from no generator of its own"):
+        PCD(Quadratic(), Identity(), initial=torch.distributions.Normal(torch.zeros(2), torch.ones(2)))
+
+
 def test_chains_that_start_at_the_data_take_nothing_from_the_global_generator():
     before = torch.get_rng_state()
     loss = PCD(Quadratic(), Identity(), n_chains=50, initial="data", restart_prob=0.5)

@@ -135,3 +135,16 @@ def test_offsets_stand_still_in_evaluation():
     assert set(rbm.state_dict()) == {
         "weight", "visible_bias", "hidden_bias", "visible_offset", "hidden_offset", "n_observed"
     }  # fmt: skip
+
+
+def test_two_calls_before_one_backward_give_the_sum_of_their_gradients():
+    x = states(5)[:8]
+    loss = CD(machine(), Gibbs())
+    parts, values = [], []
+    for batch in (x[:4], x[4:]):
+        value, _ = loss(batch)
+        values.append(value)
+        parts.append(torch.autograd.grad(value, list(loss.energy.parameters()), retain_graph=True))
+    sum(values).backward()
+    for parameter, *of_each in zip(loss.energy.parameters(), *parts, strict=True):
+        torch.testing.assert_close(parameter.grad, sum(of_each))
