@@ -251,7 +251,9 @@ class Steps(nn.Module):
     def __init__(self, n_layers):
         super().__init__()
         torch.manual_seed(0)
-        self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 2) if n_layers == 2 else None
+        self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 2)
+        if n_layers == 1:
+            self.b = None
 
     def forward(self, x):
         h = x if self.a is None else torch.tanh(self.a(x))
