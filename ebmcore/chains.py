@@ -96,6 +96,10 @@ class PersistentChains(nn.Module):
 
         In a process group ``shape[0]`` counts the chains of all ranks, and the result holds this rank's share.
         """
+        if torch.is_inference_mode_enabled():
+            raise UsageError(
+                "chains that start under torch.inference_mode() could never be moved: use torch.no_grad() instead"
+            )
         n_chains, *event = shape or (0,)
         if n_chains < 1:
             raise UsageError(f"the first size of a chain shape is the number of chains, at least 1; got {tuple(shape)}")
@@ -166,6 +170,13 @@ class PersistentChains(nn.Module):
                 f"the chains hold {sorted(self._tensors)} but the sampler's state also needs {self.missing(fresh)}: "
                 "they were made by another sampler; use that one, or allocate new chains"
             )
+        for name, tensor in fresh.tensors().items():
+            own = self._tensors[name].shape[1:]
+            if own != tensor.shape[1:]:
+                raise UsageError(
+                    f"{name} of the chains has the shape {tuple(own)} for each, of the sampler's state {tuple(tensor.shape[1:])}: "
+                    "they were made by a sampler with other options; use that one, or allocate new chains"
+                )
         n = len(fresh)
         local = self._tensors["x"].shape[0]
         if n > local:

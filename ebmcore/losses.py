@@ -27,6 +27,7 @@ from ebmcore.energies import (
     supports,
 )
 from ebmcore.errors import DivergenceError, UsageError
+from ebmcore.ranks import world
 from ebmcore.samplers import ChainState, Sampler, advance, check_sampler, finite_rows, rows
 
 
@@ -40,7 +41,8 @@ class BaseLoss(StrictKeywords, nn.Module, ABC):
         needs_sampler: Whether its constructor takes a sampler after the energy.
         example_options: Further options with which the conformance kit makes one.
         metrics: Detached 0-dim diagnostics of the last call. Reading one (``.item()``) is the only synchronisation.
-        generator: Source of the loss's randomness, on its device; `None` uses torch's global generator.
+        generator: Source of the loss's randomness, on its device; `None` uses torch's global generator. In a process group it is
+            then one of the rank's own, for ranks with the same seed must not draw the same chains.
     """
 
     family: ClassVar[str] = "other"
@@ -205,6 +207,7 @@ class BaseContrastiveDivergence(BaseLoss):
         The same shape again returns the same live tensor, in the loss's dtype and on its device; another shape starts the
         chains anew.
         """
+        self._tell_ranks_apart()
         return self._allocate(tuple(shape), None)
 
     def draw_negatives(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -217,6 +220,7 @@ class BaseContrastiveDivergence(BaseLoss):
             DivergenceError: If no chain is finite.
         """
         self._check_batch(x)
+        self._tell_ranks_apart()
         if self.training and torch.is_grad_enabled() and supports(self.energy, SupportsDataStatistics):
             with torch.no_grad():
                 self.energy.observe_data(x, *args, **kwargs)  # type: ignore[operator]
@@ -317,6 +321,11 @@ class BaseContrastiveDivergence(BaseLoss):
             assert self._negatives is not None
             return self._negatives.conditions
         return name_conditions((), conditions, pred_x)  # one row for each negative, or an error that says so
+
+    def _tell_ranks_apart(self) -> None:
+        rank, n_ranks = world()
+        if n_ranks > 1 and self.generator is None:
+            self.generator = torch.Generator(self.device).manual_seed((torch.initial_seed() + rank) % 2**63)
 
     def _allocate(self, shape: tuple[int, ...], x: Tensor | None) -> Tensor:
         chains, dtype, device = self.chains, self.dtype, self.device

@@ -233,3 +233,14 @@ def test_following_the_energy_to_another_type_leaves_what_a_sampler_keeps_in_flo
     assert chains.x.dtype == torch.bfloat16
     assert chains._tensors["log_step"].dtype == torch.float64
     assert chains.ids.dtype == torch.int64
+
+
+def test_chains_of_a_sampler_with_other_options_are_an_error_with_advice():
+    chains = store(4)
+    with pytest.raises(UsageError, match=r"x of the chains has the shape \(2,\) for each, of the sampler's state \(3,\)"):
+        chains.draw(fresh(2, dim=3))
+
+
+def test_chains_do_not_start_under_inference_mode():
+    with torch.inference_mode(), pytest.raises(UsageError, match="use torch.no_grad"):
+        store(4)

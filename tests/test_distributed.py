@@ -66,6 +66,13 @@ def share_after_the_start(rank, loss):
     assert loss.state_dict()["chains.id"].full_tensor().tolist() == list(range(8))
 
 
+def the_same_seed(rank):
+    torch.manual_seed(0)
+    loss = ebmcore.create_loss("pcd", Quadratic((2,)), Identity(), n_chains=8)
+    loss(torch.zeros(4, 2))
+    assert len(loss.state_dict()["chains.x"].full_tensor().unique(dim=0)) == 8
+
+
 def written_by_one(rank, path):
     loss = pcd(8)
     loss(torch.zeros(4, 2))
@@ -169,6 +176,10 @@ def test_chains_that_were_started_before_the_process_group_are_shared_in_it():
     loss = pcd(8)
     loss.initialize_persistent_chain((8, 2))
     run(share_after_the_start, 2, loss)
+
+
+def test_ranks_with_the_same_seed_draw_different_chains():
+    run(the_same_seed, 2)
 
 
 def test_a_file_that_one_rank_saved_is_refused(tmp_path):

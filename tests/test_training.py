@@ -66,6 +66,18 @@ def test_conditions_of_a_dataset_reach_the_loss():
     quiet(loss, TensorDataset(data(), torch.zeros(100)), steps=2)
 
 
+def test_a_dataset_of_dictionaries_is_an_error_that_says_what_items_must_be():
+    class Named(Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, i):
+            return {"x": torch.zeros(2)}
+
+    with pytest.raises(UsageError, match="must be a tensor, or a tuple of an example and its conditions, but holds a dict"):
+        quiet(pcd(), Named(), steps=1)
+
+
 def test_making_batches_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
     next(batches(data(), StepBatches(100, 16, seed=0)))

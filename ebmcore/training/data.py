@@ -95,7 +95,14 @@ def batches(data: Tensor | Dataset[Any], order: StepBatches) -> Iterator[Sequenc
     else:
         loader = DataLoader(dataset, batch_sampler=order, generator=generator)
     for batch in loader:
-        yield (batch,) if isinstance(batch, Tensor) else tuple(batch)
+        parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+        strange = next((type(part).__name__ for part in parts if not isinstance(part, Tensor)), None)
+        if strange is not None:
+            raise UsageError(
+                f"an item of a data set must be a tensor, or a tuple of an example and its conditions, but holds a {strange}: "
+                "wrap the data set in one that gives such items"
+            )
+        yield parts
 
 
 def n_examples(data: Tensor | Dataset[Any]) -> int:
