@@ -171,10 +171,10 @@ class PersistentChains(nn.Module):
                 "they were made by another sampler; use that one, or allocate new chains"
             )
         for name, tensor in fresh.tensors().items():
-            own = self._tensors[name].shape[1:]
-            if own != tensor.shape[1:]:
+            own, needed = self._tensors[name].shape[1:], tensor.shape[1:]
+            if own != needed:
                 raise UsageError(
-                    f"{name} of the chains has the shape {tuple(own)} for each, of the sampler's state {tuple(tensor.shape[1:])}: "
+                    f"{name} of the chains has the shape {tuple(own)} for each, of the sampler's state {tuple(needed)}: "
                     "they were made by a sampler with other options; use that one, or allocate new chains"
                 )
         n = len(fresh)
