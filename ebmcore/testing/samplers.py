@@ -69,9 +69,14 @@ class Drift(BaseSampler):
 
     state_space = "continuous"
 
+    def __init__(self, step_size: float = 0.05, temperature: float = 1.0) -> None:
+        self.step_size = step_size
+        self.temperature = temperature
+
     def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
         _, grad = value_and_grad(energy, state.x)
-        x = state.x - 0.05 * grad + 0.3 * normal_like(state.x, generator)
+        noise = (2 * self.step_size * self.temperature) ** 0.5 * normal_like(state.x, generator)
+        x = state.x - self.step_size * grad + noise
         return replace(state, x=x.to(state.x.dtype)), {"moved": (x - state.x).flatten(1).square().sum(1)}
 
 

@@ -564,6 +564,15 @@ class PartlyEval(CD):
         return positive - negative
 
 
+class Annealing(CD):
+    """Makes the steps of its sampler smaller from call to call."""
+
+    def forward(self, x, *args, **kwargs):
+        if hasattr(self.sampler, "step_size"):
+            self.sampler.step_size *= 0.995
+        return super().forward(x, *args, **kwargs)
+
+
 class RolledLabels(CD):
     """Scores negatives under the labels of their neighbours."""
 

@@ -41,6 +41,58 @@ class InfiniteSlope(MLP):
         return super().forward(x) + (x - x).flatten(1).sum(1).sqrt()
 
 
+class PathDetached(MLP):
+    """Forgets that the network depends on the example."""
+
+    def forward(self, x):
+        return super().forward(x.detach()) + 0.5 * x.flatten(1).square().sum(1)
+
+
+class Unused(MLP):
+    """Has a parameter that changes nothing."""
+
+    def __init__(self, shape, **options):
+        super().__init__(shape, **options)
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return super().forward(x) + 0 * self.scale
+
+
+class ClampsExamples(MLP):
+    """Clamps what it is given in its place."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            x.clamp_(-1, 1)
+        return super().forward(x)
+
+
+class Counting(MLP):
+    """Knows how often it was called."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) + self.calls
+
+
+class Noisy(MLP):
+    """Adds a little noise from the global generator."""
+
+    def forward(self, x):
+        return super().forward(x) + 1e-5 * torch.randn(len(x), dtype=x.dtype)
+
+
+class Training(MLP):
+    """Leaves itself in training mode."""
+
+    def forward(self, x):
+        self.train()
+        return super().forward(x)
+
+
 class SinglePrecision(MLP):
     """Always answers in float32."""
 

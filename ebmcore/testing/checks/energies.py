@@ -18,8 +18,10 @@ from ebmcore.energies import (
 from ebmcore.samplers import BaseSampler, ChainState, Info
 from ebmcore.testing.cases import Condition, EnergyCase, check, expect, generator
 from ebmcore.testing.enumeration import transition_matrix
+from ebmcore.testing.instruments import Trace, global_random_state
 from ebmcore.testing.targets import Enumerable, binary_states
 
+STEP = 1e-5  # of central differences in float64: the error of both kinds is below 1e-9
 DISCRETE = Condition("to energies of binary or categorical units", lambda case: case.discrete)
 
 
@@ -86,6 +88,52 @@ def check_it_is_differentiable(case: EnergyCase) -> None:
     missed = [n for n, p in energy.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())]
     expect(not missed, f"no finite gradient reaches {', '.join(missed)}")
     expect(x.grad is not None and bool(x.grad.isfinite().all()), "no finite gradient reaches the example")
+
+
+@check(since="0.1")
+def check_its_gradients_are_those_of_its_values(case: EnergyCase) -> None:
+    """Gradients of the example and of each parameter are the differences of energies around it, in float64, and not all 0."""
+    energy, x = case.make().double().eval(), case.batch().double()
+    around = {"the example": x, **{name: p.data for name, p in energy.named_parameters() if p.requires_grad}}
+    x = x.clone().requires_grad_()
+    energy(x).sum().backward()
+    gradients = {"the example": x.grad} | {name: p.grad for name, p in energy.named_parameters()}
+    for i, (name, tensor) in enumerate(around.items()):
+        direction = torch.randn(tensor.shape, generator=generator(i), dtype=torch.float64)
+        found = torch.zeros_like(tensor) if gradients[name] is None else gradients[name]
+        slope = float((found * direction).sum())
+        ends, before = [], tensor.clone()
+        for sign in (1, -1):
+            tensor.copy_(before + sign * STEP * direction)
+            with torch.no_grad():
+                ends.append(float(energy(around["the example"].clone()).sum()))
+        tensor.copy_(before)
+        wanted = (ends[0] - ends[1]) / (2 * STEP)
+        off = abs(slope - wanted)
+        expect(
+            off < 1e-4 * max(1.0, abs(wanted)), f"along {name} the gradient is {slope:.6g}, energies change by {wanted:.6g}"
+        )
+        nothing = not found.any() and wanted == 0
+        expect(not nothing, f"the energy does not depend on {name}: a tensor that is not trained is a buffer")
+
+
+@check(since="0.1")
+def check_evaluating_it_changes_nothing(case: EnergyCase) -> None:
+    """In evaluation mode the same examples have the same energies again, bit for bit, and all else is as it was.
+
+    All else are the examples, modes, parameters and buffers, and the global random generators.
+    """
+    energy, x = case.make().eval(), case.batch() if case.discrete else 3 * case.batch()
+    given, trace, random = x.clone(), Trace.of(energy), global_random_state()
+    with torch.no_grad():
+        first, second = energy(x), energy(x)
+    expect(torch.equal(x, given), "it changes the examples in their place: work on a copy")
+    changes = trace.changes(energy)
+    expect(not changes, "; ".join(changes[:4]))
+    touched = [name for name, state in global_random_state().items() if random.get(name, state) != state]
+    expect(not touched, f"it draws from the global generator of {', '.join(touched)}: an energy has no randomness")
+    off = float((first - second).abs().max())
+    expect(torch.equal(first, second), f"the same examples have other energies the second time, by up to {off:.3g}")
 
 
 @check(since="0.1")

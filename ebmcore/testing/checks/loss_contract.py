@@ -146,6 +146,17 @@ def check_data_and_negatives_are_scored_in_one_mode(case: LossCase) -> None:
 
 
 @check(IS_CD, since="0.1")
+def check_the_sampler_stays_as_it_is(case: LossCase) -> None:
+    """A call changes no attribute of the sampler, such as its step size: no checkpoint would hold the change."""
+    sampler = Drift()
+    loss, before = case.make(sampler=sampler), dict(vars(sampler))
+    for _ in range(2):
+        loss(case.start(8))
+    changed = [name for name, value in vars(sampler).items() if before.get(name) != value]
+    expect(not changed, f"it changes {', '.join(changed)} of its sampler: keep what it adapts in a buffer of the loss")
+
+
+@check(IS_CD, since="0.1")
 def check_sampling_moves_no_batch_statistics(case: LossCase) -> None:
     """In training mode the energy sees each example and each negative once, to score it, however many steps are made."""
     for k in (1, 5):
