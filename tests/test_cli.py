@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +16,11 @@ import pytest
 import torch
 import yaml
 from small_runs import table
+from torch.distributed.checkpoint.api import CheckpointException
 
 import ebmcore as ebmcore_
 from ebmcore.cli import main
-from ebmcore.training import latest_checkpoint, read_checkpoint
+from ebmcore.training import checkpoints, latest_checkpoint, read_checkpoint
 
 RBM = "--energy rbm --energy.hidden 4 --sampler gibbs --data bars-and-stripes --data.side 2 --progress false"
 MOONS = "--energy mlp --energy.hidden [8] --sampler langevin --sampler.step_size 0.01 --data two-moons --data.n_train 200"
@@ -251,6 +254,11 @@ WRONG = {
     "unknown option": (f"train {FULL} --bogus 3", "unknown option --bogus"),
     "unknown option of a component": (f"train {FULL} --loss.n_chain 3", "did you mean --loss.n_chains?"),
     "missing option of a component": ("train --energy rbm", "missing --energy.hidden"),
+    "no list": (
+        f"train {MOONS} --energy.hidden 8 --loss cd --steps 1 --out new",
+        "Expected a list such as '[64, 64]'. Got value: 8",
+    ),
+    "no number": (f"train {FULL} --epochs x", "option --epochs: Expected a whole number or null. Got value: x"),
     "wrong type": (f"train {FULL} --energy.hidden many", "option --energy.hidden: Expected a int. Got value: many"),
     "wrong choice": (f"train {FULL} --precision 31", "option --precision"),
     "value a component refuses": (f"train {FULL} --loss.n_chains 0", "n_chains must be a whole number of at least 1"),
@@ -365,6 +373,70 @@ def test_a_damaged_evaluation_is_not_overwritten(run, tmp_path, content, capsys)
     assert ebmcore(f"evaluate {copy} --metric exact-ll") == 2
     assert "move it away" in capsys.readouterr().err
     assert (copy / "evaluation.json").read_text() == content
+
+
+def test_a_result_that_cannot_be_written_is_printed_all_the_same(run, tmp_path, monkeypatch, capsys):
+    def full(path, text):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("ebmcore.cli.runs.write_text", full)
+    assert ebmcore("evaluate", run, "--metric", "exact-ll") == 2
+    told = capsys.readouterr()
+    assert "exact-ll: log-likelihood" in told.out
+    assert "No space left on device" in told.err
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_clear_line_and_the_last_one_stays(tmp_path, monkeypatch, capsys):
+    saved = checkpoints.save
+
+    def full(tensors, checkpoint_id, **options):
+        if "00000004" in str(checkpoint_id):
+            raise CheckpointException("write", {0: (OSError(28, "No space left on device"), None)})
+        saved(tensors, checkpoint_id=checkpoint_id, **options)
+
+    monkeypatch.setattr(checkpoints, "save", full)
+    assert train(f"{RBM} --loss pcd --steps 4 --checkpoint_every 2", tmp_path / "a") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"step-00000004 cannot be written \(.*No space left.*\); the last good one is .*step-00000002$", line)
+    assert [path.name for path in (tmp_path / "a/checkpoints").iterdir()] == ["step-00000002"]
+
+
+class Failing:
+    def __init__(self, late: bool = False):
+        if not late:
+            raise RuntimeError("no luck")
+
+    def __call__(self, energy, data, *, sampler, generator):
+        raise RuntimeError("no luck")
+
+
+@pytest.mark.parametrize(
+    ("option", "doing"), [("", "making the metric 'failing'"), (" --metric.late true", "measuring with Failing")]
+)
+def test_trouble_of_a_component_is_told_with_its_name(tmp_path, option, doing):
+    class Plugin:
+        @ebmcore_.hookimpl
+        def ebmcore_register(self, register):
+            register.metric("failing", Failing)
+
+    with ebmcore_.temporary_plugin(Plugin(), "ebm-plugin-failing"), pytest.raises(RuntimeError, match="no luck") as caught:
+        train(f"{RBM} --loss pcd --steps 2 --metric failing{option}", tmp_path / "a")
+    assert f"while {doing}" in caught.value.__notes__[0]
+
+
+def test_a_run_keeps_its_components_beside_others_of_the_same_name(run, tmp_path, capsys):
+    class Plugin:
+        @ebmcore_.hookimpl
+        def ebmcore_register(self, register):
+            register.loss("pcd", "ebm_plugin_cd.loss:ContrastiveDivergence")
+
+    shutil.copytree(run, tmp_path / "a")
+    with ebmcore_.temporary_plugin(Plugin(), "ebm-plugin-second"):
+        assert ebmcore("evaluate", tmp_path / "a", "--metric", "exact-ll") == 0
+        assert train(f"{RBM} --loss pcd --steps 2", tmp_path / "b") == 2
+        assert "ebm-plugin-pcd:pcd" in capsys.readouterr().err
+        for option in ("", " --loss ebm-plugin-pcd:pcd"):
+            assert ebmcore(f"train --resume {tmp_path / 'a'} --steps 21{option}") == 0, capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_is_one_clear_line(run, tmp_path, capsys):

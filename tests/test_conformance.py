@@ -250,6 +250,14 @@ def test_components_of_any_kind_that_are_right_pass(cls):
     assert len([r for r in results if r.outcome == "passed"]) >= 20
 
 
+@pytest.mark.parametrize("cls", [losses.Unlabelled, losses.UnlabelledPCD], ids=lambda cls: cls.__name__)
+def test_a_loss_that_drops_labels_is_told_to_hand_them_on(cls):
+    name = "check_labels_travel_with_their_chain" if cls.persistent else "check_negatives_keep_the_label_of_their_example"
+    result = run_check(component("loss", cls), name)
+    assert isinstance(result.error, AssertionError)
+    assert "hand on *args and **kwargs" in result.detail
+
+
 def test_every_plugin_of_ours_is_checked_with_no_expected_failure():
     for plugin in (ROOT / "plugins").iterdir():
         (tests,) = plugin.glob("tests/test_*_conformance.py")

@@ -93,6 +93,30 @@ def test_the_doctor_names_what_is_wrong_and_what_to_do(install, beside, capsys):
     assert "plugins examined: 1 problem" in shown
 
 
+def test_a_syntax_error_is_told_with_its_place(install):
+    install(Broken(hook("x = = 1")))
+    (found,) = examine([NAME])
+    (problem,) = found.problems
+    assert "broken_plugin.py:3)" in problem
+    assert "frozen" not in problem
+
+
+def test_a_list_without_a_broken_plugin_says_so(install):
+    install(Broken(hook("x = = 1")))
+    listed = ebmcore("list", "loss")
+    assert listed.returncode == 0
+    assert listed.stderr.startswith(f"{NAME} is failed: SyntaxError: invalid syntax")
+    assert listed.stderr.endswith("see 'ebmcore doctor'\n")
+
+
+def test_an_import_that_takes_long_is_named(install):
+    install(Broken(hook("import time; time.sleep(0.5)")))
+    program = "from ebmcore.host import manager; manager.SLOW = 0.1; import ebmcore; ebmcore.list_components()"
+    assert (
+        f"importing {NAME} has taken 0.1 s; EBMCORE_DISABLED_PLUGINS={NAME} leaves it out" in python(["-c", program]).stderr
+    )
+
+
 def test_the_doctor_writes_json(install, beside, capsys):
     install(Broken(hook(before="import torch")))
     beside(NAME, "ebm-plugin-pcd")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ebmcore import host
 from ebmcore.errors import EbmcoreError, UnknownComponentError, UsageError
 from ebmcore.host.discovery import names_in_source
+from ebmcore.host.report import State
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,6 +31,9 @@ def list(arguments: Sequence[str]) -> None:
     components = host.list_components(options.kind)
     fields = ("kind", "name", "id", "version")
     _print([{field: getattr(c, field) for field in fields} for c in components], fields, options.json)
+    for report in host.plugins():
+        if report.state in (State.FAILED, State.INCOMPATIBLE):
+            print(f"{report.distribution} is {report.state}: {report.reason}; see 'ebmcore doctor'", file=sys.stderr)
 
 
 def plugins(arguments: Sequence[str]) -> None:

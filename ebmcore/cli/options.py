@@ -136,6 +136,9 @@ def _create(kind: str, chosen: Config, **given: Any) -> Any:
         return host.create(kind, chosen["name"], **given, **options)
     except (ValueError, TypeError) as error:
         raise UsageError(f"the {kind} {chosen['name']!r}: {error}") from error
+    except Exception as error:  # no wrong value, but trouble of its own
+        error.add_note(f"while making the {kind} {chosen['name']!r}")
+        raise
 
 
 def read_config(path: Path) -> Config:
@@ -163,6 +166,9 @@ def _parser(prog: str, names: dict[str, str], parts: Sequence[str]) -> ArgumentP
         if part in names:
             cls = host.load(kind, names[part])
             parser.add_class_arguments(cls, part, skip=given, sub_configs=False, as_group=True)
+            for action in parser._actions:
+                if action.option_strings == [f"--{part}"]:  # it would take a file; here it takes a name
+                    action.help = argparse.SUPPRESS
     if set(REQUIRED) <= set(parts):
         parser.add_function_arguments(fit, skip=_NOT_OPTIONS, as_group=True)
         parser.add_argument("--optimizer", type=Literal["adam", "sgd"], default="adam", help="how to follow the gradient")
@@ -241,6 +247,9 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+_SAID = {"int": "a whole number", "float": "a number", "NoneType": "null"}
+
+
 def _one_line(error: argparse.ArgumentError, parser: ArgumentParser, prog: str) -> str:
     message = " ".join(str(error).split())
     known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
@@ -250,6 +259,14 @@ def _one_line(error: argparse.ArgumentError, parser: ArgumentParser, prog: str) 
     if unknown is None:
         message = re.sub(r'Parser key "([\w.]+)":', r"option --\1:", message)
         message = re.sub(r"<class '([\w.]+)'>", r"\1", message).replace("typing.", "")
+        message = re.sub(
+            r"Does not validate against any of the Union subtypes Subtypes: \[([^]]*)\] Errors: .* Given value: (.*)",
+            lambda m: f"Expected {' or '.join(_SAID.get(t.strip(), t.strip()) for t in m[1].split(','))}. Got value: {m[2]}",
+            message,
+        )
+        message = re.sub(
+            r"Expected a (?:collections\.abc\.Sequence|List|list)\b", "Expected a list such as '[64, 64]'", message
+        )
         required = re.fullmatch(r"the following arguments are required: (.*)", message)
         if required:
             message = "missing " + ", ".join(f"--{name}" for name in required.group(1).split(", "))

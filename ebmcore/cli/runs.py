@@ -14,8 +14,8 @@ import yaml
 from torch import nn
 
 from ebmcore import host
-from ebmcore.cli.options import REQUIRED, Config, create, read_config
-from ebmcore.errors import CheckpointError, UsageError
+from ebmcore.cli.options import PARTS, REQUIRED, Config, create, read_config
+from ebmcore.errors import AmbiguousComponentError, CheckpointError, EbmcoreError, UsageError
 from ebmcore.training import (
     BaseObserver,
     DataSource,
@@ -94,10 +94,21 @@ def check_plugins(run: Path) -> None:
 
 
 def run_config(run: Path) -> Config:
-    """The configuration that a run was started with."""
+    """The configuration that a run was started with; a name that several plugins provide by now means what it meant then."""
     if not (run / CONFIG).is_file():
         raise UsageError(f"{run} is not the directory of a run: it holds no {CONFIG}")
-    return read_config(run / CONFIG)
+    config = read_config(run / CONFIG)
+    checkpoint = latest_checkpoint(run / "checkpoints")
+    then = read_info(checkpoint).get("components", {}) if checkpoint is not None else {}
+    for part in REQUIRED:
+        kind = PARTS[part][0]
+        try:
+            host.find(kind, config[part]["name"])
+        except AmbiguousComponentError:
+            config[part]["name"] = then.get(kind, {}).get("id") or config[part]["name"]
+        except (EbmcoreError, KeyError, TypeError):
+            continue  # told when it is built
+    return config
 
 
 def write_text(path: Path, text: str) -> None:
@@ -140,14 +151,18 @@ def measure(config: Config, metrics: Mapping[str, Any], parts: Parts, run: Path,
     for name, metric in metrics.items():
         result = results(config, metric, parts, parts.energy)
         known |= {name: {"step": step, **result}}
+        print(report(name, result), flush=True)  # an hour's work is not lost where it cannot be written
         write_text(path, json.dumps(known, indent=2))
-        print(report(name, result))
 
 
 def results(config: Config, metric: Any, parts: Parts, energy: nn.Module) -> dict[str, Any]:
     """What a metric finds; its randomness is a stream of its own."""
     generator = stream_generator(config.get("seed", 0), "metric")
-    found: dict[str, Any] = metric(energy, parts.data, sampler=parts.sampler, generator=generator)
+    try:
+        found: dict[str, Any] = metric(energy, parts.data, sampler=parts.sampler, generator=generator)
+    except Exception as error:
+        error.add_note(f"while measuring with {type(metric).__name__} ({type(metric).__module__})")
+        raise
     return found
 
 

@@ -136,5 +136,8 @@ def _examine_here(distribution: str, file: TextIO) -> Examination:
 
 def _place(error: BaseException | None) -> str:
     """File and line where an error was raised."""
+    if isinstance(error, SyntaxError):
+        return f" ({error.filename}:{error.lineno})"
     frames = traceback.extract_tb(error.__traceback__) if error is not None else []
+    frames = [frame for frame in frames if not frame.filename.startswith("<frozen")]
     return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""

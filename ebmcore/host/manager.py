@@ -6,9 +6,10 @@ import difflib
 import functools
 import inspect
 import os
+import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,9 +89,10 @@ class PluginManager:
                     f"{self._registering} asks for components while it is being imported: ask inside the function that needs them"
                 )
             if not self._complete:
-                for report in self._reports.values():
-                    if report.state is State.AVAILABLE:
-                        self._import(report)
+                with _impatient(lambda: self._registering or "a plugin"):
+                    for report in self._reports.values():
+                        if report.state is State.AVAILABLE:
+                            self._import(report)
                 self._note_conflicts()
                 self._complete = True  # and not before: an interrupted user may ask again
             if self._strict:
@@ -119,7 +121,7 @@ class PluginManager:
                 return self._classes[component]
             if component not in self._broken:
                 try:
-                    with undisturbed() as changed:
+                    with _impatient(lambda: component.distribution), undisturbed() as changed:
                         target = component.target if isinstance(component.target, type) else _load(component.target)
                         _check_target(component.kind, target)
                 except KeyboardInterrupt:
@@ -280,6 +282,27 @@ class PluginManager:
             if distribution == report.distribution or (not distribution and provides):
                 return report
         return None
+
+
+SLOW = 15.0  # seconds until an import is said to take long: it may be one that hangs
+
+
+@contextmanager
+def _impatient(importing: Callable[[], str]) -> Iterator[None]:
+    """Name the plugin on stderr whose import takes long; nothing can end an import, and nobody else tells."""
+
+    def tell() -> None:
+        name = importing()
+        sys.stderr.write(f"ebmcore: importing {name} has taken {SLOW:g} s; EBMCORE_DISABLED_PLUGINS={name} leaves it out\n")
+        sys.stderr.flush()
+
+    clock = threading.Timer(SLOW, tell)
+    clock.daemon = True
+    clock.start()
+    try:
+        yield
+    finally:
+        clock.cancel()
 
 
 class _Pluggy(pluggy.PluginManager):

@@ -40,6 +40,9 @@ def write_checkpoint(directory: Path, step: int, tensors: Mapping[str, Tensor], 
         step: Number of training steps done.
         tensors: Flat mapping of names to tensors; DTensors are written shard by shard.
         info: What else belongs to it, as JSON.
+
+    Raises:
+        CheckpointError: If it cannot be written, as on a full disk; those before it stay.
     """
     final = directory / f"step-{step:08d}"
     temporary = directory / f".writing-{step:08d}"
@@ -47,8 +50,14 @@ def write_checkpoint(directory: Path, step: int, tensors: Mapping[str, Tensor], 
         shutil.rmtree(temporary, ignore_errors=True)
         directory.mkdir(parents=True, exist_ok=True)
     _barrier()
-    with _single_process_is_meant():
-        save(dict(tensors), checkpoint_id=temporary, no_dist=not _distributed())
+    try:
+        with _single_process_is_meant():
+            save(dict(tensors), checkpoint_id=temporary, no_dist=not _distributed())
+    except CheckpointException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        kept = _checkpoints(directory)
+        last = f"the last good one is {kept[-1]}" if kept else "there is none before it"
+        raise CheckpointError(f"the checkpoint {final} cannot be written ({_reason(error)}); {last}") from error
     _barrier()
     if _rank() == 0:
         record = {"step": step, **info, "sha256": _digests(temporary)}

@@ -573,6 +573,20 @@ class Annealing(CD):
         return super().forward(x, *args, **kwargs)
 
 
+class Unlabelled(CD):
+    """Scores examples without their labels."""
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        return super().compute_loss(x, pred_x)
+
+
+class UnlabelledPCD(PCD):
+    """Scores examples without their labels."""
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        return super().compute_loss(x, pred_x)
+
+
 class RolledLabels(CD):
     """Scores negatives under the labels of their neighbours."""
 

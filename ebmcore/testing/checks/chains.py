@@ -11,7 +11,18 @@ from torch import Tensor
 from ebmcore.distributions import Bernoulli
 from ebmcore.errors import DivergenceError
 from ebmcore.testing.awkward import EnergyError, Labelled, Raising, Watched
-from ebmcore.testing.cases import IS_CD, N_CHAINS, PERSISTENT, LossCase, check, expect, generator, network, takes
+from ebmcore.testing.cases import (
+    IS_CD,
+    N_CHAINS,
+    PERSISTENT,
+    ConformanceError,
+    LossCase,
+    check,
+    expect,
+    generator,
+    network,
+    takes,
+)
 from ebmcore.testing.checks.gradients import apart, gradients_of
 from ebmcore.testing.samplers import Affine, Cached, Drift, Identity, Poison
 from ebmcore.testing.statistics import SIGMAS, N
@@ -204,7 +215,9 @@ def check_labels_travel_with_their_chain(case: LossCase) -> None:
 def _check_labels(case: LossCase, by_keyword: bool) -> None:
     seen: dict[int, set[int]] = {}
 
-    def watch(x: Tensor, label: Tensor) -> None:
+    def watch(x: Tensor, label: Tensor | None = None) -> None:
+        if label is None:
+            raise ConformanceError("the energy was called without the label: hand on *args and **kwargs")
         for number, y in zip(_numbers(x), label.tolist(), strict=True):
             seen.setdefault(number, set()).add(y)
 

@@ -153,7 +153,7 @@ def _in_sigmas(energy: nn.Module, found: list[Tensor], wanted: list[Tensor], pre
 
 
 def _per_example(energy: nn.Module, i: int, x: Tensor) -> Tensor:
-    states, which = torch.unique(x, dim=0, return_inverse=True)
+    states, which = torch.unique(x.detach(), dim=0, return_inverse=True)
     return torch.stack([gradients_of(energy(s[None]).sum(), energy)[i] for s in states])[which]
 
 

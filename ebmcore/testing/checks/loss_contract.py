@@ -108,7 +108,9 @@ def check_negatives_keep_the_label_of_their_example(case: LossCase) -> None:
     for by_keyword in (False, True):
         seen: set[tuple[int, int]] = set()
 
-        def watch(x: Tensor, label: Tensor, seen: set[tuple[int, int]] = seen) -> None:
+        def watch(x: Tensor, label: Tensor | None = None, seen: set[tuple[int, int]] = seen) -> None:
+            if label is None:
+                raise ConformanceError("the energy was called without the label: hand on *args and **kwargs")
             seen |= set(zip(x[:, 0].int().tolist(), label.tolist(), strict=True))
 
         loss = case.make(Watched(Labelled(), watch), Identity())
