@@ -28,6 +28,7 @@ SYSTEMS = (
     "hand",
     "ebmcore_eager",
     "ebmcore_compiled",
+    "bare",
     "torchebm_",
     "ebmkit_",
     "rbms_",

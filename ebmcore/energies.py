@@ -312,7 +312,7 @@ def frozen(energy: nn.Module) -> Iterator[None]:
 
     Parameters take no gradient (half of a backward pass saved) and modules are in evaluation mode, so that batch
     statistics and power iterations stand still; afterwards each module's ``training``, each ``requires_grad`` and each
-    buffer is what it was before.
+    buffer is what it was before. These flags are the module's: two threads cannot use one energy at a time, give each a copy.
 
     Raises:
         RuntimeError: Under ``torch.inference_mode``, where no gradient of the energy can be taken.

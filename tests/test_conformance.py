@@ -287,12 +287,12 @@ def test_an_option_of_pytest_runs_them_without_a_line(tmp_path):
     assert "conformance[digits-check_it_is_the_same_each_time] PASSED" in done.stdout
     assert "conformance[rbm-check_it_is_differentiable] PASSED" in done.stdout
     assert "two-moons" not in done.stdout
-    assert re.search(r"rbm: 12 checks ran in [\d.]+ s, 12 passed, 0 did not apply", done.stdout)
+    assert re.search(r"rbm: 14 checks ran in [\d.]+ s, 14 passed, 0 did not apply", done.stdout)
 
 
 def test_the_summary_says_which_checks_did_not_apply_and_why(tmp_path):
     done = run_pytest(tmp_path, "--ebm-conformance", "mlp")
-    assert "mlp: 6 checks ran" in done.stdout
+    assert "mlp: 8 checks ran" in done.stdout
     reason = (
         "check_value_and_grad_agree_with_forward did not apply: applies to energies with the capability SupportsValueAndGrad"
     )
