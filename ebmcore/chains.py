@@ -96,10 +96,7 @@ class PersistentChains(nn.Module):
 
         In a process group ``shape[0]`` counts the chains of all ranks, and the result holds this rank's share.
         """
-        if torch.is_inference_mode_enabled():
-            raise UsageError(
-                "chains that start under torch.inference_mode() could never be moved: use torch.no_grad() instead"
-            )
+        _refuse_inference_mode()
         n_chains, *event = shape or (0,)
         if n_chains < 1:
             raise UsageError(f"the first size of a chain shape is the number of chains, at least 1; got {tuple(shape)}")
@@ -130,13 +127,13 @@ class PersistentChains(nn.Module):
         if n != self._n_chains:
             raise UsageError(
                 f"these are {n} of {self._n_chains} chains, one rank's share of a process group that is no more: load the "
-                "checkpoint that all ranks wrote, or initialize_persistent_chain() to start new ones"
+                "checkpoint of all ranks, or initialize_persistent_chain() to start new ones; to keep weights, save the energy"
             )
         self._drawn = None
         self._tensors = {name: tensor[start:stop].clone() for name, tensor in self._tensors.items()}
 
     def follow(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Go to a device, and take positions, and what is of their type, to another; what a sampler keeps in float64 stays so."""
+        """Go to a device, and take positions, and what is of their type, to another; what is of a wider type stays so."""
         x = self.x
         if x is None or (x.dtype, x.device) == (dtype, device):
             return
@@ -229,6 +226,7 @@ class PersistentChains(nn.Module):
             if self._tensors and strict:
                 missing_keys.extend(prefix + name for name in self._tensors)
             return
+        _refuse_inference_mode()
         if not {"x", "id", "age"} <= set(loaded):
             error_msgs.append(f"{prefix}: holds {sorted(loaded)}, but chains need x, id and age")
             return
@@ -242,7 +240,7 @@ class PersistentChains(nn.Module):
             error_msgs.append(f"{prefix}: its chains cannot be gathered ({error}): {_SAVE_TOGETHER}")
             return
         n_chains = sizes.pop()
-        if not torch.equal(whole["id"].sort().values, torch.arange(n_chains, device=whole["id"].device)):
+        if not whole["id"].is_meta and len(whole["id"].unique()) < n_chains:
             error_msgs.append(
                 f"{prefix}: some of its {n_chains} chains are missing and others there twice: {_SAVE_TOGETHER}"
             )
@@ -273,6 +271,11 @@ def _as_sharded(tensor: Tensor, n_chains: int) -> Tensor:
     stride = torch.empty(size, device="meta").stride()
     sharded: Tensor = DTensor.from_local(tensor.detach(), mesh, [Shard(0)], shape=size, stride=stride)
     return sharded
+
+
+def _refuse_inference_mode() -> None:
+    if torch.is_inference_mode_enabled():
+        raise UsageError("chains made under torch.inference_mode() could never be moved: use torch.no_grad() instead")
 
 
 def _whole(value: Tensor) -> Tensor:

@@ -56,10 +56,6 @@ class Fingerprint(NamedTuple):
         _add_settings(others, sampler, numbers)
         return cls(numbers, others)
 
-    def constants(self) -> list[Tensor]:
-        """The tensors among it, which are not inputs: attributes that are neither parameters nor buffers."""
-        return [o.value for o in self.others if isinstance(o, _Object) and isinstance(o.value, Tensor)]
-
     def equals(self, other: Fingerprint, *, whatever_numbers: bool) -> bool:
         """Whether both are the same, the sampler's numbers apart if so wished."""
         return (whatever_numbers or self.numbers == other.numbers) and self.others == other.others
@@ -156,7 +152,12 @@ def _add(found: list[Any], value: Any, numbers: list[float] | None = None) -> No
     else:
         found.append(_Object(value))
         if isinstance(value, Tensor):  # a constant of the graph
-            found.append(value.is_inference() or value._version)
+            found.append(version_of(value))
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written; those of inference mode do not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def is_sampler(value: Any) -> bool:

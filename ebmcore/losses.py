@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -41,8 +41,7 @@ class BaseLoss(StrictKeywords, nn.Module, ABC):
         needs_sampler: Whether its constructor takes a sampler after the energy.
         example_options: Further options with which the conformance kit makes one.
         metrics: Detached 0-dim diagnostics of the last call. Reading one (``.item()``) is the only synchronisation.
-        generator: Source of the loss's randomness, on its device; `None` uses torch's global generator. In a process group it is
-            then one of the rank's own, for ranks with the same seed must not draw the same chains.
+        generator: Source of the loss's randomness, on its device; `None` uses torch's global generator.
     """
 
     family: ClassVar[str] = "other"
@@ -92,6 +91,8 @@ class BaseContrastiveDivergence(BaseLoss):
         persistent: Whether chains go on where they stopped in the last call. Its constructor then takes ``n_chains``.
         starts_at_data: Whether new chains start at a copy of the data; a persistent variant's do not.
         chains: The store of persistent chains; empty in a variant that has none.
+        generator: As in `BaseLoss`. Without one the chains of a process group's ranks are drawn from generators that are seeded
+            from the global one and the rank, for ranks with the same seed must not draw the same chains.
         compiled: Whether transitions are compiled, see `compile`.
 
     Source: G. E. Hinton (2002), "Training products of experts by minimizing contrastive divergence".
@@ -207,8 +208,8 @@ class BaseContrastiveDivergence(BaseLoss):
         The same shape again returns the same live tensor, in the loss's dtype and on its device; another shape starts the
         chains anew.
         """
-        self._tell_ranks_apart()
-        return self._allocate(tuple(shape), None)
+        with self._apart():
+            return self._allocate(tuple(shape), None)
 
     def draw_negatives(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Start chains, make ``k_steps`` transitions, keep the chains; return their positions, detached.
@@ -220,11 +221,10 @@ class BaseContrastiveDivergence(BaseLoss):
             DivergenceError: If no chain is finite.
         """
         self._check_batch(x)
-        self._tell_ranks_apart()
         if self.training and torch.is_grad_enabled() and supports(self.energy, SupportsDataStatistics):
             with torch.no_grad():
                 self.energy.observe_data(x, *args, **kwargs)  # type: ignore[operator]
-        with self.negative_phase(), frozen(self.energy), torch.no_grad():
+        with self._apart(), self.negative_phase(), frozen(self.energy), torch.no_grad():
             state = self.start_chains(x, *args, **kwargs)
             state, info = advance(
                 self.sampler, self.energy, state, self.k_steps, generator=self.generator, compile=self.compiled
@@ -322,10 +322,17 @@ class BaseContrastiveDivergence(BaseLoss):
             return self._negatives.conditions
         return name_conditions((), conditions, pred_x)  # one row for each negative, or an error that says so
 
-    def _tell_ranks_apart(self) -> None:
-        rank, n_ranks = world()
-        if n_ranks > 1 and self.generator is None:
-            self.generator = torch.Generator(self.device).manual_seed((torch.initial_seed() + rank) % 2**63)
+    def _apart(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.generator is not None or world()[1] == 1 else self._generator_of_the_rank()
+
+    @contextmanager
+    def _generator_of_the_rank(self) -> Iterator[None]:
+        seed = int(torch.randint(2**62, ())) ^ (world()[0] * _GOLDEN % 2**62)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        try:
+            yield
+        finally:
+            self.generator = None
 
     def _allocate(self, shape: tuple[int, ...], x: Tensor | None) -> Tensor:
         chains, dtype, device = self.chains, self.dtype, self.device
@@ -342,6 +349,9 @@ class BaseContrastiveDivergence(BaseLoss):
             raise UsageError(f"x must be a tensor (B, *shape) with at least one example, got {given}")
         if x.dtype != self.dtype and not torch.is_autocast_enabled(x.device.type):
             raise UsageError(f"x is {x.dtype} but the loss is {self.dtype}: pass x.to(loss.dtype), or move the loss")
+
+
+_GOLDEN = 0x9E3779B97F4A7C15  # spreads small numbers over all bits
 
 
 def _mean_of_finite(state: ChainState, value: Tensor) -> Tensor:

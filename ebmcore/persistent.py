@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -71,11 +72,11 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
             raise ValueError(f"n_chains must be a whole number of at least 1, got {n_chains!r}")
         if not 0 <= restart_prob <= 1:
             raise ValueError(f"restart_prob must be a probability in [0, 1], got {restart_prob!r}")
-        own = isinstance(initial, InitialDistribution) and not isinstance(initial, torch.distributions.Distribution)
+        own = isinstance(initial, InitialDistribution) and "generator" in inspect.signature(initial.sample).parameters
         if not own and initial not in ("model", "data", "uniform"):
             raise ValueError(
-                f"initial must be 'model', 'data', 'uniform' or have sample(n, *, generator), got {initial!r}; a distribution of "
-                "torch draws from no generator of its own: see ebmcore.distributions"
+                "initial must be 'model', 'data', 'uniform' or have sample(n, *, generator), as those of ebmcore.distributions "
+                f"and not those of torch have, got {initial!r}"
             )
         self.n_chains = n_chains
         self.restart_prob = restart_prob

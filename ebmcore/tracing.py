@@ -32,6 +32,7 @@ from ebmcore.fingerprints import (
     numbers_of,
     settings,
     tensors_of,
+    version_of,
 )
 
 aten = torch.ops.aten
@@ -82,7 +83,7 @@ class Graph:
         self.n_chains: int | None = len(state)
         self.fingerprint = Fingerprint.of(sampler, energy, state, n_steps)
         self.module, n_drawn = self._trace(eager, sampler, energy, state, n_steps)
-        _check_constants(self.module, self.fingerprint)
+        self.constants = _constants(self.module)
         inputs = [node for node in self.module.graph.nodes if node.op == "placeholder"]
         n_weights, n_numbers = len(tensors_of(energy)), len(self._numbers(sampler))
         if not all(node.users for node in inputs[n_weights : n_weights + n_numbers]):
@@ -93,7 +94,8 @@ class Graph:
 
     def fits(self, sampler: Any, now: Fingerprint) -> bool:
         """Whether it was traced from these, apart from the values of tensors and numbers and from the number of chains."""
-        return self.fingerprint.equals(now, whatever_numbers=self.lift)
+        unchanged = all(version_of(tensor) == version for tensor, version in self.constants)
+        return unchanged and self.fingerprint.equals(now, whatever_numbers=self.lift)
 
     def holds_numbers(self, now: Fingerprint) -> bool:
         """Whether it was traced from the same but for numbers that are constants of the graph."""
@@ -174,18 +176,16 @@ class Graph:
         return traced, tracing.n_drawn
 
 
-def _check_constants(module: torch.fx.GraphModule, fingerprint: Fingerprint) -> None:
-    """Raise if the graph holds a tensor that may change unseen: one that the code has reached by another way than attributes."""
-    known = {id(tensor) for tensor in fingerprint.constants()}
-    for node in module.graph.nodes:
-        if node.op != "get_attr" or all(user.target is aten.lift_fresh_copy.default for user in node.users):
-            continue  # the latter is a tensor that the code itself has made of numbers
-        tensor = getattr(module, node.target)
-        if id(tensor) not in known:
+def _constants(module: torch.fx.GraphModule) -> list[tuple[Tensor, int]]:
+    """The tensors that the graph holds, each with its version; raises if one is trained, which would be stale after a step."""
+    tensors = {node.target: getattr(module, node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for tensor in tensors.values():
+        if tensor.requires_grad:
             raise CannotCompileError(
-                f"a {type(tensor).__name__} of shape {tuple(tensor.shape)} is used that is no parameter, buffer or attribute of "
-                "the energy: give the module that has it to the energy as an attribute, or register it as a buffer"
+                f"a trained tensor of shape {tuple(tensor.shape)} is no parameter of the energy: give the energy the module that "
+                "has it as an attribute"
             )
+    return [(tensor, version_of(tensor)) for tensor in tensors.values()]
 
 
 def _apart(inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from small_runs import data, pcd, quiet, same_state, table
+from torch.distributed.checkpoint.api import CheckpointException
 
 import ebmcore
 from ebmcore import BaseSampler, ChainState
 from ebmcore.errors import CheckpointError, UsageError
-from ebmcore.training import BaseObserver, latest_checkpoint, read_checkpoint
+from ebmcore.training import BaseObserver, checkpoints, latest_checkpoint, read_checkpoint
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
@@ -146,14 +147,57 @@ def test_an_optimizer_whose_state_would_be_lost_is_an_error(tmp_path):
         quiet(pcd(), data(), steps=2, out=tmp_path, optimizer=lambda p: Counting(p, lr=0.1))
 
 
-def test_an_optimizer_that_counts_in_its_groups_is_an_error(tmp_path):
+def test_an_optimizer_that_counts_in_its_groups_is_resumed_bit_for_bit(tmp_path):
     class Counting(torch.optim.SGD):
         def step(self, closure=None):
+            group = self.param_groups[0]
+            group["k"] = group.get("k", 0) + 1
+            for parameter in group["params"]:
+                parameter.grad /= group["k"]
             super().step(closure)
-            self.param_groups[0]["k"] = self.param_groups[0].get("k", 0) + 1
 
-    with pytest.raises(CheckpointError, match="Counting keeps k, which is no tensor"):
-        quiet(pcd(), data(), steps=2, out=tmp_path, optimizer=lambda p: Counting(p, lr=0.1))
+    def options(steps):
+        return {"steps": steps, "optimizer": lambda p: Counting(p, lr=0.1)}
+
+    whole, resumed = pcd(), pcd()
+    quiet(whole, data(), **options(6))
+    quiet(pcd(), data(), out=tmp_path, **options(3))
+    quiet(resumed, data(), out=tmp_path, resume=True, **options(6))
+    assert same_state(whole, resumed)
+
+
+def test_what_an_optimizer_would_lose_is_an_error_after_the_first_step(tmp_path):
+    steps = []
+
+    class Listing(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            steps.append(1)
+            self.state[self.param_groups[0]["params"][0]]["seen"] = "much"
+
+    with pytest.raises(CheckpointError, match="Listing keeps seen, which is no tensor"):
+        quiet(pcd(), data(), steps=20, out=tmp_path, optimizer=lambda p: Listing(p, lr=0.1))
+    assert len(steps) == 1
+
+
+def test_a_disk_that_is_full_at_the_end_of_a_checkpoint_leaves_the_last_one(tmp_path, monkeypatch):
+    def full(directory):
+        if "00000004" in directory.name:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "_flush_to_disk", full)
+    with pytest.raises(CheckpointError, match=r"step-00000004 cannot be written \(.*No space left.*step-00000002"):
+        quiet(pcd(), data(), steps=4, checkpoint_every=2, out=tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_an_interrupt_while_a_checkpoint_is_written_is_one(tmp_path, monkeypatch):
+    def interrupted(*args, **options):
+        raise CheckpointException("write", {0: (KeyboardInterrupt(), None)})
+
+    monkeypatch.setattr(checkpoints, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quiet(pcd(), data(), steps=4, out=tmp_path)
 
 
 def test_extra_state_of_an_energy_is_an_error_before_the_first_step(tmp_path):

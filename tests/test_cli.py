@@ -259,7 +259,7 @@ WRONG = {
         "Expected a list such as '[64, 64]'. Got value: 8",
     ),
     "no number": (f"train {FULL} --epochs x", "option --epochs: Expected a whole number or null. Got value: x"),
-    "wrong type": (f"train {FULL} --energy.hidden many", "option --energy.hidden: Expected a int. Got value: many"),
+    "wrong type": (f"train {FULL} --energy.hidden many", "option --energy.hidden: Expected a whole number. Got value: many"),
     "wrong choice": (f"train {FULL} --precision 31", "option --precision"),
     "value a component refuses": (f"train {FULL} --loss.n_chains 0", "n_chains must be a whole number of at least 1"),
     "wrong shape": (

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import right_components as right
+import right_energies as energies
 import torch
 import wrong_losses as losses
 import wrong_others as others
@@ -163,7 +164,6 @@ WRONG = {
         (samplers.HalfAcceptance, "check_acceptance_is_not_in_half_precision"),
         (samplers.TaylorAcceptance, "check_exact_samples_of_a_density_stay_exact"),
         (samplers.Coin, "check_a_sampler_says_what_it_samples"),
-        (samplers.OppositeRate, "check_a_step_returns_a_state_and_information_per_chain"),
         (samplers.NoRate, "check_a_step_returns_a_state_and_information_per_chain"),
         (samplers.OwnSample, "check_no_trace_is_left_on_the_energy"),
         (samplers.OwnSample, "check_the_global_random_state_is_untouched"),
@@ -256,6 +256,15 @@ def test_a_loss_that_drops_labels_is_told_to_hand_them_on(cls):
     result = run_check(component("loss", cls), name)
     assert isinstance(result.error, AssertionError)
     assert "hand on *args and **kwargs" in result.detail
+
+
+ENERGIES = [cls for cls in vars(energies).values() if inspect.isclass(cls) and cls.__module__ == energies.__name__]
+
+
+@pytest.mark.parametrize("cls", ENERGIES, ids=lambda cls: cls.__name__)
+def test_unusual_energies_that_are_right_pass(cls):
+    results = [run_check(component("energy", cls), name) for name in checks.names("energy")]
+    assert [r for r in results if r.outcome == "failed"] == []
 
 
 def test_every_plugin_of_ours_is_checked_with_no_expected_failure():

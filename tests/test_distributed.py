@@ -71,6 +71,18 @@ def the_same_seed(rank):
     loss = ebmcore.create_loss("pcd", Quadratic((2,)), Identity(), n_chains=8)
     loss(torch.zeros(4, 2))
     assert len(loss.state_dict()["chains.x"].full_tensor().unique(dim=0)) == 8
+    first, second = loss.initialize_persistent_chain((6, 2)).clone(), loss.initialize_persistent_chain((8, 2)).clone()
+    assert not torch.equal(first, second[:3])  # the numbers go on
+    torch.manual_seed(0)
+    again = ebmcore.create_loss("pcd", Quadratic((2,)), Identity(), n_chains=8)
+    again(torch.zeros(4, 2))
+    assert again.generator is None
+    torch.manual_seed(0)
+    loss.initialize_persistent_chain((8, 1))
+    once = loss.initialize_persistent_chain((8, 2)).clone()
+    torch.manual_seed(0)
+    loss.initialize_persistent_chain((8, 1))
+    assert torch.equal(once, loss.initialize_persistent_chain((8, 2)))  # and repeat with torch's seed
 
 
 def written_by_one(rank, path):

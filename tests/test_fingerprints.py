@@ -10,8 +10,9 @@ import torch
 from compiled_runs import Net, Noisy, assert_same, both, graphs
 from torch import nn
 
-from ebmcore import BaseSampler, ChainState, run
+from ebmcore import BaseSampler, ChainState, run, tempered
 from ebmcore import compiled as module
+from ebmcore.distributions import Normal
 from ebmcore.fingerprints import Fingerprint
 from ebmcore.samplers import normal_like, transitions
 from ebmcore.testing import Drift, Quadratic
@@ -318,12 +319,21 @@ def test_weights_that_are_reached_round_the_energy_are_never_stale(interpreted, 
             return replace(state, x=state.x + self.net(state.x)[:, None] * normal_like(state.x, generator)), {}
 
     energy, sampler = (own, Preconditioned()) if place == "sampler" else (Reaching(), Noisy())
-    with pytest.warns(UserWarning, match="is no parameter, buffer or attribute of the energy"):
+    with pytest.warns(UserWarning, match="a trained tensor of shape .* is no parameter of the energy"):
         both(sampler, energy)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(1.5)
     assert_same(both(sampler, energy))
+
+
+def test_a_constant_of_somebody_else_is_compiled_and_noticed_when_it_changes(interpreted):
+    base = Normal(torch.ones(2))
+    energy = tempered(Net(), torch.tensor(0.5), base)
+    assert_same(both(Noisy(), energy))
+    base.mean.mul_(3)
+    assert_same(both(Noisy(), energy))
+    assert graphs(energy) == 2
 
 
 def test_modules_that_take_their_shape_from_the_first_call_are_compiled_after_it(interpreted):

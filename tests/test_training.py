@@ -190,6 +190,13 @@ def test_the_moving_average_takes_the_buffers_as_they_are():
         assert torch.equal(averaged, trained), name
 
 
+def test_the_moving_average_keeps_the_modes_of_the_modules():
+    energy = ebmcore.create_energy("mlp", shape=(2,), hidden=(4,), spectral_norm=True)
+    energy.add_module("still", torch.nn.BatchNorm1d(2).eval())
+    result = quiet(ebmcore.create_loss("cd", energy, Identity()), data(), steps=2, ema_decay=0.5)
+    assert [m.training for m in result.energy.modules()] == [m.training for m in energy.modules()]
+
+
 def test_the_moving_average_keeps_its_spectral_norms():
     torch.manual_seed(0)
     energy = ebmcore.create_energy("mlp", shape=(2,), hidden=(16, 16), spectral_norm=True)

@@ -260,10 +260,11 @@ def _one_line(error: argparse.ArgumentError, parser: ArgumentParser, prog: str) 
         message = re.sub(r'Parser key "([\w.]+)":', r"option --\1:", message)
         message = re.sub(r"<class '([\w.]+)'>", r"\1", message).replace("typing.", "")
         message = re.sub(
-            r"Does not validate against any of the Union subtypes Subtypes: \[([^]]*)\] Errors: .* Given value: (.*)",
+            r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: (.*)",
             lambda m: f"Expected {' or '.join(_SAID.get(t.strip(), t.strip()) for t in m[1].split(','))}. Got value: {m[2]}",
             message,
         )
+        message = re.sub(r"Expected a (int|float)\b", lambda m: f"Expected {_SAID[m[1]]}", message)
         message = re.sub(
             r"Expected a (?:collections\.abc\.Sequence|List|list)\b", "Expected a list such as '[64, 64]'", message
         )

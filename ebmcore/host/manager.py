@@ -89,7 +89,7 @@ class PluginManager:
                     f"{self._registering} asks for components while it is being imported: ask inside the function that needs them"
                 )
             if not self._complete:
-                with _impatient(lambda: self._registering or "a plugin"):
+                with self._impatient(lambda: self._registering or "a plugin"):
                     for report in self._reports.values():
                         if report.state is State.AVAILABLE:
                             self._import(report)
@@ -121,7 +121,7 @@ class PluginManager:
                 return self._classes[component]
             if component not in self._broken:
                 try:
-                    with _impatient(lambda: component.distribution), undisturbed() as changed:
+                    with self._impatient(lambda: component.distribution), undisturbed() as changed:
                         target = component.target if isinstance(component.target, type) else _load(component.target)
                         _check_target(component.kind, target)
                 except KeyboardInterrupt:
@@ -196,6 +196,24 @@ class PluginManager:
         self._note_changes(report.distribution, ", ".join(report.modules), changed)
         self._registry.add(components)
         report.state = State.LOADED
+
+    @contextmanager
+    def _impatient(self, importing: Callable[[], str]) -> Iterator[None]:
+        """Name the plugin on stderr whose import takes long; nothing can end an import, and nobody else tells."""
+
+        def tell() -> None:
+            name = importing()
+            remedy = f"; EBMCORE_DISABLED_PLUGINS={name} leaves it out" if name in self._reports else ""
+            sys.stderr.write(f"ebmcore: importing {name} has taken {SLOW:g} s{remedy}\n")
+            sys.stderr.flush()
+
+        clock = threading.Timer(SLOW, tell)
+        clock.daemon = True
+        clock.start()
+        try:
+            yield
+        finally:
+            clock.cancel()
 
     def _call_hook(self, report: PluginReport, modules: Sequence[object]) -> list[Component]:
         """What ``modules`` register. If one of them is wrong, none of them stays with pluggy."""
@@ -285,24 +303,6 @@ class PluginManager:
 
 
 SLOW = 15.0  # seconds until an import is said to take long: it may be one that hangs
-
-
-@contextmanager
-def _impatient(importing: Callable[[], str]) -> Iterator[None]:
-    """Name the plugin on stderr whose import takes long; nothing can end an import, and nobody else tells."""
-
-    def tell() -> None:
-        name = importing()
-        sys.stderr.write(f"ebmcore: importing {name} has taken {SLOW:g} s; EBMCORE_DISABLED_PLUGINS={name} leaves it out\n")
-        sys.stderr.flush()
-
-    clock = threading.Timer(SLOW, tell)
-    clock.daemon = True
-    clock.start()
-    try:
-        yield
-    finally:
-        clock.cancel()
 
 
 class _Pluggy(pluggy.PluginManager):

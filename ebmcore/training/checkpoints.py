@@ -53,23 +53,41 @@ def write_checkpoint(directory: Path, step: int, tensors: Mapping[str, Tensor], 
     try:
         with _single_process_is_meant():
             save(dict(tensors), checkpoint_id=temporary, no_dist=not _distributed())
-    except CheckpointException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        kept = _checkpoints(directory)
-        last = f"the last good one is {kept[-1]}" if kept else "there is none before it"
-        raise CheckpointError(f"the checkpoint {final} cannot be written ({_reason(error)}); {last}") from error
-    _barrier()
+    except CheckpointException as error:  # the same on every rank
+        for one, _ in error.failures.values():
+            if not isinstance(one, Exception):
+                raise one from None  # an interrupt is none of a disk
+        raise _unwritten(final, temporary, _reason(error)) from error
+    failure: list[OSError | None] = [None]
     if _rank() == 0:
-        record = {"step": step, **info, "sha256": _digests(temporary)}
-        record["sha256_of_this"] = _own_digest(record)
-        (temporary / _INFO).write_text(json.dumps(record, indent=2))
-        _flush_to_disk(temporary)
-        shutil.rmtree(final, ignore_errors=True)  # only from a run that was since resumed from an earlier one
-        os.replace(temporary, final)
-        for old in _checkpoints(directory)[:-KEPT]:
-            shutil.rmtree(old)
-    _barrier()
+        try:
+            _complete(temporary, final, {"step": step, **info})
+        except OSError as error:
+            failure = [error]
+    if _distributed():
+        dist.broadcast_object_list(failure)  # the others wait for it, and stop with it
+    if failure[0] is not None:
+        raise _unwritten(final, temporary, str(failure[0])) from failure[0]
     return final
+
+
+def _complete(temporary: Path, final: Path, record: dict[str, Any]) -> None:
+    record = {**record, "sha256": _digests(temporary)}
+    record["sha256_of_this"] = _own_digest(record)
+    (temporary / _INFO).write_text(json.dumps(record, indent=2))
+    _flush_to_disk(temporary)
+    shutil.rmtree(final, ignore_errors=True)  # only from a run that was since resumed from an earlier one
+    os.replace(temporary, final)
+    for old in _checkpoints(final.parent)[:-KEPT]:
+        shutil.rmtree(old)
+
+
+def _unwritten(final: Path, temporary: Path, reason: str) -> CheckpointError:
+    if _rank() == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+    kept = _checkpoints(final.parent)
+    last = f"the last good one is {kept[-1]}" if kept else "there is none before it"
+    return CheckpointError(f"the checkpoint {final} cannot be written ({reason}); {last}")
 
 
 def latest_checkpoint(directory: Path) -> Path | None:

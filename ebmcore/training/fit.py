@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import math
@@ -13,6 +14,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 
@@ -91,7 +94,7 @@ def fit(
         lr_schedule: Keep the learning rate, or let it fall linearly to 0 at the end of training.
         clip_grad: Bound on the norm of the gradient; `None` does not clip.
         ema_decay: Decay of an exponential moving average of the parameters, e.g. 0.999, whose buffers are copies of the trained
-            energy's, spectral norms its own; `None` keeps none.
+            energy's, spectral norms (torch's parametrization) its own; `None` keeps none.
         seed: Seed of all streams.
         accelerator: ``"cpu"``, ``"gpu"``, or what there is (``"auto"``).
         devices: Number of devices; chains and data are split between them.
@@ -183,6 +186,8 @@ def fit(
             wrapped_optimizer.step()
             if average is not None:
                 average.update_parameters(energy)
+            if out is not None and step == order.start:
+                state.tensors()  # again, with what the optimizer keeps
 
             done = step + 1
             last = done == n_steps
@@ -197,7 +202,9 @@ def fit(
                 notify(watching, "on_log", done, metrics)
             if out is not None and saving:
                 _check_finite(fabric, energy, done)
-                checkpoint = write_checkpoint(out / "checkpoints", done, state.tensors(), origins(components, observers))
+                checkpoint = write_checkpoint(
+                    out / "checkpoints", done, state.tensors(), origins(components, observers) | state.info()
+                )
                 notify(watching, "on_checkpoint", done, checkpoint)
     trained = average.module if average is not None else energy
     return FitResult(trained, max(order.start, n_steps), metrics, checkpoint)
@@ -206,13 +213,15 @@ def fit(
 @torch.no_grad()
 def _settle(average: nn.Module) -> None:
     """Give averaged weights spectral norms of their own, in place of those whose vectors were copied from the trained ones."""
-    training = average.training
-    average.train()
-    for module in average.modules():
-        for name in getattr(module, "parametrizations", ()):
-            for _ in range(POWER_ITERATIONS):
-                getattr(module, name)  # one iteration of torch's spectral norm; of other parametrizations, nothing
-    average.train(training)
+    for module in filter(parametrize.is_parametrized, average.modules()):
+        parametrizations: Any = module.parametrizations
+        for name, own in parametrizations.items():
+            if any(isinstance(one, _SpectralNorm) for one in own):
+                training = own.training
+                own.train()
+                for _ in range(POWER_ITERATIONS):
+                    getattr(module, name)  # makes an iteration where it is in training mode
+                own.train(training)
 
 
 def _check_options(
@@ -273,8 +282,6 @@ class _TrainingState:
         for index, values in self.optimizer.state_dict()["state"].items():
             _refuse(self.optimizer, [name for name, value in values.items() if not isinstance(value, Tensor)])
             flat |= {f"optimizer.{index}.{name}": t for name, t in values.items()}
-        for before, now in zip(self.groups, self._groups(), strict=True):
-            _refuse(self.optimizer, [name for name in now if now[name] != before.get(name)])
         if self.average is not None:
             flat |= {f"average.{name}": t for name, t in self.average.state_dict().items()}
         return flat
@@ -282,7 +289,19 @@ class _TrainingState:
     def _groups(self) -> list[dict[str, Any]]:
         """What the optimizer is set to, apart from the learning rate, which follows from the step."""
         groups = self.optimizer.state_dict()["param_groups"]
-        return [{k: v for k, v in group.items() if k != "lr" and not isinstance(v, Tensor)} for group in groups]
+        return [{k: copy.deepcopy(v) for k, v in g.items() if k != "lr" and not isinstance(v, Tensor)} for g in groups]
+
+    def info(self) -> dict[str, Any]:
+        """What optimizers count or change in their groups, as JSON."""
+        changed = [
+            {name: value for name, value in now.items() if repr(value) != repr(before.get(name))}  # for nan != nan
+            for before, now in zip(self.groups, self._groups(), strict=True)
+        ]
+        for group in changed:
+            _refuse(
+                self.optimizer, [n for n, v in group.items() if not isinstance(v, int | float | str | tuple | list | None)]
+            )
+        return {"optimizer_groups": changed}
 
     def load(self, path: Path) -> int:
         """Load a checkpoint; return the number of steps done."""
@@ -305,6 +324,8 @@ class _TrainingState:
                 index, _, name = key.partition(".")
                 slots.setdefault(int(index), {})[name] = tensor
             own = self.optimizer.state_dict()
+            for group, changed in zip(own["param_groups"], info.get("optimizer_groups", []), strict=False):
+                group |= {name: tuple(v) if isinstance(v, list) else v for name, v in changed.items()}
             self.optimizer.load_state_dict({"state": slots, "param_groups": own["param_groups"]})
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())

@@ -464,14 +464,6 @@ class Coin(SiteGibbs):
         return replace(state, x=uniform.lt(0.5).to(state.x.dtype)), {}
 
 
-class OppositeRate(MALA):
-    """Tells how many were rejected."""
-
-    def step(self, energy, state, *, generator=None):
-        after, info = super().step(energy, state, generator=generator)
-        return after, {"acceptance_rate": 1 - info["acceptance_rate"]}
-
-
 class NoRate(Langevin):
     """An acceptance rate of 7."""
 

@@ -21,7 +21,6 @@ from ebmcore.testing.enumeration import transition_matrix
 from ebmcore.testing.instruments import Trace, global_random_state
 from ebmcore.testing.targets import Enumerable, binary_states
 
-STEP = 1e-5  # of central differences in float64: the error of both kinds is below 1e-9
 DISCRETE = Condition("to energies of binary or categorical units", lambda case: case.discrete)
 
 
@@ -92,29 +91,55 @@ def check_it_is_differentiable(case: EnergyCase) -> None:
 
 @check(since="0.1")
 def check_its_gradients_are_those_of_its_values(case: EnergyCase) -> None:
-    """Gradients of the example and of each parameter are the differences of energies around it, in float64, and not all 0."""
-    energy, x = case.make().double().eval(), case.batch().double()
-    around = {"the example": x, **{name: p.data for name, p in energy.named_parameters() if p.requires_grad}}
-    x = x.clone().requires_grad_()
-    energy(x).sum().backward()
-    gradients = {"the example": x.grad} | {name: p.grad for name, p in energy.named_parameters()}
-    for i, (name, tensor) in enumerate(around.items()):
-        direction = torch.randn(tensor.shape, generator=generator(i), dtype=torch.float64)
-        found = torch.zeros_like(tensor) if gradients[name] is None else gradients[name]
-        slope = float((found * direction).sum())
-        ends, before = [], tensor.clone()
-        for sign in (1, -1):
-            tensor.copy_(before + sign * STEP * direction)
-            with torch.no_grad():
-                ends.append(float(energy(around["the example"].clone()).sum()))
-        tensor.copy_(before)
-        wanted = (ends[0] - ends[1]) / (2 * STEP)
-        off = abs(slope - wanted)
+    """Gradients of the example and of each trained parameter are the differences of energies around it, in float64.
+
+    Of discrete examples there is nothing around. A parameter without any effect is no parameter.
+    """
+    energy, x = case.make().double().eval(), case.batch(32).double().requires_grad_()
+    around = {} if case.discrete else {"the example": x}
+    around |= {name: p for name, p in energy.named_parameters() if p.requires_grad}
+    gradients = torch.autograd.grad(energy(x).sum(), list(around.values()), materialize_grads=True)
+    for (name, tensor), gradient in zip(around.items(), gradients, strict=True):
+        attempts = [_slopes(energy, x, tensor, gradient, *attempt) for attempt in _ATTEMPTS]
+        agree = any(abs(found - wanted) <= bound * max(1.0, abs(wanted)) for found, wanted, bound in attempts)
+        found, wanted, _ = attempts[0]
+        expect(agree, f"along {name} the gradient is {found:.6g}, but the energies change by {wanted:.6g}")
+        needless = not gradient.any() and not any(wanted for _, wanted, _ in attempts)
         expect(
-            off < 1e-4 * max(1.0, abs(wanted)), f"along {name} the gradient is {slope:.6g}, energies change by {wanted:.6g}"
+            not (needless and _has_no_effect(energy, x, tensor)), f"{name} has no effect: what is not trained is a buffer"
         )
-        nothing = not found.any() and wanted == 0
-        expect(not nothing, f"the energy does not depend on {name}: a tensor that is not trained is a buffer")
+
+
+# Seed of the direction, step and bound. One may meet a kink, and an energy that is in float32 within shows in large steps only.
+_ATTEMPTS = ((0, 1e-5, 1e-4), (1, 1e-5, 1e-4), (2, 1e-3, 1e-2))
+
+
+@torch.no_grad()
+def _slopes(
+    energy: nn.Module, x: Tensor, tensor: Tensor, gradient: Tensor, seed: int, step: float, bound: float
+) -> tuple[float, float, float]:
+    """The slope of the energies' sum along a random direction: by the gradient, and by the difference of two values."""
+    direction = torch.randn(tensor.shape, generator=generator(seed), dtype=tensor.dtype)
+    before, ends = tensor.clone(), []
+    for sign in (1, -1):
+        tensor.copy_(before + sign * step * direction)
+        ends.append(float(energy(x.clone()).sum()))
+    tensor.copy_(before)
+    return float((gradient.conj() * direction).real.sum()), (ends[0] - ends[1]) / (2 * step), bound
+
+
+@torch.no_grad()
+def _has_no_effect(energy: nn.Module, x: Tensor, tensor: Tensor) -> bool:
+    """Whether energies are the same for quite other values of a tensor, in evaluation and in training."""
+    changes, own = False, tensor.clone()
+    for training in (True, False):
+        energy.train(training)
+        before = energy(x.clone())
+        for seed in range(8):
+            tensor.copy_(10 * torch.randn(tensor.shape, generator=generator(seed), dtype=tensor.dtype))
+            changes |= not torch.allclose(energy(x.clone()), before, rtol=0, atol=0, equal_nan=True)
+        tensor.copy_(own)
+    return not changes
 
 
 @check(since="0.1")
@@ -124,16 +149,20 @@ def check_evaluating_it_changes_nothing(case: EnergyCase) -> None:
     All else are the examples, modes, parameters and buffers, and the global random generators.
     """
     energy, x = case.make().eval(), case.batch() if case.discrete else 3 * case.batch()
-    given, trace, random = x.clone(), Trace.of(energy), global_random_state()
     with torch.no_grad():
+        energy(x.clone())  # what an energy makes at its first call is made
+        energy.eval()
+        given, trace, random = x.clone(), Trace.of(energy), global_random_state()
         first, second = energy(x), energy(x)
     expect(torch.equal(x, given), "it changes the examples in their place: work on a copy")
     changes = trace.changes(energy)
     expect(not changes, "; ".join(changes[:4]))
     touched = [name for name, state in global_random_state().items() if random.get(name, state) != state]
     expect(not touched, f"it draws from the global generator of {', '.join(touched)}: an energy has no randomness")
-    off = float((first - second).abs().max())
-    expect(torch.equal(first, second), f"the same examples have other energies the second time, by up to {off:.3g}")
+    same = torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
+    expect(
+        same, f"the same examples have other energies the second time, by up to {float((first - second).abs().max()):.3g}"
+    )
 
 
 @check(since="0.1")

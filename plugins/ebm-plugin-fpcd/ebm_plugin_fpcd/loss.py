@@ -99,6 +99,8 @@ class FastPersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
         trained = [
             (p, fast) for p, fast in zip(self.energy.parameters(), self.fast.buffers(), strict=True) if p.requires_grad
         ]
+        if not trained:
+            return
         gradients = torch.autograd.grad(loss, [p for p, _ in trained], retain_graph=True, materialize_grads=True)
         gradients = [mean_over_ranks(gradient) for gradient in gradients]
         finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all()  # else they would never be again

@@ -65,7 +65,7 @@ def test_chains_that_start_at_the_data_start_under_the_labels_of_their_examples(
 
 
 def test_a_distribution_of_torch_is_refused_as_the_start():
-    with pytest.raises(ValueError, match="a distribution of torch draws from no generator of its own"):
+    with pytest.raises(ValueError, match="as those of ebmcore.distributions and not those of torch have"):
         PCD(Quadratic(), Identity(), initial=torch.distributions.Normal(torch.zeros(2), torch.ones(2)))
 
 
