@@ -40,7 +40,7 @@ class Ball(MLP):
     """Not a number outside of a ball."""
 
     def forward(self, x):
-        return super().forward(x) + (100 - x.flatten(1).square().sum(1)).log()
+        return super().forward(x) + (25 - x.flatten(1).square().sum(1)).log()
 
 
 class Table(MLP):
@@ -48,10 +48,10 @@ class Table(MLP):
 
     def __init__(self, shape):
         super().__init__(shape)
-        self.register_buffer("table", None, persistent=False)
+        self.register_buffer("table", torch.zeros(0), persistent=False)
 
     def forward(self, x):
-        if self.table is None or self.table.dtype != x.dtype:
+        if not self.table.numel():
             self.table = torch.linspace(0, 1, x[0].numel(), dtype=x.dtype)
         return super().forward(x) + x.flatten(1) @ self.table
 
