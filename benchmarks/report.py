@@ -70,10 +70,10 @@ def plot(rows: list[dict[str, Any]]) -> None:
     groups = list(dict.fromkeys((row["workload"], row["size"]) for row in rows))
     systems = list(dict.fromkeys(row["system"] for row in rows))
     figure, axes = plt.subplots(figsize=(9, 0.55 * len(groups) + 1))
-    height = 0.85 / len(systems)
+    height, colors = 0.85 / len(systems), mpl.colormaps["tab20"]
     for i, system in enumerate(systems):
         own = [(groups.index((r["workload"], r["size"])), r["hand"][1]) for r in rows if r["system"] == system]
-        axes.barh([at + i * height for at, _ in own], [ratio for _, ratio in own], height, label=system)
+        axes.barh([at + i * height for at, _ in own], [ratio for _, ratio in own], height, label=system, color=colors(i))
     axes.axvline(1, color="k", linewidth=0.8)
     axes.set_yticks([i + 0.4 for i in range(len(groups))], [f"{name}, {size}" for name, size in groups], fontsize=7)
     axes.invert_yaxis()
