@@ -166,17 +166,19 @@ def test_an_optimizer_that_counts_in_its_groups_is_resumed_bit_for_bit(tmp_path)
     assert same_state(whole, resumed)
 
 
-def test_what_an_optimizer_would_lose_is_an_error_after_the_first_step(tmp_path):
+@pytest.mark.parametrize(("place", "value"), [("state", "much"), ("groups", object())])
+def test_what_an_optimizer_would_lose_is_an_error_after_the_first_step(tmp_path, place, value):
     steps = []
 
-    class Listing(torch.optim.SGD):
+    class Noting(torch.optim.SGD):
         def step(self, closure=None):
             super().step(closure)
             steps.append(1)
-            self.state[self.param_groups[0]["params"][0]]["seen"] = "much"
+            group = self.param_groups[0]
+            (self.state[group["params"][0]] if place == "state" else group)["seen"] = value
 
-    with pytest.raises(CheckpointError, match="Listing keeps seen, which is no tensor"):
-        quiet(pcd(), data(), steps=20, out=tmp_path, optimizer=lambda p: Listing(p, lr=0.1))
+    with pytest.raises(CheckpointError, match="Noting keeps seen, which is no tensor"):
+        quiet(pcd(), data(), steps=20, out=tmp_path, optimizer=lambda p: Noting(p, lr=0.1))
     assert len(steps) == 1
 
 

@@ -199,12 +199,12 @@ class PluginManager:
 
     @contextmanager
     def _impatient(self, importing: Callable[[], str]) -> Iterator[None]:
-        """Name the plugin on stderr whose import takes long; nothing can end an import, and nobody else tells."""
+        """Name the plugin on stderr that is being imported when imports take long: nothing can end one that hangs."""
 
         def tell() -> None:
             name = importing()
             remedy = f"; EBMCORE_DISABLED_PLUGINS={name} leaves it out" if name in self._reports else ""
-            sys.stderr.write(f"ebmcore: importing {name} has taken {SLOW:g} s{remedy}\n")
+            sys.stderr.write(f"ebmcore: imports have taken {SLOW:g} s, now that of {name}{remedy}\n")
             sys.stderr.flush()
 
         clock = threading.Timer(SLOW, tell)
@@ -302,7 +302,7 @@ class PluginManager:
         return None
 
 
-SLOW = 15.0  # seconds until an import is said to take long: it may be one that hangs
+SLOW = 15.0  # seconds until imports are said to take long: one may hang
 
 
 class _Pluggy(pluggy.PluginManager):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import json
 import math
@@ -20,15 +19,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 
 from ebmcore.energies import check_energies, frozen
-from ebmcore.errors import CheckpointError, DivergenceError, UsageError
+from ebmcore.errors import DivergenceError, UsageError
 from ebmcore.losses import BaseLoss
-from ebmcore.training.checkpoints import latest_checkpoint, read_checkpoint, write_checkpoint
+from ebmcore.training.checkpoints import latest_checkpoint, write_checkpoint
 from ebmcore.training.data import DataSource, StepBatches, batches, n_examples, training_examples
 from ebmcore.training.observers import BaseObserver, MetricsFile, ProgressBar, TensorBoard, notify, watched
-from ebmcore.training.origins import check_same, origins, warn_of_other_versions
+from ebmcore.training.origins import origins
+from ebmcore.training.state import TrainingState
 from ebmcore.training.streams import stream_seed
 
-POWER_ITERATIONS = 30
+POWER_ITERATIONS = 30  # from the vectors of weights nearby, which are close already
 DIVERGED = 1e12  # a metric beyond it is taken for divergence: float32 energies have no digit after the point left by then
 OptimizerFactory = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 
@@ -142,7 +142,7 @@ def fit(
         average = AveragedModel(energy, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
     parts = {name: getattr(loss, name, None) for name in ("energy", "sampler")}
     components = {"loss": loss, **parts, "dataset": None if train is data else data}
-    state = _TrainingState(loss, wrapped_optimizer.optimizer, average, components)
+    state = TrainingState(loss, wrapped_optimizer.optimizer, average, components)
 
     checkpoint = None
     if out is not None:
@@ -157,7 +157,7 @@ def fit(
         _probe(energy, next(batches(train, order)), fabric)
 
     if out is not None:
-        state.tensors()  # what no checkpoint can hold is an error now, not after hours
+        state.check()  # an error now, and not after hours
     if out is not None and rank == 0:
         out.mkdir(parents=True, exist_ok=True)
     watching = _watching(out, progress, observers) if rank == 0 else []
@@ -187,7 +187,7 @@ def fit(
             if average is not None:
                 average.update_parameters(energy)
             if out is not None and step == order.start:
-                state.tensors()  # again, with what the optimizer keeps
+                state.check()  # again, with what the optimizer keeps
 
             done = step + 1
             last = done == n_steps
@@ -262,83 +262,6 @@ def require_train_extra() -> None:
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"this needs {', '.join(missing)}, which is not installed: pip install 'ebmcore[train]'")
-
-
-class _TrainingState:
-    """Everything a resumed run needs, as one flat mapping of tensors."""
-
-    def __init__(
-        self, loss: BaseLoss, optimizer: torch.optim.Optimizer, average: nn.Module | None, components: Mapping[str, object]
-    ) -> None:
-        self.loss = loss
-        self.optimizer = optimizer
-        self.average = average
-        self.components = components
-        self.groups = self._groups()
-
-    def tensors(self) -> dict[str, Tensor]:
-        flat: dict[str, Tensor] = {f"loss.{name}": t for name, t in self.loss.state_dict().items()}
-        _refuse(self.loss, [name for name, value in flat.items() if not isinstance(value, Tensor)])
-        for index, values in self.optimizer.state_dict()["state"].items():
-            _refuse(self.optimizer, [name for name, value in values.items() if not isinstance(value, Tensor)])
-            flat |= {f"optimizer.{index}.{name}": t for name, t in values.items()}
-        if self.average is not None:
-            flat |= {f"average.{name}": t for name, t in self.average.state_dict().items()}
-        return flat
-
-    def _groups(self) -> list[dict[str, Any]]:
-        """What the optimizer is set to, apart from the learning rate, which follows from the step."""
-        groups = self.optimizer.state_dict()["param_groups"]
-        return [{k: copy.deepcopy(v) for k, v in g.items() if k != "lr" and not isinstance(v, Tensor)} for g in groups]
-
-    def info(self) -> dict[str, Any]:
-        """What optimizers count or change in their groups, as JSON."""
-        changed = [
-            {name: value for name, value in now.items() if repr(value) != repr(before.get(name))}  # for nan != nan
-            for before, now in zip(self.groups, self._groups(), strict=True)
-        ]
-        for group in changed:
-            _refuse(
-                self.optimizer, [n for n, v in group.items() if not isinstance(v, int | float | str | tuple | list | None)]
-            )
-        return {"optimizer_groups": changed}
-
-    def load(self, path: Path) -> int:
-        """Load a checkpoint; return the number of steps done."""
-        flat, info = read_checkpoint(path)
-        warn_of_other_versions(info, path)
-        check_same(info, self.components, path)
-        groups: dict[str, dict[str, Tensor]] = {"loss": {}, "optimizer": {}, "average": {}}
-        for key, tensor in flat.items():
-            group, _, name = key.partition(".")
-            groups[group][name] = tensor
-        if bool(groups["average"]) != (self.average is not None):
-            kept = "keeps a" if groups["average"] else "keeps no"
-            raise CheckpointError(f"{path} {kept} moving average of the parameters: resume with the ema_decay of its run")
-        try:
-            self.loss.load_state_dict(groups["loss"])
-            if self.average is not None:
-                self.average.load_state_dict(groups["average"])
-            slots: dict[int, dict[str, Tensor]] = {}
-            for key, tensor in groups["optimizer"].items():
-                index, _, name = key.partition(".")
-                slots.setdefault(int(index), {})[name] = tensor
-            own = self.optimizer.state_dict()
-            for group, changed in zip(own["param_groups"], info.get("optimizer_groups", []), strict=False):
-                group |= {name: tuple(v) if isinstance(v, list) else v for name, v in changed.items()}
-            self.optimizer.load_state_dict({"state": slots, "param_groups": own["param_groups"]})
-        except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{path} belongs to another configuration than this run's: {reason}") from error
-        return int(info["step"])
-
-
-def _refuse(owner: object, lost: Sequence[str]) -> None:
-    if lost:
-        raise CheckpointError(
-            f"{type(owner).__name__} keeps {', '.join(lost)}, which is no tensor and would be lost: keep it as one (of an "
-            "optimizer in its state, of a module as a buffer), or train without out"
-        )
 
 
 def _number_of_steps(epochs: int | None, steps: int | None, steps_per_epoch: int) -> int:

@@ -1,0 +1,106 @@
+"""All that a resumed run needs: tensors, and what optimizers count beside them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ebmcore.errors import CheckpointError
+from ebmcore.losses import BaseLoss
+from ebmcore.training.checkpoints import read_checkpoint
+from ebmcore.training.origins import check_same, warn_of_other_versions
+
+
+class TrainingState:
+    """What training changes: `tensors` and `info` go into a checkpoint, and `load` takes them from one.
+
+    Args:
+        loss: The loss, with its energy and its chains.
+        optimizer: The optimizer as it is before the first step: what it is set to then is no state.
+        average: The moving average of the energy, where one is kept.
+        components: The components by kind, whose origins a checkpoint records.
+    """
+
+    def __init__(
+        self, loss: BaseLoss, optimizer: torch.optim.Optimizer, average: nn.Module | None, components: Mapping[str, object]
+    ) -> None:
+        self.loss = loss
+        self.optimizer = optimizer
+        self.average = average
+        self.components = components
+        self.groups = self._groups()
+
+    def check(self) -> None:
+        """Raise `CheckpointError` if a checkpoint would lose something."""
+        self.tensors()
+        self.info()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors, as one flat mapping."""
+        flat: dict[str, Tensor] = {f"loss.{name}": t for name, t in self.loss.state_dict().items()}
+        _refuse(self.loss, [name for name, value in flat.items() if not isinstance(value, Tensor)])
+        for index, values in self.optimizer.state_dict()["state"].items():
+            _refuse(self.optimizer, [name for name, value in values.items() if not isinstance(value, Tensor)])
+            flat |= {f"optimizer.{index}.{name}": t for name, t in values.items()}
+        if self.average is not None:
+            flat |= {f"average.{name}": t for name, t in self.average.state_dict().items()}
+        return flat
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """What the optimizer is set to, apart from the learning rate, which follows from the step."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        return [{k: copy.deepcopy(v) for k, v in g.items() if k != "lr" and not isinstance(v, Tensor)} for g in groups]
+
+    def info(self) -> dict[str, Any]:
+        """What optimizers count or change in their groups, as JSON."""
+        changed = [
+            {name: value for name, value in now.items() if repr(value) != repr(before.get(name))}  # for nan != nan
+            for before, now in zip(self.groups, self._groups(), strict=True)
+        ]
+        for group in changed:
+            _refuse(
+                self.optimizer, [n for n, v in group.items() if not isinstance(v, int | float | str | tuple | list | None)]
+            )
+        return {"optimizer_groups": changed}
+
+    def load(self, path: Path) -> int:
+        """Load a checkpoint; return the number of steps done."""
+        flat, info = read_checkpoint(path)
+        warn_of_other_versions(info, path)
+        check_same(info, self.components, path)
+        groups: dict[str, dict[str, Tensor]] = {"loss": {}, "optimizer": {}, "average": {}}
+        for key, tensor in flat.items():
+            group, _, name = key.partition(".")
+            groups[group][name] = tensor
+        if bool(groups["average"]) != (self.average is not None):
+            kept = "keeps a" if groups["average"] else "keeps no"
+            raise CheckpointError(f"{path} {kept} moving average of the parameters: resume with the ema_decay of its run")
+        try:
+            self.loss.load_state_dict(groups["loss"])
+            if self.average is not None:
+                self.average.load_state_dict(groups["average"])
+            slots: dict[int, dict[str, Tensor]] = {}
+            for key, tensor in groups["optimizer"].items():
+                index, _, name = key.partition(".")
+                slots.setdefault(int(index), {})[name] = tensor
+            own = self.optimizer.state_dict()
+            for group, changed in zip(own["param_groups"], info.get("optimizer_groups", []), strict=False):
+                group |= {name: tuple(v) if isinstance(v, list) else v for name, v in changed.items()}
+            self.optimizer.load_state_dict({"state": slots, "param_groups": own["param_groups"]})
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{path} belongs to another configuration than this run's: {reason}") from error
+        return int(info["step"])
+
+
+def _refuse(owner: object, lost: Sequence[str]) -> None:
+    if lost:
+        raise CheckpointError(
+            f"{type(owner).__name__} keeps {', '.join(lost)}, which is no tensor and would be lost: keep it as one (of an "
+            "optimizer in its state, of a module as a buffer), or train without out"
+        )
