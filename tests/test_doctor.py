@@ -7,25 +7,13 @@ import time
 
 import pytest
 from broken_plugins import NAME, Broken, component, hook, python
-from importlib_metadata import distributions
 
-from ebmcore.cli import doctor as cli
 from ebmcore.cli import main
 from ebmcore.host.doctor import examine
 
 
 def ebmcore(*arguments, **environ):
     return python(["-m", "ebmcore", *arguments], **environ)
-
-
-@pytest.fixture
-def beside(monkeypatch):
-    """Leaves the doctor a few plugins to examine, each of which takes an import of torch."""
-
-    def few(*names):
-        monkeypatch.setattr(cli, "distributions", lambda: [d for d in distributions() if d.name in names])
-
-    return few
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +70,9 @@ def test_the_doctor_finds_everything_in_order(capsys):
     assert "ebm-plugin-pcd" in shown
 
 
-def test_the_doctor_names_what_is_wrong_and_what_to_do(install, beside, capsys):
+def test_the_doctor_names_what_is_wrong_and_what_to_do(install, capsys):
     install(Broken(component=component("import no_such_module")))
-    beside(NAME, "ebm-plugin-pcd")
-    assert main(["doctor"]) == 1
+    assert main(["doctor", NAME, "ebm-plugin-pcd"]) == 1
     shown = capsys.readouterr().out
     assert "ModuleNotFoundError: No module named 'no_such_module'" in shown
     assert f"EBMCORE_DISABLED_PLUGINS={NAME}" in shown
@@ -118,10 +105,9 @@ def test_an_import_that_takes_long_is_named(install):
     )
 
 
-def test_the_doctor_writes_json(install, beside, capsys):
+def test_the_doctor_writes_json(install, capsys):
     install(Broken(hook(before="import torch")))
-    beside(NAME, "ebm-plugin-pcd")
-    assert main(["doctor", "--json"]) == 1
+    assert main(["doctor", "--json", NAME, "ebm-plugin-pcd"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["versions"].keys() == {"ebmcore", "torch", "python"}
     (broken,) = [plugin for plugin in found["plugins"] if plugin["distribution"] == NAME]
@@ -131,10 +117,10 @@ def test_the_doctor_writes_json(install, beside, capsys):
     assert broken["seconds"] > 0.1
 
 
-def test_the_doctor_tells_conflicts_unless_a_preference_decides(install, beside, monkeypatch, capsys):
+def test_the_doctor_tells_conflicts_unless_a_preference_decides(install, monkeypatch, capsys):
     install(Broken(other="name"))
-    beside(NAME, "ebm-plugin-zother")
-    assert main(["doctor"]) == 1
+    both = [NAME, "ebm-plugin-zother"]
+    assert main(["doctor", *both]) == 1
     assert (
         "the sampler 'broken' is provided by ebm-plugin-broken and ebm-plugin-zother: decide with EBMCORE_PREFER"
         in capsys.readouterr().out
@@ -142,16 +128,24 @@ def test_the_doctor_tells_conflicts_unless_a_preference_decides(install, beside,
     for variable, value in (("EBMCORE_PREFER", f"broken={NAME}"), ("EBMCORE_DISABLED_PLUGINS", NAME)):
         with monkeypatch.context() as settled:
             settled.setenv(variable, value)
-            assert main(["doctor"]) == 0
+            assert main(["doctor", *both]) == 0
 
 
-def test_the_doctor_tells_a_variable_that_cannot_be_obeyed_and_goes_on(beside, monkeypatch, capsys):
-    beside("ebm-plugin-pcd")
+def test_the_doctor_tells_a_variable_that_cannot_be_obeyed_and_goes_on(monkeypatch, capsys):
     monkeypatch.setenv("EBMCORE_PLUGINS", "ebm-plugin-nothing")
-    assert main(["doctor"]) == 1
+    assert main(["doctor", "ebm-plugin-pcd"]) == 1
     shown = capsys.readouterr().out
     assert "EBMCORE_PLUGINS names ebm-plugin-nothing, which is not installed" in shown
     assert "ebm-plugin-pcd" in shown
+
+
+def test_the_doctor_examines_those_that_are_named(capsys):
+    assert main(["doctor", "EBM_plugin.pcd"]) == 0
+    shown = capsys.readouterr().out
+    assert "1 plugin examined: all in order" in shown
+    assert "ebm-plugin-cd" not in shown
+    assert main(["doctor", "ebm-plugin-nothing"]) == 2
+    assert "ebmcore doctor names ebm-plugin-nothing, which is not installed; installed plugins: " in capsys.readouterr().err
 
 
 def test_the_doctor_refuses_a_time_limit_that_is_none(capsys):

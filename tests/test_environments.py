@@ -173,7 +173,7 @@ def test_a_new_plugin_of_each_kind_installs_passes_its_tests_and_trains(environm
     assert "passed" in shown
     assert "trained" in shown
     assert "ebm-plugin-my-first:my-first" in site.check("ebmcore list")
-    assert site("ebmcore doctor").returncode == 0
+    assert "1 plugin examined: all in order" in site.check("ebmcore doctor ebm-plugin-my-first")
 
 
 def test_the_page_write_a_plugin_is_true(environment):

@@ -60,6 +60,22 @@ def gradients(module):
     return [p.grad.clone() for p in module.parameters()]
 
 
+def test_another_energy_can_take_the_place_of_the_first():
+    loss = Data(Quadratic((2,)), Identity())
+    loss.energy = other = Quadratic((2,), precision=3.0)
+    loss(torch.ones(4, 2))[0].backward()
+    assert loss.energy is other is dict(loss.named_children())["energy"]
+    assert other.precision.grad is not None
+
+
+def test_negatives_that_were_overwritten_are_looked_at_again():
+    loss, x = Data(Quadratic((2,)), Identity()), torch.ones(4, 2)
+    _, pred_x = loss(x)
+    pred_x[0] = torch.nan
+    assert loss.compute_loss(x, pred_x).isfinite()
+    assert loss.metrics["quarantined"] == 1
+
+
 def test_chains_start_at_a_copy_of_the_data():
     sampler, x = Spy(), torch.randn(8, 2)
     before = x.clone()

@@ -20,7 +20,7 @@ COMMANDS = {
     "plugins": ("ebmcore.cli.listing", "list the installed plugins and their state"),
     "show": ("ebmcore.cli.listing", "show a component: options, summary, citation"),
     "new": ("ebmcore.cli.new", "make a plugin to start from: 'ebmcore new plugin NAME --kind KIND'"),
-    "doctor": ("ebmcore.cli.doctor", "examine every plugin in a process of its own; exit status 1 if anything is wrong"),
+    "doctor": ("ebmcore.cli.doctor", "examine plugins, each in a process of its own; exit status 1 if anything is wrong"),
     "check": ("ebmcore.cli.check", "check a component or plugin against the rules of its kind"),
 }
 

@@ -9,19 +9,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from importlib_metadata import distributions, version
+from packaging.utils import canonicalize_name
 
 from ebmcore.cli.listing import Parser, print_rows
 from ebmcore.errors import UsageError
 from ebmcore.host.discovery import discover
 from ebmcore.host.doctor import SECONDS, Examination, examine
-from ebmcore.host.settings import Settings
+from ebmcore.host.settings import Settings, check_installed
 
 
 def doctor(arguments: Sequence[str]) -> int:
-    """Examine every plugin; the exit status is 1 if anything is wrong."""
+    """Examine plugins; the exit status is 1 if anything is wrong."""
     parser = Parser(
-        "ebmcore doctor", description="Import every plugin and its components, each plugin in a process of its own."
+        "ebmcore doctor", description="Import plugins and their components, each plugin in a process of its own."
     )
+    parser.add_argument("plugins", nargs="*", metavar="PLUGIN", help="which to examine, by distribution; without one, all")
     parser.add_argument(
         "--timeout", type=float, default=SECONDS, metavar="SECONDS", help=f"for each plugin; default {SECONDS:g}"
     )
@@ -30,13 +32,15 @@ def doctor(arguments: Sequence[str]) -> int:
     if not options.timeout > 0:
         raise UsageError(f"--timeout must be above 0 seconds, got {options.timeout:g}")
     installed = discover(distributions())
+    named: set[str] = {canonicalize_name(name) for name in options.plugins}
+    check_installed("ebmcore doctor", named, installed)
     general = []
     try:
         settings = Settings.read(os.environ, installed)
     except UsageError as error:
         settings = Settings()
         general.append(str(error))
-    found = examine([*installed], seconds=options.timeout)
+    found = examine([name for name in installed if name in named or not named], seconds=options.timeout)
     general += _conflicts(found, settings)
     problems = len(general) + sum(len(e.problems) for e in found)
     versions = {"ebmcore": version("ebmcore"), "torch": version("torch"), "python": platform.python_version()}

@@ -60,7 +60,7 @@ class Settings:
 
 def _distributions(variable: str, environ: Mapping[str, str], installed: Collection[str]) -> set[str]:
     named: set[str] = {canonicalize_name(part) for part in _parts(environ.get(variable, ""))}
-    _check_installed(variable, named, installed)
+    check_installed(variable, named, installed)
     return named
 
 
@@ -71,7 +71,7 @@ def _preferences(environ: Mapping[str, str], installed: Collection[str]) -> dict
         if not (name and distribution):
             raise UsageError(f"EBMCORE_PREFER must hold name=distribution pairs, but holds {part!r}")
         preferences[name] = canonicalize_name(distribution)
-    _check_installed("EBMCORE_PREFER", set(preferences.values()), installed)
+    check_installed("EBMCORE_PREFER", set(preferences.values()), installed)
     return preferences
 
 
@@ -82,11 +82,12 @@ def _boolean(variable: str, environ: Mapping[str, str]) -> bool:
     return _BOOLEANS[text]
 
 
-def _check_installed(variable: str, named: set[str], installed: Collection[str]) -> None:
+def check_installed(asked_by: str, named: set[str], installed: Collection[str]) -> None:
+    """Raise `UsageError` unless all plugins that are ``named`` are installed; the message lists those that are."""
     unknown = sorted(named - set(installed))
     if unknown:
         raise UsageError(
-            f"{variable} names {', '.join(unknown)}, which is not installed; "
+            f"{asked_by} names {', '.join(unknown)}, which is not installed; "
             f"installed plugins: {', '.join(sorted(installed)) or 'none'}"
         )
 
