@@ -91,7 +91,16 @@ class SupportsDataStatistics(Protocol):
 
 def supports(energy: object, capability: type) -> bool:
     """Whether ``energy``, an instance or a class, has every method of the protocol ``capability``."""
-    return all(callable(getattr(energy, name, None)) for name in _methods(capability))
+    return all(callable(_attribute(energy, name)) for name in _methods(capability))
+
+
+def _attribute(energy: object, name: str) -> Any:
+    """``getattr(energy, name, None)``: each step of a chain asks, and an ``nn.Module`` takes long to say that it lacks one."""
+    kind = type(energy)
+    if getattr(kind, "__getattr__", None) is not nn.Module.__getattr__ or hasattr(kind, name):
+        return getattr(energy, name, None)
+    own = vars(energy)
+    return own[name] if name in own else own["_modules"].get(name)
 
 
 @cache
@@ -151,7 +160,7 @@ def value_and_grad(energy: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Te
         >>> value_and_grad(Quadratic((2,)), torch.tensor([[1.0, 2.0]]))
         (tensor([2.5000]), tensor([[1., 2.]]))
     """
-    closed_form = getattr(energy, "value_and_grad", None)
+    closed_form = _attribute(energy, "value_and_grad")
     if closed_form is not None:
         value, grad = closed_form(x)
         return value.detach(), grad.detach()
@@ -167,7 +176,7 @@ def gradient(energy: Callable[..., Tensor], x: Tensor) -> Tensor:
         >>> gradient(Quadratic((2,)), torch.tensor([[1.0, 2.0]]))
         tensor([[1., 2.]])
     """
-    closed_form = getattr(energy, "value_and_grad", None)
+    closed_form = _attribute(energy, "value_and_grad")
     grad: Tensor = closed_form(x)[1].detach() if closed_form is not None else differentiate(energy, x)[1]
     return grad
 

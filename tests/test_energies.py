@@ -37,6 +37,30 @@ def test_the_gradient_of_a_quadratic_is_its_closed_form(shape):
     assert not grad.requires_grad
 
 
+class ClosedForm(nn.Module):
+    def forward(self, x):
+        return x.sum(1), torch.full_like(x, 7.0)
+
+
+class Forwarding(nn.Module):
+    def __init__(self, energy):
+        super().__init__()
+        self.wrapped = energy
+
+    def __getattr__(self, name):
+        return getattr(super().__getattr__("wrapped"), name)
+
+
+@pytest.mark.parametrize("closed_form", [ClosedForm(), ClosedForm().forward], ids=["a module", "a function"])
+@pytest.mark.parametrize("around", [lambda energy: energy, Forwarding], ids=["its own", "forwarded"])
+def test_a_closed_form_counts_wherever_it_comes_from(closed_form, around):
+    energy = nn.Linear(2, 1)
+    assert not supports(around(energy), SupportsValueAndGrad)
+    energy.value_and_grad = closed_form
+    assert supports(around(energy), SupportsValueAndGrad)
+    assert gradient(around(energy), torch.zeros(1, 2)).tolist() == [[7.0, 7.0]]
+
+
 def test_a_closed_form_is_used_where_the_energy_has_one():
     class Closed(nn.Module):
         def forward(self, x):
