@@ -97,10 +97,13 @@ def supports(energy: object, capability: type) -> bool:
 def _attribute(energy: object, name: str) -> Any:
     """``getattr(energy, name, None)``: each step of a chain asks, and an ``nn.Module`` takes long to say that it lacks one."""
     kind = type(energy)
-    if getattr(kind, "__getattr__", None) is not nn.Module.__getattr__ or hasattr(kind, name):
+    looks_as_modules_do = kind.__getattribute__ is object.__getattribute__ and (
+        getattr(kind, "__getattr__", None) is nn.Module.__getattr__
+    )
+    if not looks_as_modules_do or hasattr(kind, name):
         return getattr(energy, name, None)
     own = vars(energy)
-    return own[name] if name in own else own["_modules"].get(name)
+    return own[name] if name in own else own.get("_modules", {}).get(name)
 
 
 @cache

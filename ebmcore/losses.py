@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,7 @@ class BaseContrastiveDivergence(BaseLoss):
     Attributes:
         persistent: Whether chains go on where they stopped in the last call. Its constructor then takes ``n_chains``.
         starts_at_data: Whether new chains start at a copy of the data; a persistent variant's do not.
+        chains: The store of persistent chains; empty in a variant that has none.
         generator: As in `BaseLoss`. Without one the chains of a process group's ranks are drawn from generators that are seeded
             from the global one and the rank, for ranks with the same seed must not draw the same chains.
         compiled: Whether transitions are compiled, see `compile`.
@@ -137,15 +138,20 @@ class BaseContrastiveDivergence(BaseLoss):
         if not energy_l2 >= 0:
             raise ValueError(f"energy_l2 must be at least 0, got {energy_l2!r}")
         check_sampler(sampler, energy)
-        self.energy = energy  # type: ignore[misc]
+        self.energy = energy
         self.sampler = sampler
         self.k_steps = k_steps
         self.energy_l2 = energy_l2
         self.joint_forward = joint_forward
-        self.chains = PersistentChains()  # type: ignore[misc]
+        self.chains = PersistentChains()
         self.compiled = False
         self._negatives: ChainState | None = None
         self.register_load_state_dict_post_hook(_move_loaded_chains)  # type: ignore[no-untyped-call]
+
+    def __getattr__(self, name: str) -> Any:
+        # nn.Module looks for its children last; a step asks for energy and chains many times.
+        children = self.__dict__.get("_modules", {})
+        return children[name] if name in children else super().__getattr__(name)
 
     @abstractmethod
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -171,17 +177,6 @@ class BaseContrastiveDivergence(BaseLoss):
             args: Conditions of the data.
             kwargs: Conditions by name.
         """
-
-    # nn.Module finds its children last of all, in ten times the time, and a step asks for these many times. It still sets them.
-    @property
-    def energy(self) -> nn.Module:
-        """The model."""
-        return cast(nn.Module, self._modules["energy"])
-
-    @property
-    def chains(self) -> PersistentChains:
-        """The store of persistent chains; empty in a variant that has none."""
-        return cast(PersistentChains, self._modules["chains"])
 
     @property
     def chain(self) -> Tensor | None:
@@ -289,11 +284,8 @@ class BaseContrastiveDivergence(BaseLoss):
                 f"data and negatives must be examples of one shape, got {tuple(x.shape[1:])} and {tuple(pred_x.shape[1:])}"
             )
         conditions = name_conditions(args, kwargs, x)
-        last = self._last_negatives(pred_x)
-        if last is not None:
-            negative_conditions, finite = last.conditions, last.finite()
-        else:  # one row for each negative, or an error that says so
-            negative_conditions, finite = name_conditions((), conditions, pred_x), finite_rows(pred_x)
+        negative_conditions = self._conditions_of(pred_x, conditions)
+        finite = finite_rows(pred_x)
         # A stand-in with weight 0 where a chain is not finite: 0 * NaN would still be NaN in the gradient.
         stand_in = x if x.shape == pred_x.shape else x[:1]
         scored = torch.where(rows(finite, pred_x), pred_x.detach() if pred_x.requires_grad else pred_x, stand_in)
@@ -303,7 +295,7 @@ class BaseContrastiveDivergence(BaseLoss):
         _assert_async(n_finite, "every negative sample has left the finite numbers")
         n = x.shape[0]
         weights = torch.cat([energies.new_full((n,), 1 / n), counted / -n_finite])
-        gap = torch.dot(weights, energies)
+        gap = (weights * energies).sum()  # a dot product would be autocast
         told, values = Diagnostics(self.metrics), energies.detach()
         for name, measure in _MEASURES.items():
             told.later(name, measure, values, weights, n)
@@ -328,12 +320,12 @@ class BaseContrastiveDivergence(BaseLoss):
         values = check_energies(self.energy(x, *args, **kwargs), x)
         return values if values.dtype.itemsize >= 4 else values.float()  # for means of half-precision energies
 
-    def _last_negatives(self, pred_x: Tensor) -> ChainState | None:
-        """The chains whose positions ``pred_x`` are, if they are those that were drawn last."""
-        last = self._negatives
-        if last is None or last.x.data_ptr() != pred_x.data_ptr() or last.x.shape != pred_x.shape:
-            return None
-        return last
+    def _conditions_of(self, pred_x: Tensor, conditions: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        last = None if self._negatives is None else self._negatives.x
+        if last is not None and (last.data_ptr(), last.shape) == (pred_x.data_ptr(), pred_x.shape):
+            assert self._negatives is not None
+            return self._negatives.conditions
+        return name_conditions((), conditions, pred_x)  # one row for each negative, or an error that says so
 
     def _apart(self) -> AbstractContextManager[None]:
         return nullcontext() if self.generator is not None or world()[1] == 1 else self._generator_of_the_rank()

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,6 @@ class ChainState:
 
     x: Tensor
     conditions: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
-    _checked = cast("_Checked | None", None)  # no field: a new state has not been looked at
 
     def __len__(self) -> int:
         return self.x.shape[0]  # torch's len() takes ten times as long, and this is asked for in every step
@@ -65,32 +64,10 @@ class ChainState:
 
     def finite(self) -> Tensor:
         """``(N,)`` bool: which chains hold only finite numbers, their conditions apart."""
-        tensors = [*self._moving().values()]
-        if self._checked is None or not self._checked.of(tensors):
-            finite = [finite_rows(t) for t in tensors]
-            if not finite:
-                return torch.ones(len(self), dtype=torch.bool, device=self.x.device)
-            self._checked = _Checked.now(tensors, finite[0] if len(finite) == 1 else torch.stack(finite).all(0))
-        return self._checked.finite
-
-
-class _Checked(NamedTuple):
-    """What was found of a state's chains: whoever writes them back asks, and whoever scores them."""
-
-    tensors: list[Tensor]
-    versions: list[int]
-    finite: Tensor
-
-    @classmethod
-    def now(cls, tensors: list[Tensor], finite: Tensor) -> _Checked:
-        return cls(tensors, [t._version for t in tensors], finite)
-
-    def of(self, tensors: list[Tensor]) -> bool:
-        """Whether it was these tensors, as they are."""
-        if len(tensors) != len(self.tensors) or self.finite._version:
-            return False
-        known = zip(tensors, self.tensors, self.versions, strict=True)
-        return all(t is seen and t._version == version for t, seen, version in known)
+        finite = [finite_rows(t) for t in self._moving().values()]
+        if not finite:
+            return torch.ones(len(self), dtype=torch.bool, device=self.x.device)
+        return finite[0] if len(finite) == 1 else torch.stack(finite).all(0)
 
 
 @cache
@@ -328,7 +305,4 @@ def _quarantine(state: ChainState) -> ChainState:
     # Positions alone show by themselves that they are not finite; a chain lost elsewhere is marked there.
     if not state.x.is_floating_point() or not state._moving().keys() - {"x"}:
         return state
-    finite = state.finite()
-    marked = replace(state, x=state.x.masked_fill(~rows(finite, state.x), torch.nan))
-    marked._checked = _Checked.now([*marked._moving().values()], finite)
-    return marked
+    return replace(state, x=state.x.masked_fill(~rows(state.finite(), state.x), torch.nan))

@@ -140,10 +140,9 @@ def test_the_doctor_tells_a_variable_that_cannot_be_obeyed_and_goes_on(monkeypat
 
 
 def test_the_doctor_examines_those_that_are_named(capsys):
-    assert main(["doctor", "EBM_plugin.pcd"]) == 0
-    shown = capsys.readouterr().out
-    assert "1 plugin examined: all in order" in shown
-    assert "ebm-plugin-cd" not in shown
+    assert main(["doctor", "EBM_plugin.pcd", "--json", "ebm-plugin-nets"]) == 0
+    found = json.loads(capsys.readouterr().out)["plugins"]
+    assert {plugin["distribution"] for plugin in found} == {"ebm-plugin-pcd", "ebm-plugin-nets"}
     assert main(["doctor", "ebm-plugin-nothing"]) == 2
     assert "ebmcore doctor names ebm-plugin-nothing, which is not installed; installed plugins: " in capsys.readouterr().err
 

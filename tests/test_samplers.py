@@ -156,17 +156,6 @@ def test_a_chain_lost_in_a_cache_only_is_marked_in_its_positions():
     assert state.x.isnan().all(1).tolist() == [False, True, False]
 
 
-def test_whether_chains_are_finite_is_asked_again_after_a_change():
-    state = ChainState(torch.zeros(3, 2))
-    assert state.finite().all()
-    state.x = torch.tensor([[0.0, 0.0], [torch.inf, 0.0], [0.0, 0.0]])
-    assert state.finite().tolist() == [True, False, True]
-    state.x[0] = torch.nan
-    assert state.finite().tolist() == [False, False, True]
-    state.finite().fill_(True)
-    assert state.finite().tolist() == [False, False, True]
-
-
 @dataclass(eq=False)
 class Excused(ChainState):
     """Chains with a weight that is not finite now and then."""

@@ -28,7 +28,7 @@ def doctor(arguments: Sequence[str]) -> int:
         "--timeout", type=float, default=SECONDS, metavar="SECONDS", help=f"for each plugin; default {SECONDS:g}"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if not options.timeout > 0:
         raise UsageError(f"--timeout must be above 0 seconds, got {options.timeout:g}")
     installed = discover(distributions())

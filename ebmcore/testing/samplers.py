@@ -140,14 +140,14 @@ class SiteGibbs(BaseSampler):
     state_space = "binary"
 
     def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
-        x, here = state.x.flatten(1), energy(state.x)
+        x = state.x.flatten(1).clone()
         for i in range(x.shape[1]):
-            flipped = x.clone()
-            flipped[:, i] = 1 - x[:, i]
-            there = energy(flipped.view_as(state.x))
-            uniform = torch.rand(len(x), generator=generator, dtype=here.dtype, device=x.device)
-            moves = uniform < (here - there).sigmoid()
-            x, here = torch.where(moves[:, None], flipped, x), torch.where(moves, there, here)
+            both = []
+            for value in (0.0, 1.0):
+                x[:, i] = value
+                both.append(energy(x.view_as(state.x)))
+            uniform = torch.rand(len(x), generator=generator, dtype=both[0].dtype, device=x.device)
+            x[:, i] = uniform.lt((both[0] - both[1]).sigmoid()).to(x.dtype)
         return replace(state, x=x.view_as(state.x)), {}
 
 

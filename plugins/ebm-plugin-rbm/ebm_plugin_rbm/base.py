@@ -189,7 +189,7 @@ def check_enumerable(n_units: int) -> None:
 def bernoulli(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     """Zeros and ones with ``p(1) = sigmoid(logits)``, at least in float32; the logits are overwritten."""
     wide = logits.detach() if logits.dtype.itemsize >= 4 else logits.detach().float()  # half precision knows no p of 0.001
-    uniform = torch.rand_like(wide, generator=generator)
+    uniform = torch.rand(wide.shape, generator=generator, dtype=wide.dtype, device=wide.device)
     return uniform.lt_(wide.sigmoid_())  # both in the numbers' place
 
 

@@ -67,7 +67,7 @@ class PottsRBM(BaseRBM):
 
     def initial_distribution(self, shape: Sequence[int]) -> Categorical:
         """All values alike: the model at infinite temperature."""
-        return Categorical(self.weight.new_zeros(shape))
+        return Categorical(torch.zeros(tuple(shape), dtype=self.weight.dtype, device=self.weight.device))
 
     @torch.no_grad()
     def log_partition(self) -> Tensor:

@@ -120,7 +120,7 @@ class RBM(BaseRBM):
 
     def initial_distribution(self, shape: Sequence[int]) -> Bernoulli:
         """Fair coins: the model at infinite temperature."""
-        return Bernoulli(self.weight.new_zeros(shape))
+        return Bernoulli(torch.zeros(tuple(shape), dtype=self.weight.dtype, device=self.weight.device))
 
     @torch.no_grad()
     def log_partition(self) -> Tensor:
