@@ -162,25 +162,25 @@ class PersistentChains(nn.Module):
         Returns:
             The drawn states, copies. Hand them to `write` after the transitions.
         """
-        tensors, needed, n = self._tensors, fresh.tensors(), len(fresh)
-        if not needed.keys() <= tensors.keys():
+        if self.missing(fresh):
             raise UsageError(
-                f"the chains hold {sorted(tensors)} but the sampler's state also needs {self.missing(fresh)}: "
+                f"the chains hold {sorted(self._tensors)} but the sampler's state also needs {self.missing(fresh)}: "
                 "they were made by another sampler; use that one, or allocate new chains"
             )
-        for name, tensor in needed.items():
-            if tensors[name].shape[1:] != tensor.shape[1:]:
+        for name, tensor in fresh.tensors().items():
+            own, needed = self._tensors[name].shape[1:], tensor.shape[1:]
+            if own != needed:
                 raise UsageError(
-                    f"{name} of the chains has the shape {tuple(tensors[name].shape[1:])} for each, of the sampler's state "
-                    f"{tuple(tensor.shape[1:])}: they were made by a sampler with other options; use that one, or allocate "
-                    "new chains"
+                    f"{name} of the chains has the shape {tuple(own)} for each, of the sampler's state {tuple(needed)}: "
+                    "they were made by a sampler with other options; use that one, or allocate new chains"
                 )
-        local = tensors["x"].shape[0]
+        n = len(fresh)
+        local = self._tensors["x"].shape[0]
         if n > local:
             raise UsageError(f"cannot draw {n} different chains from {local}")
         slots = torch.randperm(local, generator=generator, device=fresh.x.device)[:n]
-        state = fresh.with_tensors({name: tensors[name].index_select(0, slots) for name in needed})
-        ages = tensors["age"].index_select(0, slots)
+        state = fresh.with_tensors({name: self._tensors[name].index_select(0, slots) for name in fresh.tensors()})
+        ages = self.ages.index_select(0, slots)
         if restart_prob:
             restarted = torch.rand(n, generator=generator, device=fresh.x.device) < restart_prob
             state = where(restarted, fresh, state)
@@ -197,8 +197,7 @@ class PersistentChains(nn.Module):
         finite = state.finite()
         kept = tensors_where(finite, state, fresh) | {"age": (ages + 1) * finite}  # the slot's chain keeps its id
         for name, tensor in kept.items():
-            own = self._tensors[name]
-            own.index_copy_(0, slots, tensor if tensor.dtype is own.dtype else tensor.to(own.dtype))
+            self._tensors[name].index_copy_(0, slots, tensor.to(self._tensors[name].dtype))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PersistentChains:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

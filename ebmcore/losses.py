@@ -148,11 +148,6 @@ class BaseContrastiveDivergence(BaseLoss):
         self._negatives: ChainState | None = None
         self.register_load_state_dict_post_hook(_move_loaded_chains)  # type: ignore[no-untyped-call]
 
-    def __getattr__(self, name: str) -> Any:
-        # nn.Module looks for its children last; a step asks for energy and chains many times.
-        children = self.__dict__.get("_modules", {})
-        return children[name] if name in children else super().__getattr__(name)
-
     @abstractmethod
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """The loss of a batch and the negative samples.
