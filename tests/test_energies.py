@@ -51,8 +51,20 @@ class Forwarding(nn.Module):
         return getattr(super().__getattr__("wrapped"), name)
 
 
+class Standing(nn.Linear):
+    """Answers in place of another module, whatever is asked."""
+
+    def __init__(self, energy):
+        super().__init__(2, 1)
+        self.wrapped = energy
+
+    def __getattribute__(self, name):
+        wrapped = object.__getattribute__(self, "__dict__").get("_modules", {}).get("wrapped")
+        return getattr(wrapped, name) if name == "value_and_grad" and wrapped else super().__getattribute__(name)
+
+
 @pytest.mark.parametrize("closed_form", [ClosedForm(), ClosedForm().forward], ids=["a module", "a function"])
-@pytest.mark.parametrize("around", [lambda energy: energy, Forwarding], ids=["its own", "forwarded"])
+@pytest.mark.parametrize("around", [lambda energy: energy, Forwarding, Standing], ids=["its own", "forwarded", "stood for"])
 def test_a_closed_form_counts_wherever_it_comes_from(closed_form, around):
     energy = nn.Linear(2, 1)
     assert not supports(around(energy), SupportsValueAndGrad)
