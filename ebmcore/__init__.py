@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ebmcore.chains import PersistentChains
-    from ebmcore.energies import tempered, value_and_grad
+    from ebmcore.energies import value_and_grad
     from ebmcore.host import Component, Register, hookimpl, list_components, load, refresh, register, temporary_plugin
     from ebmcore.losses import BaseContrastiveDivergence, BaseLoss
     from ebmcore.persistent import BasePersistentContrastiveDivergence
     from ebmcore.samplers import BaseSampler, ChainState, Sampler, run
+    from ebmcore.tempering import tempered
 
 _HOME = {
     "BaseContrastiveDivergence": "losses",
@@ -36,7 +37,7 @@ _HOME = {
     "refresh": "host",
     "register": "host",
     "run": "samplers",
-    "tempered": "energies",
+    "tempered": "tempering",
     "temporary_plugin": "host",
     "value_and_grad": "energies",
 }

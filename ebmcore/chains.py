@@ -8,11 +8,11 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ebmcore.distributed import world
 from ebmcore.distributions import InitialDistribution
 from ebmcore.energies import set_plainly
 from ebmcore.errors import UsageError
-from ebmcore.ranks import world
-from ebmcore.samplers import ChainState, tensors_where, where
+from ebmcore.samplers import ChainState, select_chains, tensors_where
 
 State = TypeVar("State", bound=ChainState)
 
@@ -183,7 +183,7 @@ class PersistentChains(nn.Module):
         ages = self.ages.index_select(0, slots)
         if restart_prob:
             restarted = torch.rand(n, generator=generator, device=fresh.x.device) < restart_prob
-            state = where(restarted, fresh, state)
+            state = select_chains(restarted, fresh, state)
             ages = ages.masked_fill(restarted, 0)
         set_plainly(self, "_drawn", _Drawn(slots, fresh, ages))
         return state

@@ -31,11 +31,6 @@ class BaseDistribution(InitialDistribution, Protocol):
         ...
 
 
-def normal_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Standard normal noise of the shape, dtype and device of ``x``, drawn from ``generator``."""
-    return torch.randn_like(x, generator=generator)
-
-
 class Normal:
     """Independent normal components.
 

@@ -6,7 +6,7 @@ high probability. Whatever else it can do is a *capability*: a protocol that a s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Protocol, runtime_checkable
@@ -59,15 +59,6 @@ class SupportsEnumeration(Protocol):
 
     def log_partition(self) -> Tensor:
         """``log Z`` in nats, 0-dim float64."""
-        ...
-
-
-@runtime_checkable
-class SupportsTempering(Protocol):
-    """Its own path from a base distribution to itself, where ``beta * E`` is not the right one."""
-
-    def tempered(self, beta: Tensor, base: BaseDistribution | None = None) -> nn.Module:
-        """The energy at inverse temperatures ``beta`` ``(N,)`` or ``(K, N)``: see `tempered`."""
         ...
 
 
@@ -201,121 +192,6 @@ def differentiate(energy: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Ten
     finally:
         x.requires_grad_(False)
     return value, grad
-
-
-class Conditioned(nn.Module):
-    """An energy with its conditions filled in, capabilities included: ``x -> E(x, labels)``."""
-
-    _CONDITIONED_METHODS = ("value_and_grad", "sample_hidden", "sample_visible")
-
-    def __init__(self, energy: nn.Module, conditions: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.energy = energy
-        self.conditions = conditions
-        self.args, self.kwargs = split_conditions(conditions)
-
-    def forward(self, x: Tensor) -> Tensor:
-        energies: Tensor = self.energy(x, *self.args, **self.kwargs)
-        return energies
-
-    def around(self, energy: nn.Module) -> Conditioned:
-        """Another energy under the same conditions."""
-        return Conditioned(energy, self.conditions)
-
-    def repeated(self, n: int) -> Conditioned:
-        """See `repeat_conditions`."""
-        return Conditioned(self.energy, {name: t.repeat_interleave(n, 0) for name, t in self.conditions.items()})
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in self._CONDITIONED_METHODS:
-            return super().__getattr__(name)
-        method = getattr(self.energy, name)
-
-        def conditioned(first: Tensor, **kwargs: Any) -> Any:
-            return method(first, *self.args, **self.kwargs, **kwargs)
-
-        return conditioned
-
-
-def name_conditions(args: tuple[Any, ...], kwargs: Mapping[str, Any], x: Tensor) -> dict[str, Tensor]:
-    """Name the further arguments of ``forward``: positional ones by their number, the others by their keyword."""
-    conditions = {str(i): value for i, value in enumerate(args)} | dict(kwargs)
-    for name, value in conditions.items():
-        if not isinstance(value, Tensor) or value.shape[:1] != x.shape[:1]:
-            given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"condition {name!r} must be a tensor with one row for each of the {len(x)} examples, but is {given}"
-            )
-    return conditions
-
-
-def split_conditions(conditions: Mapping[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """The inverse of `name_conditions`."""
-    args = [conditions[name] for name in sorted((n for n in conditions if n.isdigit()), key=int)]
-    return args, {name: value for name, value in conditions.items() if not name.isdigit()}
-
-
-def condition(energy: nn.Module, conditions: Mapping[str, Tensor]) -> nn.Module:
-    """``energy`` as a function of the positions alone; itself where there are no conditions."""
-    return Conditioned(energy, conditions) if conditions else energy
-
-
-class Tempered(nn.Module):
-    """``beta E(x) - (1 - beta) log p_0(x)``, with one ``beta`` for each chain; see `tempered`."""
-
-    def __init__(self, energy: nn.Module, beta: Tensor, base: BaseDistribution | None = None) -> None:
-        super().__init__()
-        self.energy = energy
-        self.beta = beta
-        self.base = base
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        energies: Tensor = self.beta * self.energy(x, *args, **kwargs)
-        if self.base is not None:
-            energies = energies - (1 - self.beta) * self.base.log_prob(x)
-        return energies
-
-    def value_and_grad(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Energies ``(N,)`` and their gradient; in closed form where the energy has one."""
-        value, grad = value_and_grad(condition(self.energy, name_conditions(args, kwargs, x)), x)
-        beta = self.beta.expand(len(x))
-        rows = beta.view(-1, *(1,) * (x.ndim - 1))
-        value, grad = beta * value, (rows * grad).to(grad.dtype)
-        if self.base is not None:
-            base_value, base_grad = value_and_grad(self.base.log_prob, x)
-            value, grad = value - (1 - beta) * base_value, (grad - (1 - rows) * base_grad).to(grad.dtype)
-        return value, grad
-
-
-def tempered(energy: nn.Module, beta: Tensor, base: BaseDistribution | None = None) -> nn.Module:
-    """The energy at inverse temperatures ``beta``, one for each chain.
-
-    At ``beta = 1`` it is the energy. At ``beta = 0`` it is ``-log p_0(x)``, normalised, where ``base`` gives ``p_0``, and
-    constant where it does not. An energy with the capability `SupportsTempering` brings its own path: an RBM scales its
-    joint energy, so that block Gibbs sampling stays possible; any other energy gets ``beta E - (1 - beta) log p_0``.
-
-    Args:
-        energy: The energy at ``beta = 1``.
-        beta: Inverse temperatures ``(N,)`` in [0, 1], or 0-dim for all chains. Several for each chain, ``(K, N)``, give energies
-            ``(K, N)`` from one evaluation.
-        base: The distribution at ``beta = 0``.
-
-    Example:
-        >>> from ebmcore.testing import Quadratic
-        >>> tempered(Quadratic((2,)), torch.tensor([0.0, 0.5, 1.0]))(torch.ones(3, 2)).tolist()
-        [0.0, 0.5, 1.0]
-    """
-    if isinstance(energy, Conditioned):  # the energy itself is tempered, so that its capabilities stay
-        return energy.around(tempered(energy.energy, beta, base))
-    if supports(energy, SupportsTempering):
-        own: nn.Module = energy.tempered(beta, base)  # type: ignore[operator]
-        return own
-    return Tempered(energy, beta, base)
-
-
-def repeat_conditions(energy: nn.Module, n: int) -> nn.Module:
-    """``energy`` for ``n`` rows of each chain in place of one, row ``i * n + j`` under the conditions of chain ``i``."""
-    return energy.repeated(n) if isinstance(energy, Conditioned) else energy
 
 
 @contextmanager

@@ -12,23 +12,21 @@ from torch import Tensor, nn
 
 from ebmcore._keywords import StrictKeywords
 from ebmcore.chains import PersistentChains
+from ebmcore.conditions import condition, name_conditions, split_conditions
 from ebmcore.diagnostics import Diagnostics
+from ebmcore.distributed import world
 from ebmcore.distributions import InitialDistribution, Normal
 from ebmcore.energies import (
     SupportsDataStatistics,
     SupportsInitialDistribution,
     check_energies,
-    condition,
     first_tensor,
     frozen,
-    name_conditions,
     set_plainly,
-    split_conditions,
     supports,
 )
 from ebmcore.errors import DivergenceError, UsageError
-from ebmcore.ranks import world
-from ebmcore.samplers import ChainState, Sampler, advance, check_sampler, finite_rows, rows
+from ebmcore.samplers import ChainState, Sampler, advance, as_rows, check_sampler, finite_rows
 
 
 class BaseLoss(StrictKeywords, nn.Module, ABC):
@@ -283,7 +281,7 @@ class BaseContrastiveDivergence(BaseLoss):
         finite = finite_rows(pred_x)
         # A stand-in with weight 0 where a chain is not finite: 0 * NaN would still be NaN in the gradient.
         stand_in = x if x.shape == pred_x.shape else x[:1]
-        scored = torch.where(rows(finite, pred_x), pred_x.detach() if pred_x.requires_grad else pred_x, stand_in)
+        scored = torch.where(as_rows(finite, pred_x), pred_x.detach() if pred_x.requires_grad else pred_x, stand_in)
         energies = self._score(x, scored, conditions, negative_conditions)
         counted = finite.to(energies.dtype)
         n_finite = counted.sum()

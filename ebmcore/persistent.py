@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ebmcore.conditions import condition, name_conditions
 from ebmcore.distributions import InitialDistribution, Uniform
-from ebmcore.energies import condition, name_conditions
 from ebmcore.errors import UsageError
 from ebmcore.losses import BaseContrastiveDivergence
 from ebmcore.samplers import ChainState, Sampler

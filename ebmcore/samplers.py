@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ebmcore._keywords import StrictKeywords
-from ebmcore.distributions import normal_like
-from ebmcore.energies import condition, frozen, require
+from ebmcore.conditions import condition
+from ebmcore.energies import frozen, require
 
-__all__ = ["BaseSampler", "ChainState", "Info", "Observer", "Sampler", "normal_like", "run"]
+__all__ = ["BaseSampler", "ChainState", "Info", "Observer", "Sampler", "as_rows", "finite_rows", "run", "select_chains"]
 
 Info = Mapping[str, Tensor]
 State = TypeVar("State", bound="ChainState")
@@ -83,18 +83,18 @@ def finite_rows(t: Tensor) -> Tensor:
     return (zeros.sum(tuple(range(1, t.ndim))) if t.ndim > 1 else zeros).logical_not()
 
 
-def where(mask: Tensor, chosen: State, other: State) -> State:
+def select_chains(mask: Tensor, chosen: State, other: State) -> State:
     """The chains of ``chosen`` where ``mask`` ``(N,)`` holds, those of ``other`` elsewhere."""
     return chosen.with_tensors(tensors_where(mask, chosen, other))
 
 
 def tensors_where(mask: Tensor, chosen: ChainState, other: ChainState) -> dict[str, Tensor]:
-    """The tensors of `where`."""
+    """The tensors of `select_chains`."""
     others = other.tensors()
-    return {name: torch.where(rows(mask, t), t, others[name]) for name, t in chosen.tensors().items()}
+    return {name: torch.where(as_rows(mask, t), t, others[name]) for name, t in chosen.tensors().items()}
 
 
-def rows(mask: Tensor, like: Tensor) -> Tensor:
+def as_rows(mask: Tensor, like: Tensor) -> Tensor:
     """``mask`` ``(N,)`` shaped to broadcast over the rows of ``like`` ``(N, ...)``."""
     return mask if like.ndim == 1 else mask.view(-1, *(1,) * (like.ndim - 1))
 
@@ -222,8 +222,8 @@ def run(
         state: Where the chains are; not modified.
         n_steps: Number of transitions, at least 1.
         generator: The only source of randomness; `None` uses torch's global one.
-        compile: Make the transitions by a compiled graph, of up to 32 steps, see `ebmcore.compiled`: from the same generator the
-            same up to rounding. The first call is made without one and the second takes 5 to 30 seconds, for each number of
+        compile: Make the transitions by a compiled graph, of up to 32 steps, see `ebmcore.compiling`: from the same generator
+            the same up to rounding. The first call is made without one and the second takes 5 to 30 seconds, for each number of
             chains and of steps; fewer chains than a graph has move without one. Where the sampler's step cannot be traced, a
             warning says why, and the energy's gradient is compiled alone.
         observers: Called as ``observer(i, state, info)`` after each transition; they must not change the state.
@@ -260,7 +260,7 @@ def advance(
     """`run` for who has frozen the energy already and is under ``torch.no_grad``, as a loss is around more than this."""
     move: Callable[..., tuple[ChainState, dict[str, Tensor]]] = transitions
     if compile:
-        from ebmcore.compiled import compiled_transitions  # with all that only compiling needs
+        from ebmcore.compiling.transitions import compiled_transitions  # with all that only compiling needs
 
         move = partial(compiled_transitions, transitions)
     if not observers:
@@ -305,4 +305,4 @@ def _quarantine(state: ChainState) -> ChainState:
     # Positions alone show by themselves that they are not finite; a chain lost elsewhere is marked there.
     if not state.x.is_floating_point() or not state._moving().keys() - {"x"}:
         return state
-    return replace(state, x=state.x.masked_fill(~rows(state.finite(), state.x), torch.nan))
+    return replace(state, x=state.x.masked_fill(~as_rows(state.finite(), state.x), torch.nan))

@@ -10,7 +10,7 @@ import torch
 from broken_plugins import NAME
 from installed_plugins import Installed
 
-from ebmcore import tracing
+from ebmcore.compiling import graph as tracing
 
 torch.set_num_threads(1)
 

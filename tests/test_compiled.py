@@ -12,11 +12,12 @@ import torch
 from compiled_runs import Net, Noisy, assert_same, both, graphs, often
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
-from ebmcore import BasePersistentContrastiveDivergence, BaseSampler, ChainState, run, tracing
-from ebmcore import compiled as module
-from ebmcore.samplers import normal_like, transitions
+from ebmcore import BasePersistentContrastiveDivergence, BaseSampler, ChainState, run
+from ebmcore.compiling import graph as tracing
+from ebmcore.compiling import transitions as module
+from ebmcore.compiling.graph import Graph, ImpureStepError, traced
+from ebmcore.samplers import transitions
 from ebmcore.testing import Drift, Labelled, Quadratic
-from ebmcore.tracing import Graph, ImpureStepError, traced
 
 
 def test_compiled_by_inductor_it_gives_what_it_gives_without():
@@ -282,7 +283,7 @@ def test_random_numbers_of_the_energy_are_not_taken_for_the_samplers(interpreted
 def test_noise_lies_in_memory_as_it_does_in_the_steps(interpreted):
     class Images(BaseSampler):
         def step(self, energy, state, *, generator=None):
-            return replace(state, x=state.x + normal_like(state.x, generator)), {}
+            return replace(state, x=state.x + torch.randn_like(state.x, generator=generator)), {}
 
     x = torch.randn(6, 3, 4, 4).to(memory_format=torch.channels_last)
     assert_same(both(Images(), Net(), x))

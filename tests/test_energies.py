@@ -6,23 +6,20 @@ import pytest
 import torch
 from torch import nn
 
+from ebmcore.conditions import Conditioned, name_conditions, repeat_conditions, split_conditions
 from ebmcore.distributions import Bernoulli, Empirical, Normal
 from ebmcore.energies import (
-    Conditioned,
     SupportsBlockGibbs,
     SupportsEnumeration,
     SupportsValueAndGrad,
     check_energies,
     gradient,
-    name_conditions,
-    repeat_conditions,
     require,
-    split_conditions,
     supports,
-    tempered,
     value_and_grad,
 )
 from ebmcore.errors import MissingCapabilityError
+from ebmcore.tempering import tempered
 from ebmcore.testing import Boltzmann, DoubleWell, Gaussian, Quadratic, Watched
 
 

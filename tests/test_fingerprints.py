@@ -11,12 +11,12 @@ from compiled_runs import Net, Noisy, assert_same, both, graphs
 from torch import nn
 
 from ebmcore import BaseSampler, ChainState, run, tempered
-from ebmcore import compiled as module
+from ebmcore.compiling import transitions as module
+from ebmcore.compiling.graph import traced
+from ebmcore.compiling.guards import Fingerprint
 from ebmcore.distributions import Normal
-from ebmcore.fingerprints import Fingerprint
-from ebmcore.samplers import normal_like, transitions
+from ebmcore.samplers import transitions
 from ebmcore.testing import Drift, Quadratic
-from ebmcore.tracing import traced
 
 
 def test_values_of_parameters_and_numbers_make_no_other_graph(interpreted):
@@ -54,7 +54,7 @@ def test_what_is_computed_otherwise_makes_another_graph(interpreted, change):
 def test_numbers_that_are_no_arithmetic_stay_in_the_graph(interpreted):
     class Rooted(Noisy):
         def step(self, energy, state, *, generator=None):
-            return replace(state, x=state.x + math.sqrt(self.step_size) * normal_like(state.x, generator)), {}
+            return replace(state, x=state.x + math.sqrt(self.step_size) * torch.randn_like(state.x, generator=generator)), {}
 
     energy, sampler = Net(), Rooted()
     for sampler.step_size in (0.1, 0.4):
@@ -107,7 +107,7 @@ def test_numbers_that_reach_the_step_by_any_way_are_noticed(interpreted, way):
 
         def step(self, energy, state, *, generator=None):
             options = {"bound method": self.scale(), "slots": self.hidden, "list": self.many[0], "dict": self.named["h"]}
-            return replace(state, x=state.x + options[way] * normal_like(state.x, generator)), {}
+            return replace(state, x=state.x + options[way] * torch.randn_like(state.x, generator=generator)), {}
 
     energy, sampler = Net(), Around()
     both(sampler, energy)
@@ -156,7 +156,7 @@ def test_a_constant_that_changes_in_its_place_is_noticed():
             self.scale = torch.ones(2)
 
         def step(self, energy, state, *, generator=None):
-            return replace(state, x=state.x + self.scale * normal_like(state.x, generator)), {}
+            return replace(state, x=state.x + self.scale * torch.randn_like(state.x, generator=generator)), {}
 
     energy, sampler = Net(), Scaled()
     both(sampler, energy)
@@ -191,7 +191,9 @@ def test_a_number_that_a_function_holds_too_is_a_constant(interpreted):
             self.noise = lambda: (2 * self.step_size) ** 0.5
 
         def step(self, energy, state, *, generator=None):
-            return replace(state, x=(1 - self.step_size) * state.x + self.noise() * normal_like(state.x, generator)), {}
+            return replace(
+                state, x=(1 - self.step_size) * state.x + self.noise() * torch.randn_like(state.x, generator=generator)
+            ), {}
 
     energy, sampler = Net(), Around()
     both(sampler, energy)
@@ -290,7 +292,9 @@ def test_a_number_that_an_object_reaches_through_the_sampler_is_a_constant(inter
             self.step_size, self.kernel = 0.1, Kernel(self)
 
         def step(self, energy, state, *, generator=None):
-            return replace(state, x=self.kernel.mean(state.x) + self.step_size * normal_like(state.x, generator)), {}
+            return replace(
+                state, x=self.kernel.mean(state.x) + self.step_size * torch.randn_like(state.x, generator=generator)
+            ), {}
 
     energy, sampler = Net(), Around()
     both(sampler, energy)
@@ -316,7 +320,9 @@ def test_weights_that_are_reached_round_the_energy_are_never_stale(interpreted, 
             self.net = net
 
         def step(self, energy, state, *, generator=None):
-            return replace(state, x=state.x + self.net(state.x)[:, None] * normal_like(state.x, generator)), {}
+            return replace(
+                state, x=state.x + self.net(state.x)[:, None] * torch.randn_like(state.x, generator=generator)
+            ), {}
 
     energy, sampler = (own, Preconditioned()) if place == "sampler" else (Reaching(), Noisy())
     with pytest.warns(UserWarning, match="a trained tensor of shape .* is no parameter of the energy"):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmcore import BaseSampler, ChainState, run, value_and_grad
-from ebmcore.samplers import check_sampler, normal_like, where
+from ebmcore.samplers import check_sampler, select_chains
 from ebmcore.testing import Identity, Moody, Quadratic, Raising, Watched
 from ebmcore.testing.awkward import EnergyError
 from ebmcore.testing.instruments import Trace
@@ -21,7 +21,7 @@ class Drift(BaseSampler):
 
     def step(self, energy, state, *, generator=None):
         _, grad = value_and_grad(energy, state.x)
-        return replace(state, x=state.x - 0.1 * grad + 0.1 * normal_like(state.x, generator)), {}
+        return replace(state, x=state.x - 0.1 * grad + 0.1 * torch.randn_like(state.x, generator=generator)), {}
 
 
 class Pole(nn.Module):
@@ -235,7 +235,7 @@ def test_sample_is_sugar_for_run():
 def test_where_chooses_whole_chains():
     a = ChainState(torch.ones(3, 2), conditions={"0": torch.ones(3)})
     b = ChainState(torch.zeros(3, 2), conditions={"0": torch.zeros(3)})
-    mixed = where(torch.tensor([True, False, True]), a, b)
+    mixed = select_chains(torch.tensor([True, False, True]), a, b)
     assert mixed.x[:, 0].tolist() == mixed.conditions["0"].tolist() == [1.0, 0.0, 1.0]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmcore.energies import value_and_grad
-from ebmcore.samplers import BaseSampler, ChainState, Info, normal_like
+from ebmcore.samplers import BaseSampler, ChainState, Info
 from ebmcore.testing.targets import Enumerable, Quadratic
 
 
@@ -42,7 +42,9 @@ class ExactGaussian(BaseSampler):
 
     def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
         assert isinstance(energy, Quadratic)
-        innovation = normal_like(state.x, generator) * math.sqrt(1 - self.correlation**2) / energy.precision.sqrt()
+        innovation = (
+            torch.randn_like(state.x, generator=generator) * math.sqrt(1 - self.correlation**2) / energy.precision.sqrt()
+        )
         return replace(state, x=energy.mean + self.correlation * (state.x - energy.mean) + innovation), {}
 
 
@@ -75,7 +77,7 @@ class Drift(BaseSampler):
 
     def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
         _, grad = value_and_grad(energy, state.x)
-        noise = (2 * self.step_size * self.temperature) ** 0.5 * normal_like(state.x, generator)
+        noise = (2 * self.step_size * self.temperature) ** 0.5 * torch.randn_like(state.x, generator=generator)
         x = state.x - self.step_size * grad + noise
         return replace(state, x=x.to(state.x.dtype)), {"moved": (x - state.x).flatten(1).square().sum(1)}
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, softplus
 
-from ebmcore.distributions import BaseDistribution, normal_like
+from ebmcore.distributions import BaseDistribution
 from ebmcore.errors import UsageError
 
 
@@ -75,7 +75,7 @@ class Gaussian(nn.Module):
     @torch.no_grad()
     def sample(self, n: int, temperature: float = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
         """Independent exact samples ``(n, *shape)`` of ``exp(-E / temperature)``."""
-        z = normal_like(self.mean.expand(n, -1), generator)
+        z = torch.randn_like(self.mean.expand(n, -1), generator=generator)
         x: Tensor = self.mean + math.sqrt(temperature) * z @ torch.linalg.cholesky(self.covariance).T
         return x.view(n, *self.shape)
 

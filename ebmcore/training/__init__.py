@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from ebmcore.random import stream_generator, stream_seed
 from ebmcore.training.checkpoints import latest_checkpoint, read_checkpoint, read_info
 from ebmcore.training.data import DataSource, check_compatible
 from ebmcore.training.fit import FitResult, fit
 from ebmcore.training.observers import BaseObserver
 from ebmcore.training.origins import check_installed, warn_of_other_versions
-from ebmcore.training.streams import stream_generator, stream_seed
 
 __all__ = [
     "BaseObserver",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
 from ebmcore.errors import UsageError
-from ebmcore.training.streams import stream_generator
+from ebmcore.random import stream_generator
 
 
 @runtime_checkable

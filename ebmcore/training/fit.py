@@ -21,12 +21,12 @@ from torch.utils.data import Dataset
 from ebmcore.energies import check_energies, frozen
 from ebmcore.errors import DivergenceError, UsageError
 from ebmcore.losses import BaseLoss
+from ebmcore.random import stream_seed
 from ebmcore.training.checkpoints import latest_checkpoint, write_checkpoint
 from ebmcore.training.data import DataSource, StepBatches, batches, n_examples, training_examples
 from ebmcore.training.observers import BaseObserver, MetricsFile, ProgressBar, TensorBoard, notify, watched
 from ebmcore.training.origins import origins
 from ebmcore.training.state import TrainingState
-from ebmcore.training.streams import stream_seed
 
 POWER_ITERATIONS = 30  # from the vectors of weights nearby, which are close already
 DIVERGED = 1e12  # a metric beyond it is taken for divergence: float32 energies have no digit after the point left by then

@@ -12,10 +12,10 @@ from ebmcore.energies import (
     SupportsBlockGibbs,
     SupportsEnumeration,
     SupportsInitialDistribution,
-    SupportsTempering,
     SupportsValueAndGrad,
 )
 from ebmcore.samplers import BaseSampler, ChainState, Info
+from ebmcore.tempering import SupportsTempering
 from ebmcore.testing.cases import Condition, EnergyCase, check, expect, generator
 from ebmcore.testing.enumeration import transition_matrix
 from ebmcore.testing.instruments import Trace, global_random_state

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ebmcore.compiling.graph import CannotCompileError, ImpureStepError, traced
 from ebmcore.energies import frozen
 from ebmcore.samplers import ChainState, run, transitions
 from ebmcore.testing.awkward import Holed
 from ebmcore.testing.cases import ANY_ENERGY, CONTINUOUS, EXACT, RANDOM, Condition, SamplerCase, check, expect, generator
 from ebmcore.testing.checks.stepping import difference, equal
 from ebmcore.testing.instruments import HalfPrecisionComparisons, PermutedRandomness
-from ebmcore.tracing import CannotCompileError, ImpureStepError, traced
 
 CACHES = Condition("to samplers whose state is more than positions", lambda case: _state_is_more_than_positions(case))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmcore import BasePersistentContrastiveDivergence, Sampler
-from ebmcore.ranks import mean_over_ranks
+from ebmcore.distributed import mean_over_ranks
 
 
 class FastPersistentContrastiveDivergence(BasePersistentContrastiveDivergence):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmcore import BaseSampler, ChainState, value_and_grad
-from ebmcore.samplers import Info, normal_like, where
+from ebmcore.samplers import Info, select_chains
 
 
 @dataclass(eq=False)
@@ -66,7 +66,7 @@ class MALA(BaseSampler):
 
     def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
         h, T = self.step_size, self.temperature
-        noise = normal_like(state.x, generator)
+        noise = torch.randn_like(state.x, generator=generator)
         y = torch.add(state.x, state.grad, alpha=-h).add_(noise, alpha=(2 * h * T) ** 0.5)
         value, grad = value_and_grad(energy, y)
         proposal = replace(state, x=y, energy=value, grad=grad)
@@ -74,7 +74,7 @@ class MALA(BaseSampler):
         log_accept = (_wide(state.energy) - _wide(value)).double() / T + self._log_reverse(state, proposal)
         uniform = torch.rand(len(state), generator=generator, dtype=torch.float64, device=y.device)
         accepted = uniform.log() < log_accept  # False where log_accept is not a number
-        return where(accepted, proposal, state), {"acceptance_rate": accepted.double()}
+        return select_chains(accepted, proposal, state), {"acceptance_rate": accepted.double()}
 
     def refresh(self, energy: nn.Module, state: Any) -> MALAState:
         value, grad = value_and_grad(energy, state.x)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ebmcore import BasePersistentContrastiveDivergence, Sampler
-from ebmcore.distributions import normal_like
 
 
 class PersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
@@ -65,7 +65,7 @@ class PersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if self.data_noise:
-            x = x + self.data_noise * normal_like(x, self.generator)
+            x = x + self.data_noise * torch.randn_like(x, generator=self.generator)
         pred_x = self.draw_negatives(x, *args, **kwargs)
         return self.compute_loss(x, pred_x, *args, **kwargs), pred_x
 

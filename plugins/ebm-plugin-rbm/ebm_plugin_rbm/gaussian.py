@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ebm_plugin_rbm.base import BaseRBM, binary_states, check_enumerable, softplus
-from ebmcore.distributions import Normal, normal_like
+from ebmcore.distributions import Normal
 
 _CHUNK = 2**16
 
@@ -72,7 +72,7 @@ class GaussianRBM(BaseRBM):
         if base is not None:
             of_base = share * base.std.flatten().square().reciprocal().to(field)
             precision, weighted = precision + of_base, weighted + of_base * base.mean.flatten().to(field)
-        return weighted / precision + normal_like(field, generator) / precision.sqrt()
+        return weighted / precision + torch.randn_like(field, generator=generator) / precision.sqrt()
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Free energy ``(N,)`` and its gradient with respect to ``x``, in closed form."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ebm_plugin_rbm.base import BaseRBM, SumOfSoftplus, bernoulli, binary_states, check_enumerable, softplus
+from ebmcore.distributed import mean_over_ranks
 from ebmcore.distributions import Bernoulli
-from ebmcore.ranks import mean_over_ranks
 
 _CHUNK_ELEMENTS = 2**18  # of float64: 2 MB, which a processor's cache holds
 OFFSET_RATE = 0.01  # of the sliding averages of a centred machine

@@ -10,8 +10,9 @@ import ebmcore
 from ebm_plugin_rbm import rbm as module
 from ebm_plugin_rbm.rbm import RBM
 from ebmcore.distributions import Bernoulli, Normal
-from ebmcore.energies import SupportsBlockGibbs, SupportsEnumeration, SupportsTempering, SupportsValueAndGrad, supports
+from ebmcore.energies import SupportsBlockGibbs, SupportsEnumeration, SupportsValueAndGrad, supports
 from ebmcore.errors import UsageError
+from ebmcore.tempering import SupportsTempering
 
 
 def states(n):

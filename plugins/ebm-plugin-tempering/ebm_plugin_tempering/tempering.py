@@ -13,8 +13,10 @@ from torch.nn.functional import pad
 
 import ebmcore
 from ebmcore import BaseSampler, ChainState, Sampler, tempered
-from ebmcore.energies import SupportsTempering, Tempered, repeat_conditions, supports
+from ebmcore.conditions import repeat_conditions
+from ebmcore.energies import supports
 from ebmcore.samplers import Info
+from ebmcore.tempering import SupportsTempering, Tempered
 from ebmcore.testing.samplers import SiteGibbs
 
 

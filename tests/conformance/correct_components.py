@@ -11,8 +11,9 @@ from torch import Tensor
 from ebm_plugin_cd.loss import ContrastiveDivergence as CD
 from ebm_plugin_pcd.loss import PersistentContrastiveDivergence as PCD
 from ebmcore import BaseLoss, BaseSampler, ChainState, tempered, value_and_grad
-from ebmcore.energies import SupportsBlockGibbs, name_conditions
-from ebmcore.samplers import normal_like, rows, where
+from ebmcore.conditions import name_conditions
+from ebmcore.energies import SupportsBlockGibbs
+from ebmcore.samplers import as_rows, select_chains
 
 
 class RandomWalk(BaseSampler):
@@ -33,11 +34,11 @@ class RandomWalk(BaseSampler):
         return self.init(energy, state.x)
 
     def step(self, energy, state, *, generator=None):
-        y = state.x + self.width * normal_like(state.x, generator)
+        y = state.x + self.width * torch.randn_like(state.x, generator=generator)
         proposal = replace(state, x=y, energy=energy(y))
         log_accept = (state.energy - proposal.energy).double() / self.temperature
         uniform = torch.rand(len(y), generator=generator, dtype=torch.float64)
-        return where(uniform.log() < log_accept, proposal, state), {}
+        return select_chains(uniform.log() < log_accept, proposal, state), {}
 
 
 @dataclass(eq=False)
@@ -55,7 +56,7 @@ class HMC(BaseSampler):
     state_space = "continuous"
 
     def step(self, energy, state, *, generator=None):
-        p = normal_like(state.x, generator)
+        p = torch.randn_like(state.x, generator=generator)
         before, grad = value_and_grad(energy, state.x)
         x, q = state.x, p - 0.1 * grad
         for i in range(5):
@@ -64,8 +65,8 @@ class HMC(BaseSampler):
             q = q - (0.1 if i == 4 else 0.2) * grad
         log_accept = (before - after + self.kinetic(p) - self.kinetic(q)).double()
         uniform = torch.rand(len(x), generator=generator, dtype=torch.float64)
-        moved = where(uniform.log() < log_accept, replace(state, x=x), state)
-        return replace(moved, x=torch.where(rows(before.isnan(), x), torch.nan, moved.x)), {}
+        moved = select_chains(uniform.log() < log_accept, replace(state, x=x), state)
+        return replace(moved, x=torch.where(as_rows(before.isnan(), x), torch.nan, moved.x)), {}
 
     def kinetic(self, p):
         return 0.5 * p.square().flatten(1).sum(1)
@@ -92,13 +93,13 @@ class Underdamped(BaseSampler):
         return 0.0
 
     def init(self, energy, x, *, generator=None):
-        return Moving(x, math.sqrt(self.temperature) * normal_like(x, generator))
+        return Moving(x, math.sqrt(self.temperature) * torch.randn_like(x, generator=generator))
 
     def step(self, energy, state, *, generator=None):
         h, decay = self.step_size, math.exp(-self.step_size)
         p = state.momentum - 0.5 * h * value_and_grad(energy, state.x)[1]
         x = state.x + 0.5 * h * p
-        p = decay * p + math.sqrt(self.temperature * (1 - decay**2)) * normal_like(p, generator)
+        p = decay * p + math.sqrt(self.temperature * (1 - decay**2)) * torch.randn_like(p, generator=generator)
         x = x + 0.5 * h * p
         return Moving(x, p - 0.5 * h * value_and_grad(energy, x)[1]), {}
 
@@ -119,7 +120,7 @@ class RandomSite(BaseSampler):
         y = torch.where(torch.arange(x.shape[1]) == site, 1 - x, x).view_as(state.x)
         uniform = torch.rand(len(x), generator=generator, dtype=torch.float64)
         log_accept = (energy(state.x) - energy(y)).double() / self.temperature
-        return where(uniform.log() < log_accept, replace(state, x=y), state), {}
+        return select_chains(uniform.log() < log_accept, replace(state, x=y), state), {}
 
 
 class Categorical(BaseSampler):
@@ -169,7 +170,7 @@ class Exchange(BaseSampler):
         y = energy.sample_visible(hidden, beta=beta, generator=generator)
         uniform = torch.rand(len(x), generator=generator, dtype=x.dtype)
         swapped = uniform.log() < self.log_accept(energy, x, y)
-        return where(swapped, Ladder(y, x), Ladder(x, y)), {"swap_rate": swapped.to(x.dtype)}
+        return select_chains(swapped, Ladder(y, x), Ladder(x, y)), {"swap_rate": swapped.to(x.dtype)}
 
     def log_accept(self, energy, x, y):
         hot = tempered(energy, torch.tensor(self.beta, dtype=x.dtype))
@@ -202,7 +203,7 @@ class NoisyCD(CD):
     starts_at_data = False
 
     def start_chains(self, x, *args, **kwargs):
-        return self.new_chains(x + 0.1 * normal_like(x, self.generator), name_conditions(args, kwargs, x))
+        return self.new_chains(x + 0.1 * torch.randn_like(x, generator=self.generator), name_conditions(args, kwargs, x))
 
 
 class FastPCD(PCD):

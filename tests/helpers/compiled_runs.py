@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ebmcore import BaseSampler, ChainState, run
-from ebmcore import compiled as module
-from ebmcore.tracing import Graph
+from ebmcore.compiling import transitions as module
+from ebmcore.compiling.graph import Graph
 
 
 class Net(nn.Module):

@@ -9,13 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import broken_losses as losses
+import broken_others as others
+import broken_samplers as samplers
+import correct_components as right
+import correct_energies as energies
 import pytest
-import right_components as right
-import right_energies as energies
 import torch
-import wrong_losses as losses
-import wrong_others as others
-import wrong_samplers as samplers
 
 from ebm_plugin_cd.loss import ContrastiveDivergence
 from ebmcore import BaseContrastiveDivergence, BaseLoss, BaseSampler, host
@@ -25,7 +25,7 @@ from ebmcore.host.manager import get_manager
 from ebmcore.testing import Identity, SiteGibbs, checks, conformance, run_checks, summary
 from ebmcore.testing.runner import find, load_check, run_check
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 # Which error each check is there to catch. Every check has at least one.
 WRONG = {
@@ -330,7 +330,7 @@ def test_a_failure_names_component_check_rule_and_distance(tmp_path):
     test = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "tests" / "wrong")!r})
-from wrong_losses import Scaled
+from broken_losses import Scaled
 from ebmcore.host import Component
 from ebmcore.testing.runner import Item
 def test_it():

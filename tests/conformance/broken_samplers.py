@@ -8,14 +8,14 @@ import random
 from dataclasses import replace
 
 import torch
-from right_components import HMC, Exchange, RandomWalk
+from correct_components import HMC, Exchange, RandomWalk
 
 from ebm_plugin_langevin.langevin import Langevin
 from ebm_plugin_langevin.mala import MALA
 from ebm_plugin_rbm.gibbs import Gibbs
 from ebmcore import ChainState, value_and_grad
 from ebmcore.energies import SupportsValueAndGrad
-from ebmcore.samplers import normal_like, rows, where
+from ebmcore.samplers import as_rows, select_chains
 from ebmcore.testing import SiteGibbs
 
 
@@ -42,7 +42,7 @@ class Clipped(Langevin):
 
     def step(self, energy, state, *, generator=None):
         _, grad = value_and_grad(energy, state.x)
-        noise = normal_like(state.x, generator)
+        noise = torch.randn_like(state.x, generator=generator)
         return replace(state, x=state.x - self.step_size * grad.clamp(-10, 10) + self.noise_scale * noise), {}
 
 
@@ -58,14 +58,14 @@ class ClippedProposal(MALA):
 
     def step(self, energy, state, *, generator=None):
         clipped = replace(state, grad=state.grad.clamp(-0.5, 0.5))
-        noise = normal_like(state.x, generator)
+        noise = torch.randn_like(state.x, generator=generator)
         y = clipped.x - self.step_size * clipped.grad + math.sqrt(2 * self.step_size * self.temperature) * noise
         value, grad = value_and_grad(energy, y)
         proposal = replace(state, x=y, energy=value, grad=grad)
         log_accept = (state.energy - value).double() / self.temperature
         log_accept += self._log_reverse(state, proposal)
         uniform = torch.rand(len(state), generator=generator, dtype=torch.float64)
-        return where(uniform.log() < log_accept, proposal, state), {}
+        return select_chains(uniform.log() < log_accept, proposal, state), {}
 
 
 class ColdAcceptance(MALA):
@@ -88,13 +88,13 @@ class StaleAfterRejection(MALA):
     """Keeps the proposal's energy and gradient when the proposal is rejected."""
 
     def step(self, energy, state, *, generator=None):
-        noise = normal_like(state.x, generator)
+        noise = torch.randn_like(state.x, generator=generator)
         y = state.x - self.step_size * state.grad + math.sqrt(2 * self.step_size) * noise
         value, grad = value_and_grad(energy, y)
         proposal = replace(state, x=y, energy=value, grad=grad)
         log_accept = state.energy - value + self._log_reverse(state, proposal)
         accepted = torch.rand(len(state), generator=generator, dtype=torch.float64).log() < log_accept
-        return replace(proposal, x=where(accepted, proposal, state).x), {}
+        return replace(proposal, x=select_chains(accepted, proposal, state).x), {}
 
 
 class Accepting(MALA):
@@ -102,9 +102,9 @@ class Accepting(MALA):
 
     def step(self, energy, state, *, generator=None):
         after, info = super().step(energy, state, generator=generator)
-        noise = 0.5 * normal_like(state.x, generator)
+        noise = 0.5 * torch.randn_like(state.x, generator=generator)
         lost = energy(state.x + noise).isnan()
-        return where(lost, replace(state, x=state.x + noise), after), info
+        return select_chains(lost, replace(state, x=state.x + noise), after), info
 
 
 class GlobalNoise(Langevin):
@@ -181,7 +181,7 @@ class Swallowing(Langevin):
         try:
             return super().step(energy, state, generator=generator)
         except Exception:
-            return replace(state, x=normal_like(state.x, generator)), {}
+            return replace(state, x=torch.randn_like(state.x, generator=generator)), {}
 
 
 class Constant(Langevin):
@@ -212,7 +212,7 @@ class NoDriver(Langevin):
 
     def sample(self, energy, x, n_steps, *, generator=None):
         for _ in range(n_steps):
-            x = x + 0.1 * normal_like(x, generator)
+            x = x + 0.1 * torch.randn_like(x, generator=generator)
         return x
 
 
@@ -222,7 +222,9 @@ class NeedsGrad(Langevin):
     def step(self, energy, state, *, generator=None):
         x = state.x.detach().requires_grad_()
         (grad,) = torch.autograd.grad(energy(x).sum(), x)
-        return replace(state, x=state.x - self.step_size * grad + self.noise_scale * normal_like(x, generator)), {}
+        return replace(
+            state, x=state.x - self.step_size * grad + self.noise_scale * torch.randn_like(x, generator=generator)
+        ), {}
 
 
 class Single(Langevin):
@@ -374,10 +376,10 @@ class OneAfterTheOther(RandomWalk):
     def step(self, energy, state, *, generator=None):
         for i in range(state.x.flatten(1).shape[1]):
             only = torch.arange(state.x[0].numel()).view(state.x.shape[1:]) == i
-            proposal = replace(state, x=state.x + only * normal_like(state.x, generator))
+            proposal = replace(state, x=state.x + only * torch.randn_like(state.x, generator=generator))
             proposal = self.refresh(energy, proposal)
             uniform = torch.rand(len(state), generator=generator, dtype=torch.float64)
-            state = where(uniform.log() < (state.energy - proposal.energy) / self.temperature, proposal, state)
+            state = select_chains(uniform.log() < (state.energy - proposal.energy) / self.temperature, proposal, state)
         return state, {}
 
 
@@ -402,7 +404,7 @@ class SharedNoise(Langevin):
     def step(self, energy, state, *, generator=None):
         _, grad = value_and_grad(energy, state.x)
         noise = torch.randn((len(state),), generator=generator, dtype=state.x.dtype)
-        return replace(state, x=state.x - self.step_size * grad + self.noise_scale * rows(noise, state.x)), {}
+        return replace(state, x=state.x - self.step_size * grad + self.noise_scale * as_rows(noise, state.x)), {}
 
 
 class UniformNoise(Langevin):
@@ -428,14 +430,14 @@ class HalfAcceptance(MALA):
     """Accepts in bfloat16."""
 
     def step(self, energy, state, *, generator=None):
-        noise = normal_like(state.x, generator)
+        noise = torch.randn_like(state.x, generator=generator)
         y = state.x - self.step_size * state.grad + math.sqrt(2 * self.step_size * self.temperature) * noise
         value, grad = value_and_grad(energy, y)
         proposal = replace(state, x=y, energy=value, grad=grad)
         log_accept = (state.energy - value) / self.temperature
         log_accept = log_accept + self._log_reverse(state, proposal)
         uniform = torch.rand(len(y), generator=generator)
-        return where(uniform.log() < log_accept.bfloat16(), proposal, state), {}
+        return select_chains(uniform.log() < log_accept.bfloat16(), proposal, state), {}
 
 
 class TaylorAcceptance(MALA):
@@ -444,11 +446,11 @@ class TaylorAcceptance(MALA):
     requires = (SupportsValueAndGrad,)
 
     def step(self, energy, state, *, generator=None):
-        y = state.x + 0.8 * normal_like(state.x, generator)
+        y = state.x + 0.8 * torch.randn_like(state.x, generator=generator)
         value, grad = value_and_grad(energy, y)
         log_accept = -(0.5 * (grad + state.grad) * (y - state.x)).flatten(1).sum(1) / self.temperature
         uniform = torch.rand(len(y), generator=generator, dtype=torch.float64)
-        return where(uniform.log() < log_accept, replace(state, x=y, energy=value, grad=grad), state), {}
+        return select_chains(uniform.log() < log_accept, replace(state, x=y, energy=value, grad=grad), state), {}
 
 
 class Coin(SiteGibbs):

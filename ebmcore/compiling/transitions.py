@@ -1,7 +1,7 @@
 """Transitions of a sampler as one compiled graph: what ``run(..., compile=True)`` does.
 
-A sampler's steps are traced on an energy once (`ebmcore.tracing`) and compiled. From the same generator the graph gives what the
-steps give, and nothing that changes in training makes another graph (`ebmcore.fingerprints`).
+A sampler's steps are traced on an energy once (`ebmcore.compiling.graph`) and compiled. From the same generator the graph gives
+what the steps give, and nothing that changes in training makes another graph (`ebmcore.compiling.guards`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ebmcore.energies import condition, differentiate, name_conditions
-from ebmcore.fingerprints import CLOSED_FORM, Fingerprint
-from ebmcore.tracing import CannotCompileError, Graph, Transitions, traced
+from ebmcore.compiling.graph import CannotCompileError, Graph, Transitions, traced
+from ebmcore.compiling.guards import CLOSED_FORM, Fingerprint
+from ebmcore.conditions import condition, name_conditions
+from ebmcore.energies import differentiate
 
 MAX_STEPS = 32  # of one graph; more are several calls
 MAX_KNOWN = 16  # kinds of call of one energy

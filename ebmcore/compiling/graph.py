@@ -19,9 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from ebmcore.energies import all_modules
-from ebmcore.errors import EbmcoreError
-from ebmcore.fingerprints import (
+from ebmcore.compiling.guards import (
     Fingerprint,
     attribute_names,
     attributes_of,
@@ -34,6 +32,8 @@ from ebmcore.fingerprints import (
     tensors_of,
     version_of,
 )
+from ebmcore.energies import all_modules
+from ebmcore.errors import EbmcoreError
 
 aten = torch.ops.aten
 

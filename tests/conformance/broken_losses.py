@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from right_components import ScoreMatching
+from correct_components import ScoreMatching
 from torch import nn
 
 from ebm_plugin_cd.loss import ContrastiveDivergence as CD
 from ebm_plugin_pcd.loss import PersistentContrastiveDivergence as PCD
-from ebmcore.energies import name_conditions
-from ebmcore.samplers import normal_like, run
+from ebmcore.conditions import name_conditions
+from ebmcore.samplers import run
 
 
 class SignFlip(CD):
@@ -134,7 +134,7 @@ class Noise(CD):
     """Starts at noise."""
 
     def start_chains(self, x, *args, **kwargs):
-        return self.new_chains(normal_like(x, self.generator), name_conditions(args, kwargs, x))
+        return self.new_chains(torch.randn_like(x, generator=self.generator), name_conditions(args, kwargs, x))
 
 
 class Alias(CD):
@@ -294,7 +294,7 @@ class Swallowing(CD):
     def draw_negatives(self, x, *args, **kwargs):
         with contextlib.suppress(Exception):
             return super().draw_negatives(x, *args, **kwargs)
-        return normal_like(x, self.generator)
+        return torch.randn_like(x, generator=self.generator)
 
     def compute_loss(self, x, pred_x, *args, **kwargs):
         with contextlib.suppress(Exception):
@@ -389,7 +389,7 @@ class NudgedRestarts(PCD):
         state = super().start_chains(x, *args, **kwargs)
         self.restart_prob = restart_prob
         uniform = torch.rand(len(state), 1, generator=self.generator)
-        noise = 0.01 * normal_like(state.x, self.generator)
+        noise = 0.01 * torch.randn_like(state.x, generator=self.generator)
         return state.with_tensors({**state.tensors(), "x": torch.where(uniform < restart_prob, state.x + noise, state.x)})
 
 
