@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import _engine_run_backward
+from torch.autograd import Variable
 
 from ebmcore.distributions import BaseDistribution
 from ebmcore.errors import MissingCapabilityError
@@ -160,7 +160,9 @@ def gradient(energy: Callable[..., Tensor], x: Tensor) -> Tensor:
         >>> gradient(Quadratic((2,)), torch.tensor([[1.0, 2.0]]))
         tensor([[1., 2.]])
     """
-    return value_and_grad(energy, x)[1]
+    closed_form = getattr(energy, "value_and_grad", None)
+    grad: Tensor = _differentiate(energy, x)[1] if closed_form is None else closed_form(x)[1].detach()
+    return grad
 
 
 def _differentiate(energy: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,7 +172,9 @@ def _differentiate(energy: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Te
         x = x.detach().requires_grad_()
         value = check_energies(energy(x), x)
         # What torch.autograd.grad ends in; its own handling of arguments is 8 % of a CD-10 step (MLP 2-128-128-1, batch 64).
-        (grad,) = _engine_run_backward((value,), (torch.ones_like(value),), False, False, (x,), False, accumulate_grad=False)
+        (grad,) = Variable._execution_engine.run_backward(
+            (value,), (torch.ones_like(value),), False, False, (x,), False, accumulate_grad=False
+        )
     return value, grad
 
 
@@ -206,14 +210,16 @@ def frozen(energy: nn.Module) -> Iterator[None]:
             if buffer is not None:
                 buffers.append((module, name, buffer, buffer.detach().clone(), buffer._version))
     try:
-        for module, _ in modules:
-            module.training = False
+        for module, training in modules:
+            if training:
+                module.training = False
         for parameter, _ in parameters:
             parameter.requires_grad = False
         yield
     finally:
         for module, training in modules:
-            module.training = training
+            if module.training is not training:
+                module.training = training
         for parameter, requires_grad in parameters:
             parameter.requires_grad = requires_grad
         for owner, name, buffer, saved, version in buffers:

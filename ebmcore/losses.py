@@ -34,7 +34,7 @@ from ebmcore.samplers import (
     eager_transitions,
     finite_rows,
     new_chains,
-    run,
+    quarantine,
 )
 
 __all__ = ["BaseContrastiveDivergence", "BaseLoss"]
@@ -287,12 +287,14 @@ class BaseContrastiveDivergence(BaseLoss):
     @property
     def device(self) -> torch.device:
         """Device of the energy."""
-        return next((t.device for t in _tensors(self.energy)), torch.device("cpu"))
+        first = _first_tensor(self.energy)
+        return torch.device("cpu") if first is None else first.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The floating-point type of the energy, and so of data and chains."""
-        return next((t.dtype for t in _tensors(self.energy) if t.is_floating_point()), torch.get_default_dtype())
+        first = _first_tensor(self.energy, floating=True)
+        return torch.get_default_dtype() if first is None else first.dtype
 
     def initial_distribution(self, shape: Sequence[int], x: Tensor | None = None) -> InitialDistribution:
         """Returns where chains of examples of ``shape`` start: the energy's own distribution, else a standard normal.
@@ -311,8 +313,13 @@ class BaseContrastiveDivergence(BaseLoss):
 
         The same shape again returns the same tensor, in the loss's dtype and on its device; another shape re-initialises.
         """
-        with self._rank_generator():
-            return self._allocate(tuple(shape), None)
+        chains = self.chains
+        if not chains.matches(shape):
+            with self._rank_generator():
+                return self._allocate(tuple(shape), None)
+        chains.move_to(self.dtype, self.device)
+        chains.keep_local_shard()
+        return chains.tensors["x"]
 
     def draw_negatives(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Starts chains, makes ``k_steps`` transitions and keeps the chains; returns their positions, detached.
@@ -321,24 +328,26 @@ class BaseContrastiveDivergence(BaseLoss):
         the loss. What the sampler reports is in ``metrics``, averaged over the steps and the finite chains.
         """
         self._check_batch(x)
-        if self.training and torch.is_grad_enabled() and supports(self.energy, SupportsDataStatistics):
-            with torch.no_grad():
-                self.energy.observe_data(x, *args, **kwargs)  # type: ignore[operator]
-        with self._rank_generator(), self.negative_phase(), frozen(self.energy), torch.no_grad():
-            state = self.start_chains(x, *args, **kwargs)
-            state, info = run(
-                self.sampler, self.energy, state, self.k_steps, generator=self.generator, transitions=self.transitions
-            )
-            self.keep_chains(state)
+        energy, training = self.energy, self.training and torch.is_grad_enabled()
+        with torch.no_grad(), self._rank_generator():
+            if training and supports(energy, SupportsDataStatistics):
+                energy.observe_data(x, *args, **kwargs)  # type: ignore[operator]
+            with self.negative_phase(), frozen(energy):
+                state = self.start_chains(x, *args, **kwargs)
+                state, totals = self.transitions(self.sampler, energy, state, self.k_steps, generator=self.generator)
+                state = quarantine(state)
+                self.keep_chains(state)
         self.negatives = state
-        if info:
+        if totals:
             finite = state.finite()
-            self.metrics |= {name: torch.where(finite, value, 0).sum() / finite.sum() for name, value in info.items()}
-        return state.x
+            n = self.k_steps * finite.sum()
+            self.metrics |= {name: torch.where(finite, total, 0).sum() / n for name, total in totals.items()}
+        pred_x: Tensor = state.x
+        return pred_x
 
     def negative_phase(self) -> AbstractContextManager[None]:
         """Context in which chains start and move; nothing unless a variant's negatives are those of another energy."""
-        return nullcontext()
+        return _NOTHING
 
     def start_chains(self, x: Tensor, *args: Any, **kwargs: Any) -> ChainState:
         """Returns the chains that this call moves: a copy of the data unless overridden. Called with the energy frozen."""
@@ -391,21 +400,24 @@ class BaseContrastiveDivergence(BaseLoss):
         negative_conditions = self._conditions_of_negatives(pred_x, conditions, negative_conditions)
         finite = finite_rows(pred_x)
         # A stand-in with weight 0 where a chain is not finite: 0 * NaN would still be NaN in the gradient.
-        scored = torch.where(as_rows(finite, pred_x), pred_x.detach(), x if x.shape == pred_x.shape else x[:1])
+        negatives = pred_x.detach() if pred_x.requires_grad else pred_x
+        scored = torch.where(as_rows(finite, pred_x), negatives, x if x.shape == pred_x.shape else x[:1])
         energies = self._score(x, scored, conditions, negative_conditions)
-        n = len(x)
-        of_data = (
-            energies.new_full((n,), 1 / n) if data_weights is None else _normalised(_checked(data_weights, x), energies)
-        )
         kept = finite if negative_weights is None else torch.where(finite, _checked(negative_weights, pred_x), 0)
-        weights = torch.cat([of_data, -_normalised(kept, energies)])
-        gap = (weights * energies).sum()
-        parts = (weights * energies.detach()).split([n, len(pred_x)])
+        weights = -_normalised(kept, energies)
+        n = x.shape[0]
+        if data_weights is None:
+            weights = torch.constant_pad_nd(weights, (n, 0), 1 / n)
+        else:
+            weights = torch.cat([_normalised(_checked(data_weights, x), energies), weights])
+        weighted = weights * energies
+        gap = weighted.sum()
+        energy_gap, energy_data = gap.detach(), weighted.detach().narrow(0, 0, n).sum()
         self.metrics |= {
-            "energy_data": parts[0].sum(),
-            "energy_negatives": -parts[1].sum(),
-            "energy_gap": gap.detach(),
-            "quarantined": (~finite).sum(),
+            "energy_data": energy_data,
+            "energy_negatives": energy_data - energy_gap,
+            "energy_gap": energy_gap,
+            "quarantined": finite.logical_not().sum(),
         }
         if not self.energy_l2:
             return gap
@@ -445,11 +457,11 @@ class BaseContrastiveDivergence(BaseLoss):
             )
         return name_conditions((), given, pred_x)  # one row for each negative, or an error that says so
 
+    def _rank_generator(self) -> AbstractContextManager[None]:
+        return _NOTHING if self.generator is not None or world_size() == 1 else self._seeded_by_rank()
+
     @contextmanager
-    def _rank_generator(self) -> Iterator[None]:
-        if self.generator is not None or world_size() == 1:
-            yield
-            return
+    def _seeded_by_rank(self) -> Iterator[None]:
         seed = int(torch.randint(2**62, ()))  # equal on all ranks where their global seeds are
         self.generator = stream_generator(seed, "chains", rank=rank(), device=self.device)
         try:
@@ -458,13 +470,8 @@ class BaseContrastiveDivergence(BaseLoss):
             self.generator = None
 
     def _allocate(self, shape: tuple[int, ...], x: Tensor | None) -> Tensor:
-        chains, dtype, device = self.chains, self.dtype, self.device
-        if chains.x is not None and chains.matches(shape):
-            chains.move_to(dtype, device)  # the energy may have been moved alone
-            chains.keep_local_shard()  # the process group may be younger than the chains
-            return chains.x
         initial = self.initial_distribution(shape[1:], x)
-        return chains.allocate(shape, initial, dtype=dtype, device=device, generator=self.generator)
+        return self.chains.allocate(shape, initial, dtype=self.dtype, device=self.device, generator=self.generator)
 
     def _check_batch(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or x.ndim < 2 or not x.shape[0]:
@@ -480,9 +487,16 @@ class BaseContrastiveDivergence(BaseLoss):
         return self
 
 
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
+_NOTHING = nullcontext()
+
+
+def _first_tensor(energy: nn.Module, floating: bool = False) -> Tensor | None:
+    for module in energy.modules():
+        for tensors in (module._parameters, module._buffers):
+            for tensor in tensors.values():
+                if tensor is not None and (tensor.is_floating_point() or not floating):
+                    return tensor
+    return None
 
 
 def _checked(weights: Tensor, x: Tensor) -> Tensor:

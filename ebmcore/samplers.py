@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -62,12 +62,12 @@ class ChainState:
     records: ClassVar[tuple[str, ...]] = ()
 
     def __len__(self) -> int:
-        return self.x.shape[0]
+        return self.x.shape[0]  # the tensor's own len() is a Python function
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns all tensors of the state by name; those of conditions are named ``"conditions.<name>"``."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "conditions"}
-        return own | {CONDITION + name: t for name, t in self.conditions.items()}
+        own = {name: t for name, t in vars(self).items() if name != "conditions"}
+        return own | {CONDITION + name: t for name, t in self.conditions.items()} if self.conditions else own
 
     def with_tensors(self: State, tensors: Mapping[str, Tensor]) -> State:
         """Returns a state of this kind made of ``tensors``, named as `tensors` names them."""
@@ -96,7 +96,7 @@ def finite_rows(t: Tensor) -> Tensor:
     if not t.numel():
         return torch.ones(len(t), dtype=torch.bool, device=t.device)
     zeros = t - t  # NaN where t is not finite
-    return (zeros.sum(tuple(range(1, t.ndim))) if t.ndim > 1 else zeros) == 0
+    return (zeros.sum(tuple(range(1, t.ndim))) if t.ndim > 1 else zeros).logical_not()
 
 
 def select_chains(mask: Tensor, chosen: State, other: State) -> State:
@@ -217,7 +217,7 @@ def eager_transitions(
     totals: dict[str, Tensor] = {}
     for _ in range(n_steps):
         state, info = sampler.step(energy, state, generator=generator)
-        totals = _added(totals, info)
+        _add(totals, info)
     tensors = state.tensors()
     if any(t.requires_grad for t in tensors.values()):
         state = state.with_tensors({name: t.detach() for name, t in tensors.items()})
@@ -273,10 +273,10 @@ def run(
             state, totals = transitions(sampler, energy, state, n_steps, generator=generator)
         for i in range(n_steps if observers else 0):
             state, info = transitions(sampler, energy, state, 1, generator=generator)
-            totals = _added(totals, info)
+            _add(totals, info)
             for observe in observers:
                 observe(i, state, info)
-    return _quarantine(state), {name: total / n_steps for name, total in totals.items()}
+    return quarantine(state), {name: total / n_steps for name, total in totals.items()}
 
 
 def sample(
@@ -331,12 +331,13 @@ def new_chains(
     return replace(state, conditions=conditions) if conditions else state
 
 
-def _added(totals: dict[str, Tensor], info: Info) -> dict[str, Tensor]:
-    return totals | {name: totals[name] + value if name in totals else value for name, value in info.items()}
+def _add(totals: dict[str, Tensor], info: Info) -> None:
+    for name, value in info.items():
+        totals[name] = totals[name] + value if name in totals else value
 
 
-def _quarantine(state: State) -> State:
-    # Positions show that they are NaN or infinite; a chain that is lost in another tensor is marked there.
-    if not state.x.is_floating_point() or not state._moving().keys() - {"x"}:
+def quarantine(state: State) -> State:
+    """Returns the state with NaN positions for chains that are NaN or infinite in another tensor, where it would not show."""
+    if type(state) is ChainState or not state.x.is_floating_point():
         return state
     return replace(state, x=state.x.masked_fill(~as_rows(state.finite(), state.x), torch.nan))
