@@ -44,10 +44,14 @@ class BaseLoss(StrictKeywords, nn.Module, ABC):
 
     family: ClassVar[str] = "other"
     needs_sampler: ClassVar[bool] = False
+    state_space: ClassVar[str | None] = None
+    labels: ClassVar[str | None] = "conditions"
     example_options: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self) -> None:
         super().__init__()
+        self.step = 0
+        self.built = False
         self.metrics: MutableMapping[str, Tensor] = {}
         self.generator: torch.Generator | None = None
 
@@ -57,6 +61,16 @@ class BaseLoss(StrictKeywords, nn.Module, ABC):
         A loss that smooths the data, such as denoising score matching with ``1 / (variance + sigma**2)``, overrides it.
         """
         return 1 / variance
+
+    def build(self, shape: Sequence[int]) -> None:
+        """Make the parts whose shape depends on the data; none by default."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameter groups as torch's optimizers take them."""
+        return [{"params": list(self.parameters())}]
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile what the loss samples: nothing, by default."""
 
     @abstractmethod
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -19,6 +19,7 @@ from ebmcore.errors import AmbiguousComponentError, CheckpointError, EbmcoreErro
 from ebmcore.training import (
     BaseObserver,
     DataSource,
+    Run,
     check_compatible,
     check_installed,
     latest_checkpoint,
@@ -122,12 +123,9 @@ def write_text(path: Path, text: str) -> None:
 class SavedConfig(BaseObserver):
     """Saves the resolved configuration, once training has accepted it."""
 
-    def __init__(self, path: Path, config: Config) -> None:
-        self.path = path
-        self.config = config
-
-    def on_start(self, step: int, n_steps: int) -> None:
-        write_text(self.path, yaml.safe_dump(self.config, sort_keys=False))
+    def on_start(self, run: Run) -> None:
+        assert run.directory is not None  # noqa: S101 - the command line has asked for one
+        write_text(run.directory / CONFIG, yaml.safe_dump(dict(run.config), sort_keys=False))
 
 
 def report(metric: str, result: dict[str, Any]) -> str:

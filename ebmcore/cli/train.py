@@ -46,7 +46,7 @@ def train(arguments: Sequence[str]) -> None:
     if config["measure_every"] is not None and not metrics:
         raise UsageError("--measure_every needs a metric: name it with --metric NAME")
     options = {name: value for name, value in config.items() if name not in PARTS}
-    observers = [SavedConfig(run / CONFIG, config)]
+    observers = [SavedConfig()]
     if "observer" in config:
         observers.append(create(config, "observer"))
     options |= {"measure": measuring(config, metrics, parts) if metrics else None, "observers": observers}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from small_runs import data, pcd, quiet, table
+from small_runs import data, pcd, quiet, run_at, table
 
 import ebmcore
 from ebmcore.errors import DivergenceError, PluginError
@@ -27,9 +27,9 @@ def test_a_new_metric_gets_a_column_and_loses_no_row(tmp_path):
     from ebmcore.training.observers import MetricsFile
 
     file = MetricsFile(tmp_path / "metrics.csv")
-    file.on_start(0, 3)
-    file.on_log(1, {"loss": 1.0})
-    file.on_log(2, {"loss": 2.0, "acceptance_rate": 0.5})
+    file.on_start(run_at(0))
+    file.on_log(run_at(1), {"loss": 1.0})
+    file.on_log(run_at(2), {"loss": 2.0, "acceptance_rate": 0.5})
     rows = table(tmp_path / "metrics.csv")
     assert rows == [
         {"step": "1", "loss": "1.0", "acceptance_rate": ""},
@@ -39,10 +39,10 @@ def test_a_new_metric_gets_a_column_and_loses_no_row(tmp_path):
 
 def test_an_observer_that_raises_ends_the_run_with_its_name_and_the_event():
     class Faulty(BaseObserver):
-        def on_log(self, step, metrics):
+        def on_log(self, run, metrics):
             raise KeyError("mine")
 
-    with pytest.raises(PluginError, match=r"the observer Faulty failed in on_log\(2,\): KeyError: 'mine'"):
+    with pytest.raises(PluginError, match=r"the observer Faulty failed in on_log at step 2: KeyError: 'mine'"):
         quiet(pcd(), data(), steps=4, log_every=2, observers=[Faulty()])
 
 
@@ -62,13 +62,13 @@ class Diary(BaseObserver):
         if event == self.fails:
             sys.exit("enough")
 
-    def on_start(self, step, n_steps):
+    def on_start(self, run):
         self.hear("on_start")
 
-    def on_log(self, step, metrics):
+    def on_log(self, run, metrics):
         self.hear("on_log")
 
-    def on_end(self):
+    def on_end(self, run):
         self.hear("on_end")
 
 

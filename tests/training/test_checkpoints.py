@@ -22,7 +22,7 @@ from ebmcore.training import BaseObserver, checkpoints, latest_checkpoint, read_
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
     whole, first, second = pcd(restart_prob=0.1), pcd(restart_prob=0.1), pcd(seed=99, restart_prob=0.1)
-    options = {"lr_schedule": "constant", "ema_decay": 0.9}
+    options = {"ema_decay": 0.9}
     expected = quiet(whole, data(), steps=40, out=tmp_path / "whole", **options)
     quiet(first, data(), steps=23, out=tmp_path / "run", **options)
     resumed = quiet(second, data(), steps=40, out=tmp_path / "run", resume=True, **options)

@@ -54,7 +54,9 @@ def test_any_map_style_dataset_will_do():
             return torch.full((2,), float(i))
 
     plain = next(batches(torch.arange(10.0)[:, None].expand(10, 2), StepBatches(10, 4, seed=0)))
-    assert torch.equal(next(batches(Rows(), StepBatches(10, 4, seed=0)))[0], plain[0])
+    (x,), named = next(batches(Rows(), StepBatches(10, 4, seed=0)))
+    assert torch.equal(x, plain[0][0])
+    assert named == {}
 
 
 def test_conditions_of_a_dataset_reach_the_loss():
@@ -86,7 +88,7 @@ def test_making_batches_leaves_the_global_generator_alone():
 
 def test_it_trains():
     loss = ebmcore.create_loss("cd", Quadratic((2,), precision=4.0), ebmcore.create_sampler("langevin", step_size=0.05), 20)
-    result = quiet(loss, data(1000), epochs=10, lr=0.05, lr_schedule="linear")
+    result = quiet(loss, data(1000), epochs=10, lr=0.05, schedules={"optimizer.lr": "linear(end=0)"})
     assert result.step == 10 * math.ceil(1000 / 16)
     assert result.energy is loss.energy
     assert result.energy.precision.item() == pytest.approx(1.0, rel=0.1)
@@ -123,8 +125,8 @@ def test_a_diverging_run_stops_with_step_metric_and_advice_and_keeps_the_last_go
     loss = ebmcore.create_loss("cd", Bomb((2,)), Identity())
 
     class Fuse(BaseObserver):
-        def on_log(self, step, metrics):
-            if step == 15:
+        def on_log(self, run, metrics):
+            if run.step == 15:
                 with torch.no_grad():
                     loss.energy.precision.fill_(torch.nan)
 
@@ -139,7 +141,7 @@ def test_parameters_that_are_not_finite_are_never_written(tmp_path):
     loss = ebmcore.create_loss("cd", Quadratic((2,)), Identity())
 
     class Fuse(BaseObserver):
-        def on_log(self, step, metrics):
+        def on_log(self, run, metrics):
             with torch.no_grad():
                 loss.energy.mean[0] = torch.inf
 
@@ -168,7 +170,7 @@ def test_the_moving_average_is_that_of_the_parameters():
     loss, seen = pcd(), []
 
     class Watch(BaseObserver):
-        def on_log(self, step, metrics):
+        def on_log(self, run, metrics):
             seen.append(next(loss.energy.parameters()).detach().clone())
 
     result = quiet(loss, data(), steps=5, ema_decay=0.8, log_every=1, observers=[Watch()])
@@ -234,7 +236,7 @@ def test_the_generator_of_the_loss_is_its_own_again_afterwards():
 
 def test_the_generator_of_the_loss_is_its_own_again_if_an_observer_fails_at_the_start():
     class Failing(BaseObserver):
-        def on_start(self, step, n_steps):
+        def on_start(self, run):
             raise RuntimeError("no disk")
 
     loss = pcd()
@@ -259,7 +261,7 @@ def test_a_linear_schedule_ends_at_zero():
         made.register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
         return made
 
-    quiet(pcd(), data(), steps=4, optimizer=optimizer, lr_schedule="linear")
+    quiet(pcd(), data(), steps=4, optimizer=optimizer, schedules={"optimizer.lr": "linear(end=0)"})
     assert rates == [1.0, 0.75, 0.5, 0.25]
 
 
@@ -279,9 +281,9 @@ def test_it_runs_in_mixed_precision():
         ({}, "either as epochs or as steps"),
         ({"epochs": 1, "steps": 1}, "either as epochs or as steps"),
         ({"steps": 0}, "at least one step"),
-        ({"steps": 1, "optimizer": "adagrad"}, "must be 'adam', 'sgd' or a function"),
+        ({"steps": 1, "optimizer": "adagradd"}, "there is no optimizer 'adagradd', did you mean adagrad"),
         ({"steps": 1, "lr": -1.0}, "lr must be above 0"),
-        ({"steps": 1, "lr_schedule": "cosine"}, "must be 'constant' or 'linear'"),
+        ({"steps": 1, "accumulate": 0}, "accumulate must be at least 1"),
         ({"steps": 1, "clip_grad": -1.0}, "clip_grad must be above 0"),
         ({"steps": 1, "ema_decay": 2.0}, "ema_decay must be from 0 to below 1"),
         ({"steps": 1, "batch_size": 0}, "batch_size must be at least 1"),
