@@ -29,13 +29,14 @@ from ebmcore.training import (
     stream_seed,
     warn_of_other_versions,
 )
+from ebmcore.training.fit import build_loss
 
 CONFIG = "config.yaml"
 
 
 @dataclass
 class Parts:
-    """What a run is made of."""
+    """The components of a run; ``sampler`` is `None` where none was named."""
 
     data: DataSource
     energy: nn.Module
@@ -57,12 +58,14 @@ def build(config: Config) -> Parts:
     with torch.random.fork_rng():
         torch.manual_seed(stream_seed(config.get("seed", 0), "init"))
         energy = create(config, "energy", shape=data.shape)
-    sampler = create(config, "sampler")
-    check_compatible(energy, sampler, data)
-    given = {"energy": energy}
-    if host.load("loss", config["loss"]["name"]).needs_sampler:
-        given["sampler"] = sampler
-    return Parts(data, energy, sampler, create(config, "loss", **given))
+    sampler = create(config, "sampler") if "sampler" in config else None
+    kind = host.load("loss", config["loss"]["name"])
+    if kind.needs_sampler and sampler is None:
+        raise UsageError(f"the configuration names no sampler, which the loss {config['loss']['name']} needs")
+    check_compatible(energy, sampler, data, kind)
+    loss = create(config, "loss", energy=energy, **({"sampler": sampler} if kind.needs_sampler else {}))
+    build_loss(loss, data.shape, config.get("seed", 0))
+    return Parts(data, energy, sampler, loss)
 
 
 def load_run(run: Path) -> tuple[Config, Parts, int]:
@@ -75,7 +78,7 @@ def load_run(run: Path) -> tuple[Config, Parts, int]:
     parts = build(config)
     checkpoint = latest_checkpoint(run / "checkpoints")
     if checkpoint is None:
-        raise CheckpointError(f"{run} holds no checkpoint yet: train it, or go on with 'ebmcore train --resume {run}'")
+        raise CheckpointError(f"{run} holds no checkpoint yet: train it, or resume it with 'ebmcore train --resume {run}'")
     tensors, info = read_checkpoint(checkpoint)
     warn_of_other_versions(info, checkpoint)
     prefixes = ("average.module.", "loss.energy.")
@@ -101,7 +104,7 @@ def run_config(run: Path) -> Config:
     config = read_config(run / CONFIG)
     checkpoint = latest_checkpoint(run / "checkpoints")
     then = read_info(checkpoint).get("components", {}) if checkpoint is not None else {}
-    for part in REQUIRED:
+    for part in (*REQUIRED, "sampler"):
         kind = PARTS[part][0]
         try:
             host.find(kind, config[part]["name"])

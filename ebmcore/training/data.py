@@ -55,8 +55,9 @@ def check_compatible(energy: nn.Module, sampler: object, data: DataSource, loss:
         )
     of_loss = getattr(loss, "state_space", None)
     if of_loss not in (None, data.state_space):
+        name = loss.__name__ if isinstance(loss, type) else type(loss).__name__
         raise UsageError(
-            f"the loss {type(loss).__name__} is for {of_loss} data, but {type(data).__name__} is {data.state_space}: "
+            f"the loss {name} is for {of_loss} data, but {type(data).__name__} is {data.state_space}: "
             f"choose a loss for {data.state_space} data, or {of_loss} data"
         )
 

@@ -318,7 +318,7 @@ def _prepare(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: 
     order = StepBatches(n_examples(train), options.batch_size, seed=options.seed, rank=rank, world=fabric.world_size)
     n_steps = options.number_of_steps(order.steps_per_epoch)
     first = next(batches(train, order))
-    build(loss, first[0][0].shape[1:], options.seed)
+    build_loss(loss, first[0][0].shape[1:], options.seed)
     if options.compile:
         loss.compile()
     optimizer = create_optimizer(options.optimizer, loss, options.lr, options.precision)
@@ -357,7 +357,7 @@ def _prepare(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: 
     )
 
 
-def build(loss: BaseLoss, shape: Sequence[int], seed: int) -> None:
+def build_loss(loss: BaseLoss, shape: Sequence[int], seed: int) -> None:
     """Let a loss make the parts whose shape depends on the data, once. Their initial values are a function of the seed."""
     if loss.built:
         return
