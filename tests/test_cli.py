@@ -62,7 +62,8 @@ def test_training_leaves_its_configuration_metrics_checkpoint_and_evaluation(run
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["energy"] == {"name": "rbm", "hidden": 4, "weight_std": 0.01, "centered": False}
     assert config["loss"]["n_chains"] == 10
-    assert config["optimizer"] == "sgd"  # what the energy recommends
+    assert config["optimizer"]["name"] == "sgd"  # recommended by the energy
+    assert config["schedules"] == {"optimizer.lr": "linear(end=0)"}
     assert (run / "metrics.csv").read_text().startswith("step,loss,")
     assert latest_checkpoint(run / "checkpoints").name == "step-00000020"
     assert json.loads((run / "evaluation.json").read_text())["exact-ll"]["step"] == 20
@@ -98,7 +99,7 @@ def test_a_name_can_be_a_canonical_id(tmp_path):
 
 def test_resuming_goes_on_to_a_longer_training(run, tmp_path):
     whole, part = tmp_path / "whole", tmp_path / "part"
-    options = f"{RBM} --loss pcd --loss.n_chains 10 --lr_schedule constant"
+    options = f"{RBM} --loss pcd --loss.n_chains 10 --schedules.optimizer.lr constant()"
     assert train(f"{options} --steps 30", whole) == 0
     assert train(f"{options} --steps 12", part) == 0
     assert ebmcore("train --steps 30 --resume", part) == 0
@@ -250,7 +251,7 @@ WRONG = {
     "unknown command": ("frobnicate", "the commands are train"),
     "unknown name": (f"train {FULL} --energy rmb", "did you mean rbm?"),
     "unknown name that is known elsewhere": (f"train {FULL} --loss fpcd2", "did you mean fpcd or pcd"),
-    "no name": ("train --energy", "--energy needs the name of a energy"),
+    "no name": ("train --energy", "--energy needs the name of a component of the kind energy"),
     "unknown option": (f"train {FULL} --bogus 3", "unknown option --bogus"),
     "unknown option of a component": (f"train {FULL} --loss.n_chain 3", "did you mean --loss.n_chains?"),
     "missing option of a component": ("train --energy rbm", "missing --energy.hidden"),
@@ -297,7 +298,7 @@ WRONG = {
     "interval without a metric": (f"train {FULL} --measure_every 5", "--measure_every needs a metric"),
     "interval of nothing": (f"train {FULL} --metric exact-ll --measure_every 0", "measure_every must be at least 1"),
     "device that is not there": (f"train {FULL} --accelerator abacus", "accelerator='abacus'"),
-    "missing parts": ("train --energy rbm --energy.hidden 3", "--data, --sampler, --loss"),
+    "missing parts": ("train --energy rbm --energy.hidden 3", "--data, --loss, --out missing"),
 }
 
 
@@ -306,7 +307,7 @@ def test_wrong_input_is_one_clear_line_and_exit_status_2(command, message, tmp_p
     monkeypatch.chdir(tmp_path)
     # The last of an option given twice counts, so a component's options may no longer fit it.
     words = command.split()
-    if words[0] == "train" and "--out" not in words and message != "--data, --sampler, --loss":
+    if words[0] == "train" and "--out" not in words and message != "--data, --loss, --out missing":
         words += ["--out", "run"]
     words = drop_overridden(words)
     files = {"part.yaml": b"energy: 5", "bytes.yaml": b"\xff\xfe\x00", "resume.yaml": b"resume: runs/demo"}
@@ -338,7 +339,7 @@ def drop_overridden(words):
 def test_an_existing_directory_is_never_overwritten(run, capsys):
     before = sorted((p, p.stat().st_mtime_ns) for p in run.rglob("*"))
     assert train(f"{RBM} --loss cd --steps 1", run) == 2
-    assert f"go on with 'ebmcore train --resume {run}'" in capsys.readouterr().err
+    assert f"resume it with 'ebmcore train --resume {run}'" in capsys.readouterr().err
     assert before == sorted((p, p.stat().st_mtime_ns) for p in run.rglob("*"))
 
 
@@ -469,10 +470,10 @@ def test_a_run_that_diverges_stops_with_step_and_advice(tmp_path, capsys):
 def test_the_learning_rate_recommended_by_the_energy_gives_way_to_the_users(tmp_path):
     assert train(f"{RBM} --loss cd --steps 1 --lr 0.125 --optimizer adam", tmp_path / "run") == 0
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    assert (config["lr"], config["optimizer"], config["batch_size"]) == (0.125, "adam", 50)
+    assert (config["lr"], config["optimizer"]["name"], config["batch_size"]) == (0.125, "adam", 50)
 
 
-def test_a_loss_that_needs_no_sampler_trains(tmp_path):
+def test_loss_without_sampler_trains(tmp_path):
     from correct_components import ScoreMatching
 
     class Plugin:

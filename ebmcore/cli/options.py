@@ -4,7 +4,8 @@
 a component, their types and their help come from its own constructor, so a third-party plugin's appear by themselves.
 The optimizers of ``torch.optim`` are named in the same way: ``--optimizer adamw --optimizer.betas "[0.0, 0.999]"``.
 ``--metric`` may stand several times, and ``--metric.OPTION`` belongs to the metric named before it; in a file they are a list.
-A schedule is the same text in both: ``--schedules.sampler.step_size "cosine(0.1, 0.01)"`` is ``schedules: {sampler.step_size: "cosine(0.1, 0.01)"}``.
+A schedule is the same text in both: ``--schedules.sampler.step_size "cosine(0.1, 0.01)"`` on the command line is
+``schedules: {sampler.step_size: "cosine(0.1, 0.01)"}`` in a file.
 """
 
 from __future__ import annotations
