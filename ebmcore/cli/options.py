@@ -60,10 +60,15 @@ def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(P
     energy = named.get("energy") or _merge(*sources).get("energy", {}).get("name")
     if base is None and "loss" in parts:
         recommended = getattr(host.load("energy", energy), "training_defaults", {}) if energy else {}
-        sources = [{"optimizer": {"name": "adam"}}, _named_parts(recommended), *sources]
+        sources = [_named_parts(recommended), *sources]
     merged = _merge(*sources)
     schedules = _checked_schedules(merged.pop("schedules", None) or {})
     names = {part: merged.get(part, {}).get("name") for part in parts} | named
+    if (
+        "loss" in parts and not names["optimizer"] and not _asks_for_help(arguments)
+    ):  # the help shows options of what was named
+        names["optimizer"] = "adam"
+        merged["optimizer"] = {"name": "adam"} | merged.get("optimizer", {})
     for part in parts:  # another component than the base's takes none of the base's options
         if merged.get(part, {}).get("name") not in (None, names[part]):
             merged[part] = {"name": names[part]}
@@ -95,8 +100,8 @@ def _spelled_out(arguments: Sequence[str]) -> list[str]:
 def _parsed(
     prog: str, names: dict[str, str | None], parts: Sequence[str], merged: Config, arguments: Sequence[str]
 ) -> Config:
-    asked_for_help = not {"-h", "--help"}.isdisjoint(arguments)
-    parser = _parser(prog, {p: name for p, name in names.items() if name is not None}, parts, asked_for_help=asked_for_help)
+    known = {part: name for part, name in names.items() if name is not None}
+    parser = _parser(prog, known, parts, for_help=_asks_for_help(arguments))
     try:
         config = parser.parse_args(["--config", yaml.safe_dump(merged), *arguments]).as_dict()
     except argparse.ArgumentError as error:
@@ -106,6 +111,10 @@ def _parsed(
             raise UsageError(f"wrong options; see '{prog} --help'") from end
         raise
     return {key: _plain(value) for key, value in config.items() if key not in ("config", "recipe", "schedules")}
+
+
+def _asks_for_help(arguments: Sequence[str]) -> bool:
+    return not {"-h", "--help"}.isdisjoint(arguments)
 
 
 def _split_off_schedules(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -199,7 +208,7 @@ def read_config(path: Path) -> Config:
     return config
 
 
-def _parser(prog: str, names: dict[str, str], parts: Sequence[str], *, asked_for_help: bool = False) -> ArgumentParser:
+def _parser(prog: str, names: dict[str, str], parts: Sequence[str], *, for_help: bool) -> ArgumentParser:
     parser = ArgumentParser(prog=prog, exit_on_error=False, description=__doc__, print_config=None, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with these options; the command line overrides it")
     training = "loss" in parts
@@ -208,7 +217,7 @@ def _parser(prog: str, names: dict[str, str], parts: Sequence[str], *, asked_for
         parser.add_argument("--recipe", metavar="NAME", help="start from that configuration; all other options override it")
     for part in parts:
         kind, given = PARTS[part]
-        shown = _losses_without_sampler() if part == "sampler" and training and asked_for_help else ""
+        shown = _losses_without_sampler() if part == "sampler" and training and for_help else ""
         shown += "" if part in names else f"; then '{prog} --{part} NAME --help' shows its options"
         parser.add_argument(f"--{part}.name", type=str, metavar="NAME", help=f"the {kind}; also --{part} NAME{shown}")
         if part in names:

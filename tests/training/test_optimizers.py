@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from small_runs import data, pcd, quiet, same_state
 
 import ebmcore
@@ -117,6 +118,19 @@ def test_accumulated_run_resumes_bit_for_bit(tmp_path):
     quiet(pcd(), data(), steps=4, accumulate=3, out=tmp_path)
     quiet(resumed, data(), steps=9, accumulate=3, out=tmp_path, resume=True)
     assert same_state(whole, resumed)
+
+
+def test_ranks_synchronise_once_a_step(monkeypatch):
+    enabled = []
+    original = Fabric.no_backward_sync
+
+    def recorded(self, module, enabled_now=True, **options):
+        enabled.append(options.get("enabled", enabled_now))
+        return original(self, module, **options)
+
+    monkeypatch.setattr(Fabric, "no_backward_sync", recorded)
+    quiet(pcd(), data(), steps=2, accumulate=3)
+    assert enabled == [True, True, False] * 2
 
 
 def test_epochs_count_optimizer_steps():
