@@ -28,7 +28,7 @@ from ebmcore.training.optimizers import OptimizerChoice, create_optimizer
 from ebmcore.training.origins import origins
 from ebmcore.training.run import Run
 from ebmcore.training.scheduled import ScheduledOptions
-from ebmcore.training.schedules import SCHEDULES, Schedule, as_schedule, as_text
+from ebmcore.training.schedules import SCHEDULES, Schedule, as_text
 from ebmcore.training.state import TrainingState
 
 DIVERGED = 1e12  # a metric beyond it is taken for divergence: float32 energies have no digit after the point left by then
@@ -210,8 +210,6 @@ class _Options:
             raise UsageError(f"clip_grad must be above 0, or None for no clipping, got {self.clip_grad!r}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise UsageError(f"ema_decay must be from 0 to below 1, or None for no average, got {self.ema_decay!r}")
-        for name, schedule in self.schedules.items():
-            as_schedule(name, schedule)
 
     def number_of_steps(self, batches_per_epoch: int) -> int:
         """Optimizer steps of the whole run; the last of ``epochs`` may reach into another pass."""

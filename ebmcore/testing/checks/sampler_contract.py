@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ebmcore.compiling.graph import CannotCompileError, ImpureStepError, traced
 from ebmcore.energies import frozen
-from ebmcore.samplers import ChainState, run, transitions
+from ebmcore.samplers import ChainState, eager_transitions, run
 from ebmcore.testing.awkward import Holed
 from ebmcore.testing.cases import ANY_ENERGY, CONTINUOUS, EXACT, RANDOM, Condition, SamplerCase, check, expect, generator
 from ebmcore.testing.checks.stepping import difference, equal
@@ -201,13 +201,13 @@ def check_acceptance_is_not_in_half_precision(case: SamplerCase) -> None:
 
 @check(since="0.1")
 def check_compiled_steps_are_the_steps(case: SamplerCase) -> None:
-    """A step is a pure function of tensors: traced into a graph, as run(compile=True) does, three give what they give without."""
+    """A step is a pure function of tensors: traced into a graph, as loss.compile() does, three give what they give without."""
     sampler, energy = case.make(), case.energy(*case.shape)
     state = _init(case, sampler, energy, case.start())
     eager, info = run(sampler, energy, state, 3, generator=generator())
     try:
         with frozen(energy), torch.no_grad():
-            graph = traced(transitions, sampler, energy, state, 3)
+            graph = traced(eager_transitions, sampler, energy, state, 3)
             compiled, told = graph(sampler, energy, state, 3, generator=generator())
     except ImpureStepError as error:
         raise AssertionError(f"the step is no pure function of tensors: {error}") from error
