@@ -101,6 +101,13 @@ def test_micro_batches_draw_other_numbers():
     assert accumulated.step == 2
 
 
+def test_second_training_counts_from_zero():
+    loss = Mean(Quadratic((2,)))
+    quiet(loss, data(), steps=2)
+    quiet(loss, data(), steps=2)
+    assert loss.steps == [0, 1, 0, 1]
+
+
 def test_accumulated_metrics_are_means():
     sizes = []
 
