@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -167,9 +167,7 @@ class PersistentChains(nn.Module):
     def draw(
         self, fresh: State, *, restart_prob: float = 0.0, generator: torch.Generator | None = None
     ) -> tuple[State, Slots]:
-        """Draws as many different chains as ``fresh`` has, each restarted with probability ``restart_prob``.
-
-        A draw of all chains is in the order of the slots; a smaller one is a random subset in random order.
+        """Draws as many different chains as ``fresh`` has: all in the order of their slots, or a random subset in random order.
 
         Args:
             fresh: Newly started chains: what a restarted chain becomes, now or when it turns out to be NaN or infinite.
@@ -202,12 +200,7 @@ class PersistentChains(nn.Module):
         return state, Slots(some, ages, fresh)
 
     def write(self, state: ChainState, slots: Slots) -> None:
-        """Puts drawn chains back into their slots; those that are NaN or infinite are restarted instead.
-
-        Args:
-            state: The chains after their transitions, in the order in which `draw` gave them.
-            slots: What `draw` returned with them.
-        """
+        """Puts the chains of a `draw` back into their slots; those that are NaN or infinite are restarted instead."""
         if len(state) != slots.index.shape[0]:
             raise UsageError(
                 f"{slots.index.shape[0]} chains were drawn, but {len(state)} are to be written: write all of them"
@@ -220,9 +213,9 @@ class PersistentChains(nn.Module):
     def resample(self, weights: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Replaces chains of small weight by copies of those of large weight; a copy gets an id that no chain had before.
 
-        Systematic resampling: chain ``i`` is kept ``n w_i`` times on average, rounded up or down. A chain that is kept stays in
-        its slot, with its id; its copies take the slots of those that are not. In a process group each rank resamples its own
-        chains. Weights that the chains carry in their state are copied with them: the caller resets them.
+        Systematic resampling: chain ``i`` is kept ``n w_i`` times on average, rounded up or down. A kept chain stays in its slot
+        with its id; its copies take the slots of those that are not. In a process group each rank resamples its own chains.
+        Weights in the chains' state are copied with them: the caller resets them.
 
         Args:
             weights: Weights of this rank's chains ``(chains,)``, at least 0 and not all 0.
@@ -274,38 +267,36 @@ class PersistentChains(nn.Module):
 
     def _load_from_state_dict(
         self,
-        state_dict: Mapping[str, Any],
+        state_dict: Any,
         prefix: str,
-        local_metadata: dict[str, Any],
+        _: Any,
         strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
     ) -> None:
         loaded = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
         if not loaded:
             if self.tensors and strict:
-                missing_keys.extend(prefix + name for name in self.tensors)
+                missing.extend(prefix + name for name in self.tensors)
             return
         _refuse_inference_mode()
         if not {"x", "id", "age"} <= set(loaded):
-            error_msgs.append(f"{prefix}: holds {sorted(loaded)}, but chains need x, id and age")
+            errors.append(f"{prefix}: holds {sorted(loaded)}, but chains need x, id and age")
             return
         sizes = {len(value) for value in loaded.values()}
         if len(sizes) > 1:
-            error_msgs.append(f"{prefix}: its tensors disagree about the number of chains: {sorted(sizes)}")
+            errors.append(f"{prefix}: its tensors disagree about the number of chains: {sorted(sizes)}")
             return
         try:
             # Gathered whole on every rank and cut again below: the ranks that saved it may have been fewer or more.
             whole = {name: _whole(value) for name, value in loaded.items()}
         except RuntimeError as error:
-            error_msgs.append(f"{prefix}: its chains cannot be gathered ({error}): {_SAVE_TOGETHER}")
+            errors.append(f"{prefix}: its chains cannot be gathered ({error}): {_SAVE_TOGETHER}")
             return
         n_chains = sizes.pop()
         if not whole["id"].is_meta and len(whole["id"].unique()) < n_chains:
-            error_msgs.append(
-                f"{prefix}: some of its {n_chains} chains are missing, others are there twice: {_SAVE_TOGETHER}"
-            )
+            errors.append(f"{prefix}: some of its {n_chains} chains are missing, others are there twice: {_SAVE_TOGETHER}")
             return
         self._n_chains = n_chains
         start, stop = _shard(n_chains)

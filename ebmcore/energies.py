@@ -19,25 +19,9 @@ from ebmcore.distributions import BaseDistribution
 from ebmcore.errors import MissingCapabilityError
 
 __all__ = [
-    "Energy",
-    "SupportsBlockGibbs",
-    "SupportsDataStatistics",
-    "SupportsEnumeration",
-    "SupportsInitialDistribution",
-    "SupportsValueAndGrad",
-    "check_energies",
-    "frozen",
-    "gradient",
-    "require",
-    "supports",
-    "value_and_grad",
-]
-
-
-class Energy(Protocol):
-    """A callable ``(B, *shape) -> (B,)``; further arguments are conditions with one row for each row of ``x``."""
-
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor: ...
+    "SupportsBlockGibbs", "SupportsDataStatistics", "SupportsEnumeration", "SupportsInitialDistribution",
+    "SupportsValueAndGrad", "check_energies", "frozen", "gradient", "require", "supports", "value_and_grad",
+]  # fmt: skip
 
 
 @runtime_checkable
@@ -106,13 +90,7 @@ def _methods(capability: type) -> tuple[str, ...]:
 
 
 def require(energy: object, capability: type, asked_by: str) -> None:
-    """Raises `MissingCapabilityError` unless ``energy`` supports ``capability``.
-
-    Args:
-        energy: The energy.
-        capability: A protocol of this module or of a plugin.
-        asked_by: Name of the sampler or metric that needs it, for the message.
-    """
+    """Raises `MissingCapabilityError` unless ``energy`` supports ``capability``, which ``asked_by`` needs."""
     if not supports(energy, capability):
         methods = ", ".join(f"{name}()" for name in _methods(capability))
         raise MissingCapabilityError(
@@ -182,10 +160,9 @@ def _differentiate(energy: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Te
 def frozen(energy: nn.Module) -> Iterator[None]:
     """Context manager that disables parameter gradients and training mode for ``energy`` and restores both afterwards.
 
-    Samplers call the energy within it: no gradient of the parameters is computed (half of a backward pass is saved), and batch
-    statistics and power iterations stand still. On exit, even if an exception is raised, each module's ``training``, each
-    ``requires_grad`` and each buffer is what it was. The flags belong to the module, so two threads cannot use one energy at
-    the same time; give each thread a copy.
+    Samplers call the energy within it: no gradient of the parameters is computed, batch statistics and power iterations stand
+    still. On exit, even if an exception is raised, each module's ``training``, each ``requires_grad`` and each buffer is what it
+    was. The flags belong to the module, so two threads cannot use one energy at the same time; give each thread a copy.
 
     Raises:
         RuntimeError: Under ``torch.inference_mode``, where no gradient of the energy can be computed.

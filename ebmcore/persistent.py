@@ -30,10 +30,10 @@ class PersistentOptions(TypedDict, total=False):
 
 
 class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
-    """Base of variants whose negative chains persist.
+    """Base of variants whose negative chains persist; a variant is only what differs.
 
     Each call draws as many different chains as the batch has examples (all of them, if they are fewer), moves them and writes
-    them back into their slots. ``forward`` and ``compute_loss`` are here, so that a variant is only what differs.
+    them back into their slots.
 
     Args:
         energy: The model, any module ``(B, *shape) -> (B,)``.

@@ -20,20 +20,9 @@ from ebmcore.conditions import condition
 from ebmcore.energies import frozen, require
 
 __all__ = [
-    "BaseSampler",
-    "ChainState",
-    "Info",
-    "Observer",
-    "Sampler",
-    "Transitions",
-    "as_rows",
-    "check_sampler",
-    "eager_transitions",
-    "finite_rows",
-    "run",
-    "sample",
-    "select_chains",
-]
+    "BaseSampler", "ChainState", "Info", "Observer", "Sampler", "Transitions", "as_rows", "check_sampler",
+    "eager_transitions", "finite_rows", "run", "sample", "select_chains",
+]  # fmt: skip
 
 Info = Mapping[str, Tensor]
 State = TypeVar("State", bound="ChainState")
@@ -44,17 +33,16 @@ CONDITION = "conditions."  # prefix of the names that conditions have among the 
 class ChainState:
     """The state of ``N`` chains: tensors with the chain first.
 
-    A sampler that carries more than positions derives its own dataclass from it and adds tensors; one that carries something
-    other than tensors overrides `tensors` and `with_tensors`. Conditions (labels) belong to the chain; the driver hands them
-    to the energy.
+    A sampler that carries more than positions derives its own dataclass and adds tensors; one that carries something other
+    than tensors overrides `tensors` and `with_tensors`.
 
     Args:
         x: Positions ``(N, *shape)``: what a loss sees as negative samples.
-        conditions: Named conditions, each ``(N, ...)``.
+        conditions: Conditions of each chain (labels) by name, each ``(N, ...)``; the driver hands them to the energy.
 
     Attributes:
-        records: Names of the tensors that record changes of the parameters, such as a log-weight: `Sampler.refresh` may
-            change them, beside what it recomputes.
+        records: Names of the tensors that record changes of the parameters, such as a log-weight, and that
+            `Sampler.refresh` may change.
     """
 
     x: Tensor
@@ -139,8 +127,8 @@ class Sampler(Protocol):
 class BaseSampler(StrictKeywords, ABC):
     """Convenience base: a subclass needs only ``step``.
 
-    What a sampler declares in class attributes is what the conformance kit (`ebmcore.testing`) holds it to. Keep each option
-    under its own name, so that a schedule can change it (`ebmcore.training.schedules`).
+    What a sampler declares in class attributes is what the conformance kit holds it to. Keep each option under its own name,
+    so that a schedule can change it.
 
     Attributes:
         requires: Capabilities (protocols of `ebmcore.energies`) that the energy must have.
@@ -148,8 +136,7 @@ class BaseSampler(StrictKeywords, ABC):
         exact: Whether a step leaves the target distribution invariant. If not, `predicted_bias` says how far off it is.
         reversible: Whether a step is in detailed balance with the target distribution.
         deterministic: Whether it draws no random numbers.
-        has_memory: Whether a chain carries more than its position and what follows from it, such as replicas or a momentum:
-            from an exact sample and a fresh memory it is of the target distribution only in the long run.
+        has_memory: Whether a chain carries more than its position and what follows from it, such as replicas or a momentum.
         example_options: Options (plain data) with which the conformance kit makes one, suited to targets of about unit scale.
         expected_failures: Checks of the kit that are known to fail, each with its reason.
     """
@@ -239,9 +226,8 @@ def run(
     """Runs ``n_steps`` transitions of every chain. The only driver: losses, metrics and `sample` use it.
 
     The energy is frozen meanwhile (`ebmcore.energies.frozen`) and the result is detached. A chain that becomes NaN or infinite
-    in any tensor of its state is quarantined: its positions are NaN in the result and never clamped, so that every user sees
-    it; `ChainState.finite` finds it, `PersistentChains.write` restarts it and the loss gives it weight 0. Nothing here
-    synchronises a device.
+    in any tensor of its state is quarantined: its positions are NaN in the result, never clamped; `PersistentChains.write`
+    restarts it and the loss gives it weight 0. Nothing here synchronises a device.
 
     Args:
         sampler: The Markov kernel.
@@ -291,17 +277,15 @@ def sample(
 ) -> Tensor:
     """Starts chains at ``x``, runs ``n_steps`` transitions and returns the positions, detached.
 
-    For losses outside the contrastive-divergence base, metrics and users; a loss hands on ``transitions=self.transitions``, so
-    that ``loss.compile()`` reaches them.
+    For losses outside the contrastive-divergence base, metrics and users. A loss hands on ``transitions=self.transitions``.
 
     Args:
         sampler: The Markov kernel.
         energy: The energy.
         x: Where the chains start, ``(N, *shape)``; not modified.
         n_steps: Number of transitions, at least 1.
-        conditions: What the energy takes beside ``x``, by name: a keyword, or ``"0"`` for the first positional argument. See
-            `ebmcore.conditions.name_conditions`.
-        generator: The only source of randomness; `None` uses torch's global one.
+        conditions: What the energy takes beside ``x``, by name: a keyword, or ``"0"`` for the first positional argument.
+        generator: As in `run`.
         transitions: As in `run`.
 
     Returns:
@@ -319,12 +303,7 @@ def sample(
 
 
 def new_chains(
-    sampler: Sampler,
-    energy: nn.Module,
-    x: Tensor,
-    conditions: Mapping[str, Tensor],
-    *,
-    generator: torch.Generator | None = None,
+    sampler: Sampler, energy: nn.Module, x: Tensor, conditions: Mapping[str, Tensor], *, generator: torch.Generator | None
 ) -> ChainState:
     """Returns the state of new chains at ``x`` that carry ``conditions``; the caller has frozen the energy."""
     state = sampler.init(condition(energy, conditions), x, generator=generator)
