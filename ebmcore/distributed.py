@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["barrier", "mean_over_ranks", "shutdown", "world"]
+__all__ = ["barrier", "mean_over_ranks", "rank", "shutdown", "world", "world_size"]
 
 
 def world() -> tuple[int, int]:
@@ -16,6 +16,16 @@ def world() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def rank() -> int:
+    """Returns this process's rank; 0 outside a process group."""
+    return world()[0]
+
+
+def world_size() -> int:
+    """Returns the number of ranks; 1 outside a process group."""
+    return world()[1]
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
@@ -28,7 +38,7 @@ def mean_over_ranks(value: Tensor) -> Tensor:
         >>> mean_over_ranks(torch.tensor(2.0))
         tensor(2.)
     """
-    n = world()[1]
+    n = world_size()
     if n == 1:
         return value
     total = value.detach().clone()  # autograd may hand out one tensor twice, or an expanded one
@@ -38,7 +48,7 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 def barrier() -> None:
     """Waits until every rank is here. Collective."""
-    if world()[1] > 1:
+    if world_size() > 1:
         dist.barrier()
 
 

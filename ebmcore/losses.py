@@ -14,7 +14,7 @@ from ebmcore._keywords import StrictKeywords
 from ebmcore.chains import PersistentChains
 from ebmcore.compiling import CompiledTransitions
 from ebmcore.conditions import name_conditions, split_conditions
-from ebmcore.distributed import world
+from ebmcore.distributed import rank, world_size
 from ebmcore.distributions import InitialDistribution, Normal, at_least_float32
 from ebmcore.energies import SupportsDataStatistics, SupportsInitialDistribution, check_energies, frozen, supports
 from ebmcore.errors import DivergenceError, UsageError
@@ -404,12 +404,12 @@ class BaseContrastiveDivergence(BaseLoss):
         return name_conditions((), given, pred_x)  # one row for each negative, or an error that says so
 
     def _rank_generator(self) -> AbstractContextManager[None]:
-        return _NOTHING if self.generator is not None or world()[1] == 1 else self._generator_of_rank()
+        return _NOTHING if self.generator is not None or world_size() == 1 else self._generator_of_rank()
 
     @contextmanager
     def _generator_of_rank(self) -> Iterator[None]:
         seed = int(torch.randint(2**62, ()))  # equal on all ranks where their global seeds are
-        self.generator = stream_generator(seed, "chains", rank=world()[0], device=self.device)
+        self.generator = stream_generator(seed, "chains", rank=rank(), device=self.device)
         try:
             yield
         finally:
