@@ -1,18 +1,18 @@
-"""A check, and the case that it is given: one component, and all that a check needs to try it."""
+"""The case that a check is given: one component, and all that a check needs to try it."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from ebmcore.energies import frozen, require, supports
-from ebmcore.errors import EbmcoreError, MissingCapabilityError
+from ebmcore.errors import MissingCapabilityError
 from ebmcore.losses import BaseContrastiveDivergence, BaseLoss
 from ebmcore.samplers import Sampler, run
 from ebmcore.testing.awkward import Moody, Watched
@@ -21,72 +21,6 @@ from ebmcore.testing.targets import Boltzmann, Enumerable, EnumerableRBM, Gaussi
 
 N_CHAINS = 16
 SPACES = ("continuous", "binary", "categorical")
-
-
-class ConformanceError(AssertionError, EbmcoreError):
-    """A component breaks the rule that a check tests; the message names the rule and says how far off it is."""
-
-
-def expect(condition: bool, message: str) -> None:
-    """Raise `ConformanceError` with ``message`` unless ``condition`` holds."""
-    if not condition:
-        raise ConformanceError(message)
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What a component must declare for a check to apply.
-
-    Args:
-        where: Completes "applies ...", e.g. ``"to persistent losses"``.
-        holds: Whether it does.
-    """
-
-    where: str
-    holds: Callable[[Any], bool]
-
-
-@dataclass(frozen=True)
-class Check:
-    """A rule: a function ``check_<rule>(case)`` that raises where a component breaks it.
-
-    Args:
-        function: The function; the first line of its docstring is the rule in words.
-        since: Version of ebmcore that brought it.
-        when: What a component must declare for it to apply.
-    """
-
-    function: Callable[[Any], None]
-    since: str
-    when: tuple[Condition, ...]
-
-    @property
-    def name(self) -> str:
-        """The function's name."""
-        return self.function.__name__
-
-    @property
-    def rule(self) -> str:
-        """The rule in one sentence."""
-        return (inspect.getdoc(self.function) or "").partition("\n")[0]
-
-    def obstacle(self, case: Case) -> str | None:
-        """Why it does not apply to a case; `None` where it does."""
-        return next((f"applies {condition.where}" for condition in self.when if not condition.holds(case)), None)
-
-
-Function = TypeVar("Function", bound=Callable[[Any], None])
-CHECKS: dict[str, Check] = {}
-
-
-def check(*when: Condition, since: str) -> Callable[[Function], Function]:
-    """Mark a function as a check that applies where all conditions hold."""
-
-    def mark(function: Function) -> Function:
-        CHECKS[function.__name__] = Check(function, since, when)
-        return function
-
-    return mark
 
 
 def generator(seed: int = 0, device: str = "cpu") -> torch.Generator:
@@ -478,30 +412,3 @@ class ObserverCase(Case):
 CASES: dict[str, type[Case]] = {
     c.kind: c for c in (LossCase, SamplerCase, EnergyCase, DatasetCase, MetricCase, ObserverCase)
 }
-
-IS_CD = Condition("to losses of the contrastive-divergence family", lambda case: case.cd)
-ON_CD_BASE = Condition(
-    "to losses on BaseContrastiveDivergence", lambda case: issubclass(case.component, BaseContrastiveDivergence)
-)
-COMPARABLE = Condition(
-    "to losses of the contrastive-divergence family or without randomness", lambda c: c.cd or not c.draws()
-)
-ENERGY_ALONE = Condition("to losses without parameters of their own", lambda case: not case.has_parameters)
-PERSISTENT = Condition("to persistent losses", lambda case: case.persistent)
-STARTS_AT_DATA = Condition("to losses that start chains at the data", lambda case: case.cd and case.component.starts_at_data)
-RANDOM = Condition("to components that draw random numbers", lambda case: case.draws())
-SAMPLES = Condition(
-    "to losses of the contrastive-divergence family and samplers that draw random numbers",
-    lambda case: case.draws() and (case.kind == "sampler" or case.cd),
-)
-EXACT = Condition("to samplers declared exact", lambda case: case.declares("exact"))
-NOT_EXACT = Condition("to samplers not declared exact", lambda case: not case.declares("exact"))
-REVERSIBLE = Condition("to samplers declared reversible", lambda case: case.declares("reversible"))
-CONTINUOUS = Condition("to samplers on continuous spaces", lambda case: case.continuous)
-ANY_ENERGY = Condition("to samplers that ask the energy for its value alone", lambda case: not case.requires)
-DISCRETE = Condition("to samplers on spaces that can be enumerated", lambda case: bool(case.discrete))
-
-
-def takes(*options: str) -> Condition:
-    """Applies where the constructor takes these options."""
-    return Condition(f"where the constructor takes {' and '.join(options)}", lambda case: case.accepts(*options))

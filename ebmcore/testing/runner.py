@@ -239,7 +239,7 @@ class Item:
         """
         import pytest
 
-        from ebmcore.testing.cases import ConformanceError
+        from ebmcore.testing.rules import ConformanceError
 
         __tracebackhide__ = True  # the message says it; the lines of the kit do not
         if self.check == APPLICABLE:
@@ -259,7 +259,7 @@ class Item:
             raise ConformanceError(f"{self.component.name} breaks {self.check}: {result.detail}") from cause
 
     def _check_applicable(self) -> None:
-        from ebmcore.testing.cases import ConformanceError
+        from ebmcore.testing.rules import ConformanceError
 
         case = _case(self.component)
         if not any(load_check(name).obstacle(case) is None for name in checks.names(self.component.kind)):
@@ -281,10 +281,10 @@ def _case(component: host.Component) -> Any:
 
 
 def load_check(name: str) -> Any:
-    """The `ebmcore.testing.cases.Check` of that name; imports the checks."""
+    """The `ebmcore.testing.rules.Check` of that name; imports the checks."""
     import importlib
 
-    from ebmcore.testing.cases import CHECKS
+    from ebmcore.testing.rules import CHECKS
 
     if name not in CHECKS:
         for module in sorted({module for modules in checks.MODULES.values() for module in modules}):

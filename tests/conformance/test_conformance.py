@@ -406,7 +406,7 @@ def test_an_expected_failure_that_does_not_apply_is_a_failure():
 
 def test_a_component_to_which_nothing_applies_fails(monkeypatch):
     monkeypatch.setattr("ebmcore.testing.checks.MODULES", {"sampler": ("gradients",)})
-    monkeypatch.setattr("ebmcore.testing.cases.Check.obstacle", lambda check, case: "applies to nothing")
+    monkeypatch.setattr("ebmcore.testing.rules.Check.obstacle", lambda check, case: "applies to nothing")
     last = run_checks(Identity)[-1]
     assert last.outcome == "failed"
     assert "no check applies to it" in last.detail

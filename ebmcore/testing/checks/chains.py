@@ -10,20 +10,11 @@ from torch import Tensor
 
 from ebmcore.distributions import Bernoulli
 from ebmcore.errors import DivergenceError
+from ebmcore.testing.applies import IS_CD, PERSISTENT, takes
 from ebmcore.testing.awkward import EnergyError, Labelled, Raising, Watched
-from ebmcore.testing.cases import (
-    IS_CD,
-    N_CHAINS,
-    PERSISTENT,
-    ConformanceError,
-    LossCase,
-    check,
-    expect,
-    generator,
-    network,
-    takes,
-)
+from ebmcore.testing.cases import N_CHAINS, LossCase, generator, network
 from ebmcore.testing.checks.gradients import apart, gradients_of
+from ebmcore.testing.rules import ConformanceError, check, expect
 from ebmcore.testing.samplers import Affine, Cached, Drift, Identity, Poison
 from ebmcore.testing.statistics import SIGMAS, N
 from ebmcore.testing.targets import EnumerableRBM

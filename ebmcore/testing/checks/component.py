@@ -6,7 +6,8 @@ import copy
 import pickle
 
 from ebmcore._keywords import accepted_keywords
-from ebmcore.testing.cases import Case, check, expect
+from ebmcore.testing.cases import Case
+from ebmcore.testing.rules import check, expect
 
 UNKNOWN = "no_component_takes_this"
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ebmcore.testing.cases import DatasetCase, check, expect
+from ebmcore.testing.cases import DatasetCase
 from ebmcore.testing.instruments import global_random_state
+from ebmcore.testing.rules import check, expect
 
 SPACES = ("continuous", "binary", "categorical")
 

@@ -8,19 +8,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ebmcore.testing.applies import ENERGY_ALONE, IS_CD, takes
 from ebmcore.testing.awkward import Shifted
-from ebmcore.testing.cases import (
-    ENERGY_ALONE,
-    IS_CD,
-    Condition,
-    LossCase,
-    check,
-    expect,
-    generator,
-    network,
-    takes,
-)
+from ebmcore.testing.cases import LossCase, generator, network
 from ebmcore.testing.instruments import largest
+from ebmcore.testing.rules import Condition, check, expect
 from ebmcore.testing.samplers import ExactGaussian, ExactSamples, Identity, Table
 from ebmcore.testing.statistics import SIGMAS, N, mean_in_sigmas
 from ebmcore.testing.targets import Boltzmann, Enumerable, EnumerableRBM, Quadratic

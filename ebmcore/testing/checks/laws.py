@@ -11,21 +11,10 @@ from torch import Tensor, nn
 
 from ebmcore.energies import frozen
 from ebmcore.samplers import run
-from ebmcore.testing.cases import (
-    CONTINUOUS,
-    DISCRETE,
-    EXACT,
-    NOT_EXACT,
-    RANDOM,
-    REVERSIBLE,
-    Condition,
-    SamplerCase,
-    check,
-    expect,
-    generator,
-    takes,
-)
+from ebmcore.testing.applies import CONTINUOUS, DISCRETE, EXACT, NOT_EXACT, RANDOM, REVERSIBLE, takes
+from ebmcore.testing.cases import SamplerCase, generator
 from ebmcore.testing.enumeration import NotEnumerableError, stationary_law, transition_matrix
+from ebmcore.testing.rules import Condition, check, expect
 from ebmcore.testing.statistics import P_VALUE, SIGMAS, N, binned, chi_square_p, mean_in_sigmas
 from ebmcore.testing.targets import DoubleWell, Enumerable, Gaussian, Mixture
 

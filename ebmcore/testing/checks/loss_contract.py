@@ -11,22 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ebmcore.testing.applies import COMPARABLE, IS_CD, ON_CD_BASE, STARTS_AT_DATA
 from ebmcore.testing.awkward import Labelled, Moody, Watched
-from ebmcore.testing.cases import (
-    COMPARABLE,
-    IS_CD,
-    N_CHAINS,
-    ON_CD_BASE,
-    STARTS_AT_DATA,
-    ConformanceError,
-    LossCase,
-    check,
-    expect,
-    generator,
-    network,
-)
+from ebmcore.testing.cases import N_CHAINS, LossCase, generator, network
 from ebmcore.testing.checks.stepping import difference, equal
 from ebmcore.testing.processes import process_group
+from ebmcore.testing.rules import ConformanceError, check, expect
 from ebmcore.testing.samplers import Affine, Cached, Drift, Identity
 from ebmcore.testing.targets import Quadratic
 

@@ -6,7 +6,8 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from ebmcore.testing.cases import ConformanceError, ObserverCase, check, expect
+from ebmcore.testing.cases import ObserverCase
+from ebmcore.testing.rules import ConformanceError, check, expect
 
 # What training tells its observers of, with arguments of the kinds that it gives.
 EVENTS: dict[str, tuple[Any, ...]] = {

@@ -10,10 +10,12 @@ from torch import Tensor
 from ebmcore.compiling.graph import CannotCompileError, ImpureStepError, traced
 from ebmcore.energies import frozen
 from ebmcore.samplers import ChainState, run, transitions
+from ebmcore.testing.applies import ANY_ENERGY, CONTINUOUS, EXACT, RANDOM
 from ebmcore.testing.awkward import Holed
-from ebmcore.testing.cases import ANY_ENERGY, CONTINUOUS, EXACT, RANDOM, Condition, SamplerCase, check, expect, generator
+from ebmcore.testing.cases import SamplerCase, generator
 from ebmcore.testing.checks.stepping import difference, equal
 from ebmcore.testing.instruments import HalfPrecisionComparisons, PermutedRandomness
+from ebmcore.testing.rules import Condition, check, expect
 
 CACHES = Condition("to samplers whose state is more than positions", lambda case: _state_is_more_than_positions(case))
 

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ebmcore.testing.applies import RANDOM, SAMPLES
 from ebmcore.testing.awkward import EnergyError, Raising, Watched
-from ebmcore.testing.cases import RANDOM, SAMPLES, SteppingCase, check, expect, generator
+from ebmcore.testing.cases import SteppingCase, generator
 from ebmcore.testing.instruments import Storages, Synchronisations, Trace, global_random_state, largest
 from ebmcore.testing.processes import spawned
+from ebmcore.testing.rules import check, expect
 
 STEPS = 200
 WATCHED = 32  # steps in which reading a value is looked for: some read every tenth
