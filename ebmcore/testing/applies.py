@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from ebmcore.losses import BaseContrastiveDivergence
 from ebmcore.testing.rules import Condition
 
-IS_CD = Condition("to losses of the contrastive-divergence family", lambda case: case.cd)
-ON_CD_BASE = Condition(
-    "to losses on BaseContrastiveDivergence", lambda case: issubclass(case.component, BaseContrastiveDivergence)
+EXPECTS_FAILURES = Condition("to components that declare expected_failures", lambda case: bool(case.expected_failures))
+OPTIONS = Condition("to losses and samplers", lambda case: case.kind in ("loss", "sampler"))
+ANY_SHAPE = Condition(
+    "to samplers, and to losses that bring neither energy nor batch of their own", lambda case: case.takes_any_shape
 )
+ANY_LOSS_ENERGY = Condition("to losses that bring no energy of their own", lambda case: not case.own_energy)
+TAKES_SAMPLER = Condition("to losses that take a sampler", lambda case: case.component.needs_sampler)
+CONDITIONS = Condition(
+    "to losses whose labels are conditions of an energy that the kit may choose",
+    lambda case: case.labels == "conditions" and case.takes_any_shape,
+)
+TARGETS = Condition("to losses whose labels are targets", lambda case: case.labels == "targets")
+FITS = Condition(
+    "to losses on continuous spaces that bring neither energy nor batch of their own",
+    lambda case: case.space in (None, "continuous") and case.takes_any_shape,
+)
+IS_CD = Condition("to losses of the contrastive-divergence family", lambda case: case.cd)
+ON_CD_BASE = Condition("to losses on BaseContrastiveDivergence", lambda case: case.on_cd_base)
 COMPARABLE = Condition(
     "to losses of the contrastive-divergence family or without randomness", lambda c: c.cd or not c.draws()
 )
