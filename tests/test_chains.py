@@ -26,17 +26,17 @@ def test_ten_thousand_updates_keep_every_chain_and_its_id():
     before = {int(i): x.clone() for i, x in zip(chains.ids, chains.x, strict=True)}
     generator = torch.Generator().manual_seed(1)
     for _ in range(10_000):
-        chains.write(chains.draw(fresh(), generator=generator))
+        chains.write(*chains.draw(fresh(), generator=generator))
     assert sorted(chains.ids.tolist()) == list(range(100))
     assert all(torch.equal(before[int(i)], x) for i, x in zip(chains.ids, chains.x, strict=True))
 
 
 def test_identity_and_age_travel_with_the_chain_through_the_store():
     chains = store(10)
-    chains._tensors["id"].copy_(torch.arange(10).flip(0))  # not the slot's number
-    moved = chains.draw(fresh(10))
+    chains.tensors["id"].copy_(torch.arange(10).flip(0))  # not the slot's number
+    moved, slots = chains.draw(fresh(10))
     before = chains.x.clone()
-    chains.write(ChainState(moved.x + chains.ids[chains._drawn.slots, None]))
+    chains.write(ChainState(moved.x + chains.ids[slots.index, None]), slots)
     assert torch.equal(chains.ids, torch.arange(10).flip(0))
     assert torch.equal(chains.x, before + chains.ids[:, None])
     assert chains.ages.tolist() == [1] * 10
@@ -44,11 +44,11 @@ def test_identity_and_age_travel_with_the_chain_through_the_store():
 
 def test_a_draw_holds_no_chain_twice_and_every_slot_is_reached():
     chains = store(100)
-    chains._tensors["x"].copy_(torch.arange(100.0)[:, None].expand(100, 2))
+    chains.tensors["x"].copy_(torch.arange(100.0)[:, None].expand(100, 2))
     generator = torch.Generator().manual_seed(0)
     seen = torch.zeros(100)
     for _ in range(200):
-        drawn = chains.draw(fresh(64), generator=generator).x[:, 0].long()
+        drawn = chains.draw(fresh(64), generator=generator)[0].x[:, 0].long()
         assert len(drawn.unique()) == 64
         seen[drawn] += 1
     # 200 draws of 64 of 100: mean 128, standard deviation 6.8; all slots alike.
@@ -61,7 +61,7 @@ def test_a_restart_is_a_fresh_sample_of_the_initial_distribution():
     initial = Normal(torch.tensor([3.0]), 2.0)
     generator = torch.Generator().manual_seed(0)
     state = ChainState(initial.sample(20_000, generator=generator))
-    drawn = chains.draw(state, restart_prob=0.25, generator=generator)
+    drawn, _ = chains.draw(state, restart_prob=0.25, generator=generator)
     restarted = (drawn.x == state.x).squeeze(1)
     assert restarted.double().mean().item() == pytest.approx(0.25, abs=0.012)  # 4 standard errors
     assert drawn.x[restarted].mean().item() == pytest.approx(3.0, abs=0.12)
@@ -72,18 +72,18 @@ def test_a_restart_is_a_fresh_sample_of_the_initial_distribution():
 def test_a_restarted_chain_is_young_again_and_keeps_its_id():
     chains = store(10)
     for _ in range(3):
-        chains.write(chains.draw(fresh(10)))
-    chains.write(chains.draw(fresh(10), restart_prob=1.0))
+        chains.write(*chains.draw(fresh(10)))
+    chains.write(*chains.draw(fresh(10), restart_prob=1.0))
     assert chains.ages.tolist() == [1] * 10
     assert sorted(chains.ids.tolist()) == list(range(10))
 
 
 def test_a_chain_that_is_not_finite_is_started_anew():
     chains = store(10)
-    state = chains.draw(fresh(10, value=7.0))
+    state, slots = chains.draw(fresh(10, value=7.0))
     lost = torch.arange(10) == 3
-    slot = chains._drawn.slots[3]
-    chains.write(ChainState(state.x.masked_fill(lost[:, None], torch.nan)))
+    slot = slots.index[3]
+    chains.write(ChainState(state.x.masked_fill(lost[:, None], torch.nan)), slots)
     assert chains.x.isfinite().all()
     assert chains.x[slot].tolist() == [7.0, 7.0]
     assert chains.ages[slot] == 0
@@ -92,27 +92,28 @@ def test_a_chain_that_is_not_finite_is_started_anew():
 def test_labels_travel_with_their_chain():
     chains = store(50)
     labels = torch.arange(50)
-    chains.complete(ChainState(chains.x, conditions={"0": labels}))
+    chains.fill_missing(ChainState(chains.x, conditions={"0": labels}))
     tagged = chains.x.clone()
     generator = torch.Generator().manual_seed(0)
     for _ in range(100):
-        state = chains.draw(ChainState(torch.zeros(16, 2), conditions={"0": torch.zeros(16).long()}), generator=generator)
+        start = ChainState(torch.zeros(16, 2), conditions={"0": torch.zeros(16).long()})
+        state, slots = chains.draw(start, generator=generator)
         assert torch.equal(state.x, tagged[state.conditions["0"]])
-        chains.write(state)
+        chains.write(state, slots)
     assert sorted(chains.conditions["0"].tolist()) == list(range(50))
 
 
 def test_the_drawn_state_is_a_copy():
     chains = store(10)
     before = chains.x.clone()
-    chains.draw(fresh(10)).x.fill_(9.0)
+    chains.draw(fresh(10))[0].x.fill_(9.0)
     assert torch.equal(chains.x, before)
 
 
 def test_the_store_keeps_its_tensors_in_place():
     chains = store(10)
     live = chains.x
-    chains.write(chains.draw(fresh(4)))
+    chains.write(*chains.draw(fresh(4)))
     assert chains.x is live
 
 
@@ -121,7 +122,7 @@ def test_writing_and_reading_many_times_changes_no_value():
     chains = PersistentChains()
     chains.allocate((10, 4), Normal(torch.full((4,), 0.95), 0.0))
     for _ in range(20):
-        chains.write(chains.draw(ChainState(torch.zeros(10, 4))))
+        chains.write(*chains.draw(ChainState(torch.zeros(10, 4))))
     assert chains.x.dtype == torch.float32
     assert chains.x.mean().item() == pytest.approx(0.95, abs=1e-6)
 
@@ -140,8 +141,8 @@ def test_chains_never_write_into_the_tensor_that_they_started_from():
 
     chains, initial = PersistentChains(), Own()
     chains.allocate((10, 2), initial)
-    state = chains.draw(fresh(10))
-    chains.write(ChainState(state.x + 1))
+    state, slots = chains.draw(fresh(10))
+    chains.write(ChainState(state.x + 1), slots)
     assert torch.equal(initial.x, torch.zeros(10, 2))
 
 
@@ -156,8 +157,8 @@ def test_an_initial_distribution_that_raises_is_not_swallowed():
 
 def test_a_used_store_loads_into_a_fresh_one():
     used = store(10)
-    used.complete(ChainState(used.x, conditions={"label": torch.arange(10)}))
-    used.write(used.draw(ChainState(torch.zeros(4, 2), conditions={"label": torch.zeros(4).long()})))
+    used.fill_missing(ChainState(used.x, conditions={"label": torch.arange(10)}))
+    used.write(*used.draw(ChainState(torch.zeros(4, 2), conditions={"label": torch.zeros(4).long()})))
     loaded = PersistentChains()
     assert loaded.load_state_dict(used.state_dict()).missing_keys == []
     assert len(loaded) == 10
@@ -203,9 +204,11 @@ def test_drawing_more_than_there_are_is_an_error():
         store(10).draw(fresh(64))
 
 
-def test_writing_without_a_draw_is_an_error():
-    with pytest.raises(UsageError, match="draw them first"):
-        store(10).write(fresh(10))
+def test_write_needs_every_drawn_chain():
+    chains = store(10)
+    _, slots = chains.draw(fresh(10))
+    with pytest.raises(UsageError, match="10 chains were drawn, but 9 are to be written"):
+        chains.write(fresh(9), slots)
 
 
 def test_a_state_of_another_sampler_is_an_error():
@@ -222,25 +225,57 @@ def test_no_chains_is_an_error(shape):
 def test_a_file_in_which_chains_are_missing_and_others_twice_is_an_error():
     saved = store(8).state_dict()
     saved["id"] = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])  # as one rank's file of two
-    with pytest.raises(RuntimeError, match=r"missing and others there twice.*torch.distributed.checkpoint on all ranks"):
+    with pytest.raises(RuntimeError, match=r"missing, others are there twice.*torch.distributed.checkpoint on all ranks"):
         PersistentChains().load_state_dict(saved)
 
 
 def test_following_the_energy_to_another_type_leaves_what_a_sampler_keeps_in_float64():
     chains = store(4)
-    chains._tensors["log_step"] = torch.zeros(4, dtype=torch.float64)
-    chains.follow(torch.bfloat16, torch.device("cpu"))
+    chains.tensors["log_step"] = torch.zeros(4, dtype=torch.float64)
+    chains.move_to(torch.bfloat16, torch.device("cpu"))
     assert chains.x.dtype == torch.bfloat16
-    assert chains._tensors["log_step"].dtype == torch.float64
+    assert chains.tensors["log_step"].dtype == torch.float64
     assert chains.ids.dtype == torch.int64
 
 
 def test_chains_of_a_sampler_with_other_options_are_an_error_with_advice():
     chains = store(4)
-    with pytest.raises(UsageError, match=r"x of the chains has the shape \(2,\) for each, of the sampler's state \(3,\)"):
+    with pytest.raises(
+        UsageError, match=r"the sampler's state has x of shape \(3,\) for each chain, the store holds the shape \(2,\)"
+    ):
         chains.draw(fresh(2, dim=3))
 
 
 def test_chains_do_not_start_under_inference_mode():
     with torch.inference_mode(), pytest.raises(UsageError, match="use torch.no_grad"):
         store(4)
+
+
+def test_resample_keeps_survivors_and_renames_copies():
+    """Chains of weight 0 give way to copies; a survivor keeps slot and id, a copy gets an id that no chain had."""
+    chains = store(6)
+    chains.tensors["x"].copy_(torch.arange(6.0)[:, None].expand(6, 2))
+    source = chains.resample(torch.tensor([0.0, 3.0, 0.0, 1.0, 2.0, 0.0]), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(chains.x[:, 0].long(), source)
+    assert source[[1, 3, 4]].tolist() == [1, 3, 4]
+    assert sorted(source.tolist()) == [1, 1, 1, 3, 4, 4]
+    assert chains.ids[[1, 3, 4]].tolist() == [1, 3, 4]
+    assert len(chains.ids.unique()) == 6
+    assert chains.ids[[0, 2, 5]].tolist() == [6, 8, 11]
+    chains.resample(torch.tensor([1.0, 0, 0, 0, 0, 0]))
+    assert chains.ids.tolist() == [6, 7, 14, 9, 10, 17]
+
+
+def test_resample_is_unbiased():
+    """Over many calls a chain is kept in proportion to its weight."""
+    weights = torch.tensor([0.1, 0.2, 0.3, 0.4]).double()
+    generator, counts = torch.Generator().manual_seed(0), torch.zeros(4)
+    for _ in range(4000):
+        counts += torch.bincount(store(4).resample(weights, generator=generator), minlength=4)
+    # Each count is rounded up or down: its standard deviation is below 0.5.
+    assert ((counts / 4000 - 4 * weights).abs() < 4 * 0.5 / 4000**0.5).all()
+
+
+def test_resample_asks_for_a_weight_of_each_chain():
+    with pytest.raises(UsageError, match="one weight for each of the 4 chains"):
+        store(4).resample(torch.ones(3))

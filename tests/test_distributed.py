@@ -201,7 +201,7 @@ def test_a_file_that_one_rank_saved_is_refused(tmp_path):
 def test_one_ranks_share_is_no_whole_after_the_process_group():
     loss = pcd(8)
     loss.initialize_persistent_chain((8, 2))
-    loss.chains._tensors = {name: tensor[:4] for name, tensor in loss.chains._tensors.items()}
+    loss.chains.tensors = {name: tensor[:4] for name, tensor in loss.chains.tensors.items()}
     with pytest.raises(UsageError, match="4 of 8 chains, one rank's share of a process group that is no more"):
         loss(torch.zeros(4, 2))
     with pytest.raises(UsageError, match="4 of 8 chains"):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmcore import BaseSampler, ChainState, run, value_and_grad
+from ebmcore.compiling import CompiledTransitions
 from ebmcore.samplers import check_sampler, select_chains
 from ebmcore.testing import Identity, Moody, Quadratic, Raising, Watched
 from ebmcore.testing.awkward import EnergyError
@@ -171,7 +172,9 @@ class Returning(BaseSampler):
         return replace(state, x=state.x + 1, weight=torch.where(state.x[:, 0] == 1, torch.inf, 0.0)), {}
 
 
-@pytest.mark.parametrize("options", [{}, {"observers": [lambda i, state, info: None]}, {"compile": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"observers": [lambda i, state, info: None]}, {"transitions": CompiledTransitions()}]
+)
 def test_what_counts_is_whether_a_chain_is_finite_at_the_end(interpreted, options):
     energy, sampler = Quadratic((2,)), Returning()
     for n_steps, lost in ((2, True), (3, False), (40, False)):

@@ -32,7 +32,6 @@ from ebmcore.compiling.guards import (
     tensors_of,
     version_of,
 )
-from ebmcore.energies import all_modules
 from ebmcore.errors import EbmcoreError
 
 aten = torch.ops.aten
@@ -139,7 +138,7 @@ class Graph:
 
         slots = [(owner, name) for owner, name, _ in tensors_of(energy)]
         weights, numbers, chain = [t for *_, t in tensors_of(energy)], self._numbers(sampler), state.tensors()
-        modules = [(module, dict(vars(module)), attributes_of(module)) for module in all_modules(energy)]
+        modules = [(module, dict(vars(module)), attributes_of(module)) for module in list(energy.modules())]
         generator = torch.Generator(device_of(state))
         tracing = _Tracing(generator)
 

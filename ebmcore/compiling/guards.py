@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ebmcore.energies import all_modules
-
 CLOSED_FORM = "value_and_grad"
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _OF_EVERY_MODULE = frozenset((*vars(nn.Module()), CLOSED_FORM))
@@ -45,7 +43,7 @@ class Fingerprint(NamedTuple):
         others: list[Any] = [n_steps, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)]
         others += [Layout.of(name, t, 1) for name, t in state.tensors().items()]
         others += beside_tensors(state)
-        modules = all_modules(energy)
+        modules = list(energy.modules())
         place: dict[nn.Module | None, int] = {module: i for i, module in enumerate(modules)}
         for module in modules:
             _add_code(others, module)
@@ -81,7 +79,7 @@ def device_of(state: Any) -> torch.device:
 
 def tensors_of(energy: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
     """Every parameter and buffer, with the dictionary that holds it and its name there."""
-    owners: list[dict[str, Any]] = [owner for m in all_modules(energy) for owner in (m._parameters, m._buffers) if owner]
+    owners: list[dict[str, Any]] = [owner for m in list(energy.modules()) for owner in (m._parameters, m._buffers) if owner]
     return [(owner, name, tensor) for owner in owners for name, tensor in owner.items() if tensor is not None]
 
 

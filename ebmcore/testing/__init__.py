@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ebmcore.testing.samplers import (
         Affine,
         Cached,
+        CachingDrift,
         Drift,
         ExactGaussian,
         ExactSamples,
@@ -53,7 +54,18 @@ _HOME = {
     "awkward": ("Holed", "Labelled", "Moody", "Raising", "Watched"),
     "runner": ("Result", "conformance", "run_checks", "summary"),
     "enumeration": ("outcomes", "stationary_law", "transition_matrix"),
-    "samplers": ("Affine", "Cached", "Drift", "ExactGaussian", "ExactSamples", "Identity", "Poison", "SiteGibbs", "Table"),
+    "samplers": (
+        "Affine",
+        "Cached",
+        "CachingDrift",
+        "Drift",
+        "ExactGaussian",
+        "ExactSamples",
+        "Identity",
+        "Poison",
+        "SiteGibbs",
+        "Table",
+    ),
     "targets": ("Boltzmann", "DoubleWell", "EnumerableRBM", "Gaussian", "Ising", "Mixture", "Potts", "Quadratic"),
 }
 _MODULES = {name: module for module, names in _HOME.items() for name in names}
@@ -62,6 +74,7 @@ __all__ = [
     "Affine",
     "Boltzmann",
     "Cached",
+    "CachingDrift",
     "DoubleWell",
     "Drift",
     "EnumerableRBM",

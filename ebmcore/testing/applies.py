@@ -15,6 +15,10 @@ CONDITIONS = Condition(
     "to losses whose labels are conditions of an energy that the kit may choose",
     lambda case: case.labels == "conditions" and case.takes_any_shape,
 )
+LABELLED_CD = Condition(
+    "to losses of the contrastive-divergence family whose labels are conditions",
+    lambda case: case.cd and case.labels == "conditions" and case.takes_any_shape,
+)
 TARGETS = Condition("to losses whose labels are targets", lambda case: case.labels == "targets")
 FITS = Condition(
     "to losses on continuous spaces that bring neither energy nor batch of their own",

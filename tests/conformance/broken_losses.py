@@ -468,7 +468,7 @@ class KeepsNaN(PCD):
     """Keeps chains that have left the finite numbers."""
 
     def keep_chains(self, state):
-        slots = self.chains._drawn.slots
+        slots = self.slots.index
         super().keep_chains(state)
         self.chain[slots] = state.x
 
@@ -592,8 +592,8 @@ class RolledLabels(CD):
 
     def draw_negatives(self, x, *args, **kwargs):
         pred_x = super().draw_negatives(x, *args, **kwargs)
-        labels = {name: t.roll(1, 0) for name, t in self._negatives.conditions.items()}
-        self._negatives = replace(self._negatives, conditions=labels)
+        labels = {name: t.roll(1, 0) for name, t in self.negatives.conditions.items()}
+        self.negatives = replace(self.negatives, conditions=labels)
         return pred_x
 
 
@@ -610,7 +610,7 @@ class RestartsKeepLabels(PCD):
 
     def start_chains(self, x, *args, **kwargs):
         state = super().start_chains(x, *args, **kwargs)
-        slots = self.chains._drawn.slots
+        slots = self.slots.index
         had = {f"conditions.{name}": t[slots] for name, t in self.chains.conditions.items()}
         return state.with_tensors(state.tensors() | had)
 

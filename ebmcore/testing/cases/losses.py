@@ -113,9 +113,8 @@ class LossCase(SteppingCase):
         """Call ``build()``, as training does before it makes an optimizer."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
-            if not getattr(loss, "built", True):
-                loss.build(torch.Size(shape))
-                loss.built = True
+            loss.build(torch.Size(shape))
+            loss.built = True
 
     @property
     def obstacle(self) -> str | None:

@@ -9,7 +9,7 @@ import ast
 from importlib.resources import files
 
 MODULES: dict[str, tuple[str, ...]] = {
-    "loss": ("component", "stepping", "loss_contract", "gradients", "chains"),
+    "loss": ("component", "stepping", "loss_contract", "loss_parts", "labels", "gradients", "fits", "chains"),
     "sampler": ("component", "stepping", "sampler_contract", "laws"),
     "energy": ("component", "energies"),
     "dataset": ("component", "datasets"),

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ebmcore._keywords import accepted_keywords
 from ebmcore.testing import checks
-from ebmcore.testing.cases import Case
 from ebmcore.testing.applies import EXPECTS_FAILURES, OPTIONS
+from ebmcore.testing.cases import Case
 from ebmcore.testing.rules import check, expect
 
 UNKNOWN = "no_component_takes_this"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import ebmcore
 from ebm_plugin_likelihood.common import energies, float64_copy, interval, resample, warn_of_temperature
-from ebmcore.distributions import BaseDistribution, Bernoulli, Categorical, Empirical, Normal
+from ebmcore.distributions import BaseDistribution, Bernoulli, Categorical, Normal
 from ebmcore.errors import DivergenceError, UsageError
 from ebmcore.samplers import check_sampler
 
@@ -254,7 +254,8 @@ class ReverseAISLogLikelihood(AISLogLikelihood):
     def _measure(
         self, energy: nn.Module, data: Any, sampler: Any, generator: torch.Generator | None
     ) -> dict[str, float | str]:
-        start = Empirical(data.train.double()).sample(self.n_chains, generator=generator)
+        x = data.train.double()
+        start = x[torch.randint(len(x), (self.n_chains,), generator=generator, device=x.device)]
         samples = sampler.sample(energy, start, self.n_equilibrate, generator=generator)
         path = self._path(energy, base_of(data), samples.device)
         reverse = self._anneal(samples, path[::-1], sampler, generator).cpu()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ebmcore.distributions import BaseDistribution
+from ebmcore.distributions import BaseDistribution, at_least_float32
 from ebmcore.errors import UsageError
 
 MAX_ENUMERATED_UNITS = 25
@@ -188,7 +188,7 @@ def check_enumerable(n_units: int) -> None:
 
 def bernoulli(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     """Zeros and ones with ``p(1) = sigmoid(logits)``, at least in float32; the logits are overwritten."""
-    wide = logits.detach() if logits.dtype.itemsize >= 4 else logits.detach().float()  # half precision knows no p of 0.001
+    wide = at_least_float32(logits.detach())  # uniform numbers in half precision are too coarse for p = 0.001
     uniform = torch.rand(wide.shape, generator=generator, dtype=wide.dtype, device=wide.device)
     return uniform.lt_(wide.sigmoid_())  # both in the numbers' place
 

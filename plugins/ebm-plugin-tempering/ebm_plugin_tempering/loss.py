@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
-from torch import Tensor, nn
+from torch import nn
 
 from ebm_plugin_tempering.tempering import Tempering
 from ebmcore import BasePersistentContrastiveDivergence, Sampler
+from ebmcore.persistent import PersistentOptions
 
 
 class ParallelTemperingContrastiveDivergence(BasePersistentContrastiveDivergence):
@@ -57,14 +58,7 @@ class ParallelTemperingContrastiveDivergence(BasePersistentContrastiveDivergence
         min_beta: float = 0.1,
         betas: Sequence[float] | None = None,
         adapt: float = 0.0,
-        **options: Any,
+        **options: Unpack[PersistentOptions],
     ) -> None:
         ladder = Tempering(sampler, n_rungs=n_rungs, min_beta=min_beta, betas=betas, adapt=adapt)
         super().__init__(energy, ladder, k_steps, **options)
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        pred_x = self.draw_negatives(x, *args, **kwargs)
-        return self.compute_loss(x, pred_x, *args, **kwargs), pred_x
-
-    def compute_loss(self, x: Tensor, pred_x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.energy_gap(x, pred_x, *args, **kwargs)

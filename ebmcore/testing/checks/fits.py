@@ -1,0 +1,156 @@
+"""What a loss learns: a fit of a Gaussian whose whole precision matrix is compared with the predicted one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebmcore.errors import UsageError
+from ebmcore.testing.applies import FITS
+from ebmcore.testing.cases import LossCase, generator
+from ebmcore.testing.rules import ConformanceError, check, expect
+from ebmcore.testing.samplers import ExactGaussian
+from ebmcore.testing.targets import Gaussian
+
+EXAMPLES = 4096  # fresh ones in each step, so that the noise of the data is part of the fit's standard error
+TO_REACH, TO_AVERAGE, BLOCKS = 150, 300, 10
+SIGMAS = 5.0  # of ten blocks, whose standard error is itself known to a quarter
+FLOOR = 0.02  # relative: the fit follows the mean of many steps, and this much of it is the optimizer's
+TOO_NOISY = 0.3
+VARIANCES, ANGLE = (2.0, 0.5, 1.0), 0.5
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fit and its standard error, each from the means of blocks of training steps.
+
+    Args:
+        precision: ``(d, d)``, symmetric.
+        mean: ``(d,)``.
+        log_partition: What the loss reports of it; `None` if nothing.
+    """
+
+    precision: tuple[Tensor, Tensor]
+    mean: tuple[Tensor, Tensor]
+    log_partition: tuple[Tensor, Tensor] | None
+
+
+@check(FITS, since="0.1")
+def check_it_fits_a_gaussian(case: LossCase) -> None:
+    """On correlated normal data a Gaussian energy learns their mean, and the precision matrix that fitted_precision says."""
+    for shape in ((2,), (1, 2, 1), (3,)):
+        covariance = _covariance(torch.Size(shape).numel())
+        loss, fit = _fit(case, covariance, shape)
+        wanted = _predicted(loss, covariance)
+        _expect_precision(fit, wanted, covariance, f"on data of shape {shape}")
+        found, error = fit.mean
+        off = (found - _MEAN).abs()
+        bound = (SIGMAS * error).clamp(min=FLOOR * math.sqrt(max(VARIANCES)))
+        expect(bool((off <= bound).all()), f"on data of shape {shape} the mean is off by {float(off.max()):.3f}")
+        if fit.log_partition is not None:
+            _expect_log_partition(fit, shape)
+
+
+_MEAN = 0.5
+
+
+def _covariance(d: int) -> Tensor:
+    """A covariance whose axes are neither those of the data nor their diagonals."""
+    rotation = torch.eye(d, dtype=torch.float64)
+    for i in range(d - 1):
+        turn = torch.eye(d, dtype=torch.float64)
+        c, s = math.cos(ANGLE), math.sin(ANGLE)
+        turn[i : i + 2, i : i + 2] = torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
+        rotation = rotation @ turn
+    return rotation @ torch.diag(torch.tensor(VARIANCES[:d], dtype=torch.float64)) @ rotation.T
+
+
+def _predicted(loss: Any, covariance: Tensor) -> Tensor:
+    """The precision matrix that ``fitted_precision`` says, asked once for the variance along each axis of the data."""
+    variances, axes = torch.linalg.eigh(covariance)
+    precisions = torch.tensor([loss.fitted_precision(float(v)) for v in variances], dtype=torch.float64)
+    return axes @ torch.diag(precisions) @ axes.T
+
+
+def _fit(case: LossCase, covariance: Tensor, shape: tuple[int, ...]) -> tuple[Any, Fit]:
+    d, g = len(covariance), generator(1)
+    energy = Gaussian(torch.eye(d), shape)
+    loss = case.make(energy, ExactGaussian(), examples=shape, **case.chains(EXAMPLES))
+    optimizer = torch.optim.Adam(loss.parameters(), lr=0.05, betas=(0.9, 0.98))
+    factor = torch.linalg.cholesky(covariance).float()
+    precisions, means, partitions = [], [], []
+    for step in range(TO_REACH + TO_AVERAGE):
+        optimizer.param_groups[0]["lr"] = 0.05 if step < TO_REACH else 0.02
+        x = (_MEAN + torch.randn(EXAMPLES, d, generator=g) @ factor.T).view(-1, *shape)
+        try:
+            result = loss(x)
+        except UsageError as error:
+            if "not positive definite" not in str(error):
+                raise
+            raise ConformanceError(
+                f"on data of shape {shape}, after {step} steps, the precision has lost its sign: is the loss upside down?"
+            ) from error
+        optimizer.zero_grad()
+        (result[0] if isinstance(result, tuple) else result).backward()
+        optimizer.step()
+        if step >= TO_REACH:
+            precision = energy.precision.detach().double()
+            precisions.append(0.5 * (precision + precision.T))
+            means.append(energy.mean.detach().double().clone())
+            partitions += [loss.metrics["log_partition"].detach().double()] if "log_partition" in loss.metrics else []
+    return loss, Fit(_blocks(precisions), _blocks(means), _blocks(partitions) if partitions else None)
+
+
+def _blocks(values: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The mean over training steps, and its standard error from the means of blocks."""
+    blocks = torch.stack(values).view(BLOCKS, -1, *values[0].shape).mean(1)
+    return blocks.mean(0), blocks.std(0) / math.sqrt(BLOCKS)
+
+
+def _expect_precision(fit: Fit, wanted: Tensor, covariance: Tensor, where: str) -> None:
+    found, error = fit.precision
+    largest = float(wanted.abs().max())
+    bound = (SIGMAS * error).clamp(min=FLOOR * largest)
+    if bool(((found - wanted).abs() <= bound).all()):
+        noise = float(bound.max()) / largest
+        expect(
+            noise <= TOO_NOISY,
+            f"{where} the fit is too noisy to judge, {noise:.0%} of the precision: choose example_options with less noise for "
+            "data of unit scale",
+        )
+        return
+    expect(bool(found.isfinite().all()), f"{where} the precision is not finite")
+    scale = float((found * wanted).sum() / wanted.square().sum())
+    rest = float((found - scale * wanted).norm() / wanted.norm())
+    variances, axes = torch.linalg.eigh(covariance)
+    along = (axes.T @ found @ axes).diagonal().tolist()
+    right = (axes.T @ wanted @ axes).diagonal().tolist()
+    pairs = [f"{f:.3f} in place of {w:.3f} (variance {v:.3g})" for f, w, v in zip(along, right, variances, strict=True)]
+    said = f"along the axes of the data it is {', '.join(pairs)}"
+    if scale < 0:
+        kind = f"the sign of the energy is wrong: the precision is {scale:.3f} times the predicted one"
+    elif rest < 0.3 * abs(scale - 1):
+        kind = f"the scale is wrong: the precision is {scale:.3f} times the predicted one"
+    elif float((found - axes @ torch.diag(torch.tensor(along, dtype=torch.float64)) @ axes.T).norm()) > 0.5 * float(
+        (found - wanted).norm()
+    ):
+        kind = "the direction is wrong: the precision has other axes than the data"
+    else:
+        kind = "its error depends on the variance: a loss that smooths the data overrides fitted_precision"
+    expect(False, f"{where} {kind}; {said}")
+
+
+def _expect_log_partition(fit: Fit, shape: tuple[int, ...]) -> None:
+    assert fit.log_partition is not None, "called where one is reported"
+    (found, error), precision = fit.log_partition, fit.precision[0]
+    wanted = 0.5 * (len(precision) * math.log(2 * math.pi) - float(torch.logdet(precision)))
+    off = float(found) - wanted
+    expect(
+        abs(off) <= max(0.03, SIGMAS * float(error)),
+        f'on data of shape {shape} metrics["log_partition"] is {float(found):.3f}, off the closed form {wanted:.3f} by '
+        f"{off:+.3f} nats: does the ratio of noise to data stand in the logits?",
+    )
