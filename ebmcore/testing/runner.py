@@ -285,7 +285,7 @@ def collect(target: str, options: Mapping[str, Mapping[str, Any]] | None = None)
 def _case(component: host.Component, options: Mapping[str, Any] | None = None) -> Any:
     from ebmcore.testing.cases import CASES
 
-    cls = component.target if isinstance(component.target, type) else host.load(component.kind, component.id)
+    cls = host.load(component.kind, component.id) if isinstance(component.target, str) else component.target
     return CASES[component.kind](component.name, cls, options or {})
 
 

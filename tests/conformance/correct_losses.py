@@ -1,4 +1,4 @@
-"""Losses outside contrastive divergence that are right: the kit must pass them all.
+"""Losses that are right, most of them outside contrastive divergence: the kit must pass them all.
 
 They are written as the literature has them, short and without options that the kit does not need.
 """
@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softplus
 
+from ebm_plugin_cd.loss import ContrastiveDivergence as CD
 from ebm_plugin_pcd.loss import PersistentContrastiveDivergence as PCD
 from ebmcore import BaseLoss
+from ebmcore.conditions import name_conditions
+from ebmcore.samplers import sample
 
 
 def flat(x: Tensor) -> Tensor:
@@ -151,3 +154,184 @@ class EnergyDiscrepancy(BaseLoss):
         contrastive = self.energies(back, *args_m, **kwargs_m).view(len(x), m)
         logits = torch.cat([(data[:, None] - contrastive), data.new_full((len(x), 1), math.log(self.w))], 1)
         return torch.logsumexp(logits, 1).mean()
+
+
+class Classifier(nn.Module):
+    """A classifier whose energy is minus the logsumexp of its logits (Grathwohl et al., 2020)."""
+
+    state_space = "continuous"
+
+    def __init__(self, size: int = 4, n_classes: int = 3):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(size, 16), nn.SiLU(), nn.Linear(16, n_classes))
+
+    def logits(self, x):
+        return self.net(x)
+
+    def forward(self, x):
+        return 0.5 * x.flatten(1).square().sum(1) - torch.logsumexp(self.logits(x), 1)
+
+
+class JEM(PCD):
+    """Persistent CD of a classifier's energy plus cross entropy; without targets it is persistent CD."""
+
+    labels = "targets"
+    example_energy = Classifier
+
+    @staticmethod
+    def example_batch():
+        return torch.randn(64, 4), torch.arange(64) % 3
+
+    def forward(self, x, y=None):
+        pred_x = self.draw_negatives(x)
+        return self.compute_loss(x, pred_x, y), pred_x
+
+    def compute_loss(self, x, pred_x, y=None):
+        gap = self.energy_gap(x, pred_x)
+        return gap if y is None else gap + cross_entropy(self.energy.logits(x), y)
+
+
+class HybridScoreMatching(SlicedScoreMatching):
+    """Sliced score matching of a classifier's energy plus cross entropy: targets are asked for."""
+
+    labels = "targets"
+    example_energy = Classifier
+    example_batch = JEM.example_batch
+
+    def forward(self, x, y):
+        return super().forward(x) + cross_entropy(self.energy.logits(x), y)
+
+
+class NoisyEnergy(nn.Module):
+    """An energy of an example and of the standard deviation of the noise on it."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(5, 16), nn.SiLU(), nn.Linear(16, 1))
+
+    def forward(self, x, sigma):
+        rows = x.flatten(1)
+        return self.net(torch.cat([rows, sigma[:, None]], 1)).squeeze(1) + 0.5 * rows.square().sum(1)
+
+
+class NoiseConditional(BaseLoss):
+    """Denoising score matching at many noise levels, each of which the energy is told (Song and Ermon, 2019)."""
+
+    labels = None
+    example_energy = NoisyEnergy
+
+    def __init__(self, energy, sigma_min: float = 0.1, sigma_max: float = 1.0):
+        super().__init__()
+        self.energy = energy
+        self.sigma_min = sigma_min
+        self.sigma_max = sigma_max
+
+    def forward(self, x):
+        uniform = torch.rand(len(x), generator=self.generator, dtype=x.dtype, device=x.device)
+        sigma = self.sigma_min * (self.sigma_max / self.sigma_min) ** uniform
+        noise = torch.randn_like(x, generator=self.generator).flatten(1)
+        with torch.enable_grad():
+            rows = flat(x.flatten(1) + sigma[:, None] * noise)
+            energies = self.energies(rows.view(x.shape), sigma)
+            (grad,) = torch.autograd.grad(energies.sum(), rows, create_graph=True)
+        return 0.5 * (sigma[:, None] * grad - noise).square().sum(1).mean()
+
+
+class LearntNoise(BaseLoss):
+    """Noise-contrastive estimation against a normal noise model with means and scales of its own, made by build()."""
+
+    def __init__(self, energy):
+        super().__init__()
+        self.energy = energy
+        self.log_partition = nn.Parameter(torch.zeros(()))
+
+    def build(self, shape):
+        self.noise_mean = nn.Parameter(0.1 * torch.randn(shape.numel()))
+        self.noise_log_scale = nn.Parameter(torch.full((shape.numel(),), 0.7))
+
+    def parameter_groups(self):
+        own = [self.noise_mean, self.noise_log_scale]
+        return [{"params": [*self.energy.parameters(), self.log_partition]}, {"params": own, "lr": 1e-3}]
+
+    def log_noise(self, x):
+        z = (x.flatten(1) - self.noise_mean) / self.noise_log_scale.exp()
+        return (-0.5 * z.square() - self.noise_log_scale - 0.5 * math.log(2 * math.pi)).sum(1)
+
+    def forward(self, x, *args, **kwargs):
+        fresh = torch.randn_like(x, generator=self.generator).flatten(1)
+        noise = (self.noise_mean + self.noise_log_scale.exp() * fresh).detach().view(x.shape)
+        logits = [
+            -self.energies(points, *args, **kwargs) - self.log_partition - self.log_noise(points).detach()
+            for points in (x, noise)
+        ]
+        self.metrics["log_partition"] = self.log_partition.detach().clone()
+        # The noise model learns the data by its own likelihood, which does not train the energy.
+        return softplus(-logits[0]).mean() + softplus(logits[1]).mean() - self.log_noise(x).mean()
+
+
+class ShortRun(BaseLoss):
+    """The energy gap of chains that a sampler moves from noise, outside the CD base."""
+
+    needs_sampler = True
+    labels = None
+
+    def __init__(self, energy, sampler, n_steps: int = 3):
+        super().__init__()
+        self.energy = energy
+        self.sampler = sampler
+        self.n_steps = n_steps
+
+    def start(self, x):
+        noise = torch.randn_like(x, generator=self.generator)
+        return self.sample(noise)
+
+    def sample(self, noise):
+        return sample(self.sampler, self.energy, noise, self.n_steps, generator=self.generator, transitions=self.transitions)
+
+    def forward(self, x):
+        return self.energies(x).mean() - self.energies(self.start(x)).mean()
+
+
+class CDWithNoiseModel(CD):
+    """CD with a trained model beside the energy, as cooperative learning has: the energy's share is that of CD."""
+
+    trains_more = True
+
+    def build(self, shape):
+        self.generator_mean = nn.Parameter(torch.ones(tuple(shape)))
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        return super().compute_loss(x, pred_x, *args, **kwargs) + (x - self.generator_mean).square().mean()
+
+
+class NoisyCD(CD):
+    """CD whose chains start at the data with noise added."""
+
+    starts_at_data = False
+
+    def start_chains(self, x, *args, **kwargs):
+        return self.new_chains(x + 0.1 * torch.randn_like(x, generator=self.generator), name_conditions(args, kwargs, x))
+
+
+class FastPCD(PCD):
+    """PCD whose chains run under parameters moved along the last gradient: zero at first."""
+
+    def __init__(self, energy, sampler, k_steps: int = 1, *, n_chains: int = 256, fast_lr: float = 0.01):
+        super().__init__(energy, sampler, k_steps, n_chains=n_chains)
+        self.fast_lr = fast_lr
+        for i, parameter in enumerate(energy.parameters()):
+            self.register_buffer(f"fast_{i}", torch.zeros_like(parameter))
+
+    def draw_negatives(self, x, *args, **kwargs):
+        parameters = list(self.energy.parameters())
+        fast = [getattr(self, f"fast_{i}") for i in range(len(parameters))]
+        with torch.no_grad():
+            slow = [p.clone() for p in parameters]
+            for p, f in zip(parameters, fast, strict=True):
+                p.add_(f)
+        try:
+            return super().draw_negatives(x, *args, **kwargs)
+        finally:
+            with torch.no_grad():
+                for p, s in zip(parameters, slow, strict=True):
+                    p.copy_(s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ebmcore.testing.cases.base import SPACES, Case, SteppingCase, generator, network
 from ebmcore.testing.cases.losses import N_CHAINS, LossCase
-from ebmcore.testing.cases.others import DatasetCase, EnergyCase, MetricCase, ObserverCase
+from ebmcore.testing.cases.others import CommandCase, DatasetCase, EnergyCase, MetricCase, ObserverCase, RecipeCase
 from ebmcore.testing.cases.samplers import SamplerCase
 
 __all__ = [
@@ -12,11 +12,13 @@ __all__ = [
     "N_CHAINS",
     "SPACES",
     "Case",
+    "CommandCase",
     "DatasetCase",
     "EnergyCase",
     "LossCase",
     "MetricCase",
     "ObserverCase",
+    "RecipeCase",
     "SamplerCase",
     "SteppingCase",
     "generator",
@@ -24,5 +26,5 @@ __all__ = [
 ]
 
 CASES: dict[str, type[Case]] = {
-    c.kind: c for c in (LossCase, SamplerCase, EnergyCase, DatasetCase, MetricCase, ObserverCase)
+    c.kind: c for c in (LossCase, SamplerCase, EnergyCase, DatasetCase, MetricCase, ObserverCase, RecipeCase, CommandCase)
 }

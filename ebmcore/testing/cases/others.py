@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -70,3 +73,28 @@ class ObserverCase(Case):
     """An observer under test."""
 
     kind = "observer"
+
+
+class RecipeCase(Case):
+    """A recipe under test: the path of its file."""
+
+    kind = "recipe"
+
+    @property
+    def obstacle(self) -> str | None:
+        return None
+
+    @cached_property
+    def settings(self) -> Any:
+        """What its file holds."""
+        return yaml.safe_load(Path(self.component).read_text())
+
+
+class CommandCase(Case):
+    """A command under test: its function."""
+
+    kind = "command"
+
+    @property
+    def obstacle(self) -> str | None:
+        return None

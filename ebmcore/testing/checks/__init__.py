@@ -15,6 +15,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     "dataset": ("component", "datasets"),
     "metric": ("component", "metrics"),
     "observer": ("component", "observers"),
+    "recipe": ("recipes",),
+    "command": ("commands",),
 }
 
 

@@ -62,3 +62,22 @@ class ParallelTemperingContrastiveDivergence(BasePersistentContrastiveDivergence
     ) -> None:
         ladder = Tempering(sampler, n_rungs=n_rungs, min_beta=min_beta, betas=betas, adapt=adapt)
         super().__init__(energy, ladder, k_steps, **options)
+
+    @property
+    def n_rungs(self) -> int:
+        """Number of replicas of each chain, as given."""
+        return self.sampler.n_rungs  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def min_beta(self) -> float:
+        """The smallest inverse temperature, as given."""
+        return self.sampler.min_beta  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def adapt(self) -> float:
+        """Rate at which the ladders adapt; a schedule may set it."""
+        return self.sampler.adapt  # type: ignore[attr-defined, no-any-return]
+
+    @adapt.setter
+    def adapt(self, rate: float) -> None:
+        self.sampler.adapt = rate  # type: ignore[attr-defined]
