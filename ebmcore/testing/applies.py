@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from ebmcore.testing.rules import Condition
 
-EXPECTS_FAILURES = Condition("to components that declare expected_failures", lambda case: bool(case.expected_failures))
-OPTIONS = Condition("to losses and samplers", lambda case: case.kind in ("loss", "sampler"))
 ANY_SHAPE = Condition(
     "to samplers, and to losses that bring neither energy nor batch of their own", lambda case: case.takes_any_shape
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import replace
 from typing import Any
 
 import correct_losses as right
@@ -594,11 +593,9 @@ class UnlabelledPCD(PCD):
 class RolledLabels(CD):
     """Scores negatives under the labels of their neighbours."""
 
-    def draw_negatives(self, x, *args, **kwargs):
-        pred_x = super().draw_negatives(x, *args, **kwargs)
-        labels = {name: t.roll(1, 0) for name, t in self.negatives.conditions.items()}
-        self.negatives = replace(self.negatives, conditions=labels)
-        return pred_x
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        rolled = {name: t.roll(1, 0) for name, t in name_conditions(args, kwargs, x).items()}
+        return self.energy_gap(x, pred_x, *args, negative_conditions=rolled, **kwargs)
 
 
 class KeywordLabelsLost(PCD):

@@ -97,7 +97,7 @@ class SamplerCase(SteppingCase):
         if self.continuous:
             return torch.randn(n, *shape, generator=generator(seed))
         target = self.energy(*self.shape)
-        assert isinstance(target, Enumerable)
+        assert isinstance(target, Enumerable), "the kit's targets of discrete units can be enumerated"
         states = target.states().flatten(1)
         rows = torch.randint(len(states), (n,), generator=generator(seed))
         return states[rows].reshape(n, *shape).detach()

@@ -9,8 +9,8 @@ import ast
 from importlib.resources import files
 
 MODULES: dict[str, tuple[str, ...]] = {
-    "loss": ("component", "stepping", "loss_contract", "loss_parts", "labels", "gradients", "fits", "chains"),
-    "sampler": ("component", "stepping", "sampler_contract", "laws"),
+    "loss": ("component", "options", "stepping", "loss_contract", "loss_parts", "labels", "gradients", "fits", "chains"),
+    "sampler": ("component", "options", "stepping", "sampler_contract", "laws"),
     "energy": ("component", "energies"),
     "dataset": ("component", "datasets"),
     "metric": ("component", "metrics"),

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import copy
 import difflib
-import inspect
 import pickle
-
-from torch import Tensor
 
 from ebmcore._keywords import accepted_keywords
 from ebmcore.testing import checks
-from ebmcore.testing.applies import EXPECTS_FAILURES, OPTIONS
 from ebmcore.testing.cases import Case
 from ebmcore.testing.rules import check, expect
 
 UNKNOWN = "no_component_takes_this"
-HANDED_ON = ("energy", "sampler", "n_chains", "shape")  # the kit gives these itself
 
 
 @check(since="0.1")
@@ -54,29 +49,12 @@ def check_it_can_be_copied(case: Case) -> None:
     expect(type(other) is type(instance), f"deepcopy turns it into a {type(other).__name__}")
 
 
-@check(EXPECTS_FAILURES, since="0.1")
+@check(since="0.1")
 def check_expected_failures_name_checks_and_reasons(case: Case) -> None:
-    """expected_failures maps names of checks that are there to the reason why each fails."""
+    """expected_failures, where declared, maps names of checks that are there to the reason why each fails."""
     known = checks.names(case.kind)
     for name, reason in case.expected_failures.items():
         close = difflib.get_close_matches(name, known, n=1)
         expect(name in known, f"{name!r} is no check here; close is {', '.join(close) or 'none'}")
         said = isinstance(reason, str) and bool(reason.strip())
         expect(said, f"expected_failures[{name!r}] must say why, got {reason!r}")
-
-
-@check(OPTIONS, since="0.1")
-def check_it_keeps_each_option_under_its_own_name(case: Case) -> None:
-    """Each number among the constructor's options is an attribute of that name: training schedules set it at each step."""
-    instance = case.make()
-    values = {name: p.default for name, p in inspect.signature(case.component).parameters.items()} | case.options
-    for name, value in values.items():
-        if name in HANDED_ON or isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        expect(hasattr(instance, name), f"there is no attribute {name}: write self.{name} = {name}")
-        kept = getattr(instance, name)
-        expect(_number(kept) == value, f"{name}={value!r} is kept as {kept!r}: keep the number as it was given")
-
-
-def _number(value: object) -> object:
-    return value.item() if isinstance(value, Tensor) and value.ndim == 0 else value

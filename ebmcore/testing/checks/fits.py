@@ -21,6 +21,7 @@ TO_REACH, TO_AVERAGE, BLOCKS = 150, 300, 10
 SIGMAS = 5.0  # of ten blocks, whose standard error is itself known to a quarter
 FLOOR = 0.02  # relative: the fit follows the mean of many steps, and this much of it is the optimizer's
 TOO_NOISY = 0.3
+RUNS_AWAY = 3.0
 VARIANCES, ANGLE = (2.0, 0.5, 1.0), 0.5
 
 
@@ -124,24 +125,23 @@ def _expect_precision(fit: Fit, wanted: Tensor, covariance: Tensor, where: str) 
         )
         return
     expect(bool(found.isfinite().all()), f"{where} the precision is not finite")
-    scale = float((found * wanted).sum() / wanted.square().sum())
-    rest = float((found - scale * wanted).norm() / wanted.norm())
     variances, axes = torch.linalg.eigh(covariance)
-    along = (axes.T @ found @ axes).diagonal().tolist()
-    right = (axes.T @ wanted @ axes).diagonal().tolist()
-    pairs = [f"{f:.3f} in place of {w:.3f} (variance {v:.3g})" for f, w, v in zip(along, right, variances, strict=True)]
-    said = f"along the axes of the data it is {', '.join(pairs)}"
-    if scale < 0:
-        kind = f"the sign of the energy is wrong: the precision is {scale:.3f} times the predicted one"
-    elif rest < 0.3 * abs(scale - 1):
-        kind = f"the scale is wrong: the precision is {scale:.3f} times the predicted one"
-    elif float((found - axes @ torch.diag(torch.tensor(along, dtype=torch.float64)) @ axes.T).norm()) > 0.5 * float(
-        (found - wanted).norm()
-    ):
-        kind = "the direction is wrong: the precision has other axes than the data"
+    turned, right = axes.T @ found @ axes, (axes.T @ wanted @ axes).diagonal()
+    along, ratios = turned.diagonal(), turned.diagonal() / right
+    beside = float((turned - torch.diag(along)).abs().max())
+    ratio, spread = float(ratios.mean()), float(ratios.max() - ratios.min())
+    if float(found.norm()) > RUNS_AWAY * float(wanted.norm()):
+        kind = "the fit runs away from the data: is the sign of the loss wrong?"
+    elif ratio < 0:
+        kind = f"the sign of the energy is wrong: the precision is {ratio:.3f} times the predicted one"
+    elif beside > float(bound.max()):
+        kind = f"the direction is wrong: along the axes of the data the precision has {beside:.3f} beside its diagonal"
+    elif spread < 0.3 * abs(ratio - 1):
+        kind = f"the scale is wrong: the precision is {ratio:.3f} times the predicted one"
     else:
-        kind = "its error depends on the variance: a loss that smooths the data overrides fitted_precision"
-    expect(False, f"{where} {kind}; {said}")
+        kind = "the error depends on the variance: a loss that smooths the data overrides fitted_precision"
+    pairs = [f"{f:.3f} in place of {w:.3f} at variance {v:.3g}" for f, w, v in zip(along, right, variances, strict=True)]
+    expect(False, f"{where} {kind}; the precision is {', '.join(pairs)}")
 
 
 def _expect_log_partition(fit: Fit, shape: tuple[int, ...]) -> None:

@@ -213,7 +213,7 @@ def check_the_bias_on_gaussians_is_the_predicted_one(case: SamplerCase) -> None:
     for at, temperature, sampler in case.laws():
         for precision in (1.0, _stiffest(sampler)):
             bias = _bias(sampler, precision)
-            assert bias is not None
+            assert bias is not None, "the check applies where predicted_bias gives a number"
             predicted, g = temperature / precision * (1 + bias), generator(8)
             target = Gaussian(torch.eye(4) / precision, (1, 2, 2))
             x = target.sample(N, temperature, generator=g)

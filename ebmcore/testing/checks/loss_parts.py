@@ -171,7 +171,7 @@ def check_weights_of_the_energy_gap_are_weights(case: LossCase) -> None:
     loss = case.make(energy, Identity()).double()
     x, pred_x = case.start(6).double(), case.start(9, seed=2).double()
     v, w = torch.arange(6.0).double(), torch.arange(9.0).double().flip(0)
-    wanted = float(((v / v.sum()) * energy(x)).sum() - ((w / w.sum()) * energy(pred_x)).sum())
+    wanted = float((((v / v.sum()) * energy(x)).sum() - ((w / w.sum()) * energy(pred_x)).sum()).detach())
     for scale in (1.0, 1e-3, 1e3):
         found = float(loss.energy_gap(x, pred_x, data_weights=scale * v, negative_weights=scale * w).detach())
         expect(abs(found - wanted) < 1e-10, f"with weights times {scale:g} the gap is {found:.6g}, not {wanted:.6g}")
