@@ -45,6 +45,7 @@ class ExactGaussian(BaseSampler):
 
     def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
         noise = torch.randn_like(state.x, generator=generator)
+        mean: Tensor
         if isinstance(energy, Quadratic):
             mean, noise = energy.mean, noise / energy.precision.sqrt()
         elif isinstance(energy, Gaussian):

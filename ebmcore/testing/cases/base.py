@@ -130,6 +130,10 @@ class SteppingCase(Case):
         """All that a few steps give, from a generator with that seed, on examples of `shape` unless ``x`` is given."""
         raise NotImplementedError
 
+    def call(self, instance: Any, x: Tensor) -> Any:
+        """What a call of a loss on examples gives."""
+        raise NotImplementedError
+
     def stepper(self, device: str = "cpu") -> Callable[[], None]:
         """A function that makes one step after the other, on a batch of 64."""
         raise NotImplementedError

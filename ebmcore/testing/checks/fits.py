@@ -74,7 +74,8 @@ def _predicted(loss: Any, covariance: Tensor) -> Tensor:
     """The precision matrix that ``fitted_precision`` says, asked once for the variance along each axis of the data."""
     variances, axes = torch.linalg.eigh(covariance)
     precisions = torch.tensor([loss.fitted_precision(float(v)) for v in variances], dtype=torch.float64)
-    return axes @ torch.diag(precisions) @ axes.T
+    predicted: Tensor = axes @ torch.diag(precisions) @ axes.T
+    return predicted
 
 
 def _fit(case: LossCase, covariance: Tensor, shape: tuple[int, ...]) -> tuple[Any, Fit]:
