@@ -473,7 +473,7 @@ def test_the_learning_rate_recommended_by_the_energy_gives_way_to_the_users(tmp_
 
 
 def test_a_loss_that_needs_no_sampler_trains(tmp_path):
-    from correct_components import ScoreMatching
+    from correct_losses import ScoreMatching
 
     class Plugin:
         @ebmcore_.hookimpl
