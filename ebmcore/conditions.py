@@ -62,14 +62,10 @@ def repeat_conditions(energy: nn.Module, n: int) -> nn.Module:
 class Conditioned(nn.Module):
     """An energy with its conditions filled in: ``x -> E(x, labels)``.
 
-    Every attribute of the energy is forwarded, so that whatever capability the energy has, its conditioned form has too. A
-    method that takes the conditions after its first argument, as ``forward`` does, receives them:
-    ``conditioned.score(x)`` is ``energy.score(x, labels)``. Another method, such as ``log_partition()``, is called as it is.
-    Options of a method should be keyword-only or have a default other than `None`, so that they are not taken for conditions.
-
-    Args:
-        energy: The energy.
-        conditions: Its conditions by name, as `name_conditions` gives them.
+    Every attribute of the energy is forwarded, and so is every capability. A method that takes the conditions after its first
+    argument, as ``forward`` does, receives them: ``conditioned.score(x)`` is ``energy.score(x, labels)``. Another method, such as
+    ``log_partition()``, is called as it is. Options of a method should be keyword-only or have a default other than `None`, so
+    that they are not taken for conditions.
     """
 
     def __init__(self, energy: nn.Module, conditions: Mapping[str, Tensor]) -> None:

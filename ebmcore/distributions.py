@@ -13,15 +13,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, one_hot
 
 __all__ = [
-    "BaseDistribution",
-    "Bernoulli",
-    "Categorical",
-    "InitialDistribution",
-    "Normal",
-    "Uniform",
-    "at_least_float32",
+    "BaseDistribution", "Bernoulli", "Categorical", "InitialDistribution", "Normal", "Uniform", "at_least_float32",
     "one_hot_sample",
-]
+]  # fmt: skip
 
 
 @runtime_checkable
@@ -114,12 +108,6 @@ class Bernoulli:
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
 
-    @classmethod
-    def from_data(cls, x: Tensor, pseudo_count: float = 1.0) -> Bernoulli:
-        """Returns the base rates of binary data ``(N, *shape)``, smoothed so that no pixel is impossible."""
-        ones = x.double().sum(0)
-        return cls(torch.log(ones + pseudo_count) - torch.log(len(x) - ones + pseudo_count))
-
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         logits = self.logits.detach()
         wide = at_least_float32(logits)  # uniform numbers in half precision are too coarse for p = 0.001
@@ -144,11 +132,6 @@ class Categorical:
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
-
-    @classmethod
-    def from_data(cls, x: Tensor, pseudo_count: float = 1.0) -> Categorical:
-        """Returns the base rates of one-hot data ``(N, *units, values)``, smoothed so that no value is impossible."""
-        return cls(torch.log(x.double().sum(0) + pseudo_count))
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         return one_hot_sample(self.logits.expand(n, *self.logits.shape), generator)

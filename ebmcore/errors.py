@@ -7,16 +7,9 @@ Python programmer would catch.
 from __future__ import annotations
 
 __all__ = [
-    "AmbiguousComponentError",
-    "CheckpointError",
-    "DivergenceError",
-    "EbmcoreError",
-    "MissingCapabilityError",
-    "PluginError",
-    "UnknownComponentError",
-    "UnknownKeywordError",
-    "UsageError",
-]
+    "AmbiguousComponentError", "CheckpointError", "DivergenceError", "EbmcoreError", "MissingCapabilityError",
+    "PluginError", "UnknownComponentError", "UnknownKeywordError", "UsageError",
+]  # fmt: skip
 
 
 class EbmcoreError(Exception):

@@ -34,7 +34,7 @@ from ebmcore.samplers import (
     eager_transitions,
     finite_rows,
     new_chains,
-    run,
+    quarantine,
 )
 
 __all__ = ["BaseContrastiveDivergence", "BaseLoss"]
@@ -63,20 +63,18 @@ class BaseLoss(StrictKeywords, nn.Module, ABC):
 
     Example:
         >>> from ebmcore.testing import Quadratic
-        >>> class DenoisingScoreMatching(BaseLoss):
-        ...     def __init__(self, energy, sigma: float = 0.1):
+        >>> class ScoreMatching(BaseLoss):
+        ...     def __init__(self, energy):
         ...         super().__init__()
-        ...         self.energy, self.sigma = energy, sigma
+        ...         self.energy = energy
         ...
         ...     def forward(self, x, *args, **kwargs):
-        ...         noise = torch.randn_like(x, generator=self.generator)
-        ...         y = (x + self.sigma * noise).requires_grad_()
-        ...         (grad,) = torch.autograd.grad(self.energies(y, *args, **kwargs).sum(), y, create_graph=True)
-        ...         return 0.5 * (self.sigma * grad - noise).square().flatten(1).sum(1).mean()
-        >>> loss = DenoisingScoreMatching(Quadratic((2,)))(torch.randn(8, 2))
-        >>> loss.backward()
-        >>> loss.shape
-        torch.Size([])
+        ...         x = x.detach().requires_grad_()
+        ...         (grad,) = torch.autograd.grad(self.energies(x, *args, **kwargs).sum(), x, create_graph=True)
+        ...         second = [torch.autograd.grad(grad[:, i].sum(), x, create_graph=True)[0][:, i] for i in range(x.shape[1])]
+        ...         return (0.5 * grad.square().sum(1) - sum(second)).mean()
+        >>> ScoreMatching(Quadratic((2,)))(torch.zeros(8, 2)).item()
+        -2.0
     """
 
     family: ClassVar[str] = "other"
@@ -97,12 +95,9 @@ class BaseLoss(StrictKeywords, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Returns the 0-dim loss of a batch ``x`` ``(B, *shape)``, or a tuple whose first item is it.
+        """Returns the 0-dim loss of data ``x`` ``(B, *shape)``, or a tuple whose first item is it.
 
-        Args:
-            x: Data.
-            args: Conditions or targets of the data (see `labels`), tensors with one row for each example.
-            kwargs: The same by name.
+        Further arguments, by position or name, are `labels`: tensors with one row for each example.
         """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -110,21 +105,13 @@ class BaseLoss(StrictKeywords, nn.Module, ABC):
         return super().__call__(*args, **kwargs)
 
     def energies(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Returns the energies ``(B,)`` of ``x`` under its conditions, at least in float32.
-
-        Raises:
-            ValueError: If the energy does not return one number for each example.
-        """
+        """Returns the energies ``(B,)`` of ``x`` under its conditions: one number for each example, at least in float32."""
         return at_least_float32(check_energies(self.energy(x, *args, **kwargs), x))
 
     def build(self, shape: Sequence[int]) -> None:
-        """Makes the parts whose shape depends on the data, such as a second network; nothing unless overridden.
+        """Makes the parts that depend on the ``shape`` of an example, such as a second network; nothing unless overridden.
 
-        Called once, before an optimizer is made, by `ebmcore.training.fit`, the command line and the conformance kit. Who trains
-        by hand calls it.
-
-        Args:
-            shape: Shape of one example.
+        `ebmcore.training.fit` and the conformance kit call it once, before an optimizer is made; so does a training loop by hand.
         """
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -143,14 +130,6 @@ class BaseLoss(StrictKeywords, nn.Module, ABC):
         if args or kwargs:
             raise UsageError("compile() of a loss takes no options: for others, compile the energy yourself")
         self.transitions = CompiledTransitions()
-
-    def fitted_precision(self, variance: float) -> float:
-        """Returns the precision of the normal model that minimises the loss on normal data of that variance: 1 over it.
-
-        The conformance kit compares a fit with it. A loss that smooths the data overrides it, such as denoising score matching
-        with ``1 / (variance + sigma**2)``. For correlated data it is asked once for each eigenvalue of the covariance.
-        """
-        return 1 / variance
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -258,8 +237,7 @@ class BaseContrastiveDivergence(BaseLoss):
 
         Args:
             x: Real data ``(B, *shape)`` in the loss's dtype, on its device.
-            args: Conditions of the data (labels), tensors with one row for each example. The energy receives them with
-                ``x``, and each chain keeps its own.
+            args: Conditions of the data (labels): the energy receives them with ``x``, and each chain keeps its own.
             kwargs: Conditions by name.
 
         Returns:
@@ -270,13 +248,8 @@ class BaseContrastiveDivergence(BaseLoss):
     def compute_loss(self, x: Tensor, pred_x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Returns the 0-dim loss for given negatives: its gradient is the CD estimate of the likelihood's.
 
-        A function of the values of its arguments and of named state (`negatives`), never of which tensor object holds the values.
-
-        Args:
-            x: Real data ``(B, *shape)``.
-            pred_x: Negative samples ``(M, *shape)``. A row that is NaN or infinite has weight 0.
-            args: Conditions of the data.
-            kwargs: Conditions by name.
+        A function of the values of its arguments, data ``(B, *shape)`` and negatives ``(M, *shape)``, and of named state
+        (`negatives`), never of which tensor object holds the values. A negative that is NaN or infinite has weight 0.
         """
 
     @property
@@ -287,19 +260,19 @@ class BaseContrastiveDivergence(BaseLoss):
     @property
     def device(self) -> torch.device:
         """Device of the energy."""
-        return next((t.device for t in _tensors(self.energy)), torch.device("cpu"))
+        first = _first_tensor(self.energy)
+        return torch.device("cpu") if first is None else first.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The floating-point type of the energy, and so of data and chains."""
-        return next((t.dtype for t in _tensors(self.energy) if t.is_floating_point()), torch.get_default_dtype())
+        first = _first_tensor(self.energy, floating=True)
+        return torch.get_default_dtype() if first is None else first.dtype
 
     def initial_distribution(self, shape: Sequence[int], x: Tensor | None = None) -> InitialDistribution:
         """Returns where chains of examples of ``shape`` start: the energy's own distribution, else a standard normal.
 
-        Args:
-            shape: The shape of one example.
-            x: The current batch, for variants that start chains from data; `None` where there is none yet.
+        ``x`` is the current batch, for variants that start chains from data; `None` where there is none yet.
         """
         if supports(self.energy, SupportsInitialDistribution):
             own: InitialDistribution = self.energy.initial_distribution(torch.Size(shape))  # type: ignore[operator]
@@ -311,8 +284,13 @@ class BaseContrastiveDivergence(BaseLoss):
 
         The same shape again returns the same tensor, in the loss's dtype and on its device; another shape re-initialises.
         """
-        with self._rank_generator():
-            return self._allocate(tuple(shape), None)
+        chains = self.chains
+        if not chains.matches(shape):
+            with self._rank_generator():
+                return self._allocate(tuple(shape), None)
+        chains.move_to(self.dtype, self.device)
+        chains.keep_local_shard()
+        return chains.tensors["x"]
 
     def draw_negatives(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Starts chains, makes ``k_steps`` transitions and keeps the chains; returns their positions, detached.
@@ -321,24 +299,26 @@ class BaseContrastiveDivergence(BaseLoss):
         the loss. What the sampler reports is in ``metrics``, averaged over the steps and the finite chains.
         """
         self._check_batch(x)
-        if self.training and torch.is_grad_enabled() and supports(self.energy, SupportsDataStatistics):
-            with torch.no_grad():
-                self.energy.observe_data(x, *args, **kwargs)  # type: ignore[operator]
-        with self._rank_generator(), self.negative_phase(), frozen(self.energy), torch.no_grad():
-            state = self.start_chains(x, *args, **kwargs)
-            state, info = run(
-                self.sampler, self.energy, state, self.k_steps, generator=self.generator, transitions=self.transitions
-            )
-            self.keep_chains(state)
+        energy, training = self.energy, self.training and torch.is_grad_enabled()
+        with torch.no_grad(), self._rank_generator():
+            if training and supports(energy, SupportsDataStatistics):
+                energy.observe_data(x, *args, **kwargs)  # type: ignore[operator]
+            with self.negative_phase(), frozen(energy):
+                state = self.start_chains(x, *args, **kwargs)
+                state, totals = self.transitions(self.sampler, energy, state, self.k_steps, generator=self.generator)
+                state = quarantine(state)
+                self.keep_chains(state)
         self.negatives = state
-        if info:
+        if totals:
             finite = state.finite()
-            self.metrics |= {name: torch.where(finite, value, 0).sum() / finite.sum() for name, value in info.items()}
-        return state.x
+            n = self.k_steps * finite.sum()
+            self.metrics |= {name: torch.where(finite, total, 0).sum() / n for name, total in totals.items()}
+        pred_x: Tensor = state.x
+        return pred_x
 
     def negative_phase(self) -> AbstractContextManager[None]:
         """Context in which chains start and move; nothing unless a variant's negatives are those of another energy."""
-        return nullcontext()
+        return _NOTHING
 
     def start_chains(self, x: Tensor, *args: Any, **kwargs: Any) -> ChainState:
         """Returns the chains that this call moves: a copy of the data unless overridden. Called with the energy frozen."""
@@ -391,21 +371,23 @@ class BaseContrastiveDivergence(BaseLoss):
         negative_conditions = self._conditions_of_negatives(pred_x, conditions, negative_conditions)
         finite = finite_rows(pred_x)
         # A stand-in with weight 0 where a chain is not finite: 0 * NaN would still be NaN in the gradient.
-        scored = torch.where(as_rows(finite, pred_x), pred_x.detach(), x if x.shape == pred_x.shape else x[:1])
+        negatives = pred_x.detach() if pred_x.requires_grad else pred_x
+        scored = torch.where(as_rows(finite, pred_x), negatives, x if x.shape == pred_x.shape else x[:1])
         energies = self._score(x, scored, conditions, negative_conditions)
-        n = len(x)
-        of_data = (
-            energies.new_full((n,), 1 / n) if data_weights is None else _normalised(_checked(data_weights, x), energies)
-        )
-        kept = finite if negative_weights is None else torch.where(finite, _checked(negative_weights, pred_x), 0)
-        weights = torch.cat([of_data, -_normalised(kept, energies)])
-        gap = (weights * energies).sum()
-        parts = (weights * energies.detach()).split([n, len(pred_x)])
+        weights = -_normalised(negative_weights, finite, energies.dtype)
+        n = x.shape[0]
+        if data_weights is None:
+            weights = torch.constant_pad_nd(weights, (n, 0), 1 / n)
+        else:
+            weights = torch.cat([_normalised(data_weights, finite_rows(data_weights), energies.dtype), weights])
+        weighted = weights * energies
+        gap = weighted.sum()
+        energy_gap, energy_data = gap.detach(), weighted.detach().narrow(0, 0, n).sum()
         self.metrics |= {
-            "energy_data": parts[0].sum(),
-            "energy_negatives": -parts[1].sum(),
-            "energy_gap": gap.detach(),
-            "quarantined": (~finite).sum(),
+            "energy_data": energy_data,
+            "energy_negatives": energy_data - energy_gap,
+            "energy_gap": energy_gap,
+            "quarantined": finite.logical_not().sum(),
         }
         if not self.energy_l2:
             return gap
@@ -413,43 +395,39 @@ class BaseContrastiveDivergence(BaseLoss):
         self.metrics["energy_l2"] = l2.detach()
         return gap + l2
 
-    def _score(
-        self, x: Tensor, pred_x: Tensor, conditions: Mapping[str, Tensor], negative_conditions: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Returns the energies of the data, then of the negatives."""
-        halves = [(x, conditions), (pred_x, negative_conditions)]
+    def _score(self, x: Tensor, pred_x: Tensor, of_data: Mapping[str, Tensor], of_negatives: Mapping[str, Tensor]) -> Tensor:
+        """Returns the energies of the data, then of the negatives, each under its conditions."""
+        halves = [(x, of_data), (pred_x, of_negatives)]
         if self.joint_forward:
-            both = {name: torch.cat([t, negative_conditions[name]]) for name, t in conditions.items()}
-            halves = [(torch.cat([x, pred_x]), both)]
-        scored = []
-        for positions, named in halves:
-            args, kwargs = split_conditions(named)
-            scored.append(self.energies(positions, *args, **kwargs))
-        return scored[0] if self.joint_forward else torch.cat(scored)
+            halves = [(torch.cat([x, pred_x]), {name: torch.cat([t, of_negatives[name]]) for name, t in of_data.items()})]
+        energies = []
+        for positions, conditions in halves:
+            args, kwargs = split_conditions(conditions)
+            energies.append(self.energies(positions, *args, **kwargs))
+        return energies[0] if self.joint_forward else torch.cat(energies)
 
     def _conditions_of_negatives(
-        self, pred_x: Tensor, conditions: Mapping[str, Tensor], given: Mapping[str, Tensor] | None
+        self, pred_x: Tensor, of_data: Mapping[str, Tensor], given: Mapping[str, Tensor] | None
     ) -> Mapping[str, Tensor]:
-        if given is None and conditions and self.persistent:
-            drawn = 0 if self.negatives is None else len(self.negatives)
-            if self.negatives is None or drawn != len(pred_x):
-                raise UsageError(
-                    f"these are {len(pred_x)} negatives, but the last draw gave {drawn}, so their conditions are unknown: pass "
-                    "negative_conditions to energy_gap()"
-                )
-            given = self.negatives.conditions
-        given = conditions if given is None else given
-        if given.keys() != conditions.keys():
-            raise UsageError(
-                f"the data have the conditions {sorted(conditions)}, the negatives {sorted(given)}: pass the same ones"
-            )
+        if given is None:
+            given = of_data
+            if of_data and self.persistent:
+                n = 0 if self.negatives is None else len(self.negatives)
+                if self.negatives is None or n != len(pred_x):
+                    raise UsageError(
+                        f"the conditions of these {len(pred_x)} negatives are unknown, as the last draw gave {n}: pass "
+                        "negative_conditions to energy_gap()"
+                    )
+                given = self.negatives.conditions
+        if given.keys() != of_data.keys():
+            raise UsageError(f"the data have the conditions {sorted(of_data)}, the negatives {sorted(given)}: pass the same")
         return name_conditions((), given, pred_x)  # one row for each negative, or an error that says so
 
+    def _rank_generator(self) -> AbstractContextManager[None]:
+        return _NOTHING if self.generator is not None or world_size() == 1 else self._generator_of_rank()
+
     @contextmanager
-    def _rank_generator(self) -> Iterator[None]:
-        if self.generator is not None or world_size() == 1:
-            yield
-            return
+    def _generator_of_rank(self) -> Iterator[None]:
         seed = int(torch.randint(2**62, ()))  # equal on all ranks where their global seeds are
         self.generator = stream_generator(seed, "chains", rank=rank(), device=self.device)
         try:
@@ -458,13 +436,8 @@ class BaseContrastiveDivergence(BaseLoss):
             self.generator = None
 
     def _allocate(self, shape: tuple[int, ...], x: Tensor | None) -> Tensor:
-        chains, dtype, device = self.chains, self.dtype, self.device
-        if chains.x is not None and chains.matches(shape):
-            chains.move_to(dtype, device)  # the energy may have been moved alone
-            chains.keep_local_shard()  # the process group may be younger than the chains
-            return chains.x
         initial = self.initial_distribution(shape[1:], x)
-        return chains.allocate(shape, initial, dtype=dtype, device=device, generator=self.generator)
+        return self.chains.allocate(shape, initial, dtype=self.dtype, device=self.device, generator=self.generator)
 
     def _check_batch(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or x.ndim < 2 or not x.shape[0]:
@@ -480,34 +453,44 @@ class BaseContrastiveDivergence(BaseLoss):
         return self
 
 
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
+_NOTHING = nullcontext()
 
 
-def _checked(weights: Tensor, x: Tensor) -> Tensor:
-    if weights.shape != x.shape[:1]:
-        raise UsageError(f"weights must be {tuple(x.shape[:1])}, one for each example, got {tuple(weights.shape)}")
-    _assert_async((weights >= 0).all(), "a weight is negative or NaN")
-    return weights.detach()
+def _first_tensor(energy: nn.Module, floating: bool = False) -> Tensor | None:
+    for module in energy.modules():
+        for tensors in (module._parameters, module._buffers):
+            for tensor in tensors.values():
+                if tensor is not None and (tensor.is_floating_point() or not floating):
+                    return tensor
+    return None
 
 
-def _normalised(weights: Tensor, like: Tensor) -> Tensor:
-    weights = weights.to(like.dtype)
+def _normalised(weights: Tensor | None, counted: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns weights that sum to 1, equal unless given, and 0 where not ``counted``."""
+    if weights is None:
+        weights = counted.to(dtype)
+    else:
+        if weights.shape != counted.shape:
+            raise UsageError(f"weights must be {tuple(counted.shape)}, one for each example, got {tuple(weights.shape)}")
+        weights = torch.where(counted, weights.detach(), 0).to(dtype)
+        _assert_async((weights >= 0).all(), UsageError("a weight is negative: weights must be at least 0"))
     total = weights.sum()
-    _assert_async(total, "every negative sample is NaN or infinite, or every weight is 0")
+    _assert_async(total, DivergenceError(_ALL_LOST))
     return weights / total
 
 
-def _assert_async(condition: Tensor, message: str) -> None:
-    """Raises unless ``condition`` holds; on an accelerator without waiting for the device."""
+def _assert_async(condition: Tensor, error: Exception) -> None:
+    """Raises ``error`` unless ``condition`` holds; on an accelerator without waiting for the device."""
     try:
-        torch._assert_async(condition, message)
-    except RuntimeError as error:
-        raise DivergenceError(
-            f"{message}: lower the step size or the learning rate, or regularise the energy "
-            "(energy_l2, spectral normalisation)"
-        ) from error
+        torch._assert_async(condition, str(error))
+    except RuntimeError as cause:
+        raise error from cause
+
+
+_ALL_LOST = (
+    "every negative sample is NaN or infinite, or has weight 0: lower the step size or the learning rate, or regularise the "
+    "energy (energy_l2, spectral normalisation)"
+)
 
 
 def _move_loaded_chains(loss: nn.Module, _: Any) -> None:

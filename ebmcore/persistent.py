@@ -30,10 +30,10 @@ class PersistentOptions(TypedDict, total=False):
 
 
 class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
-    """Base of variants whose negative chains persist.
+    """Base of variants whose negative chains persist; a variant is only what differs.
 
     Each call draws as many different chains as the batch has examples (all of them, if they are fewer), moves them and writes
-    them back into their slots. ``forward`` and ``compute_loss`` are here, so that a variant is only what differs.
+    them back into their slots.
 
     Args:
         energy: The model, any module ``(B, *shape) -> (B,)``.
@@ -106,12 +106,18 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
         """
         chains, conditions = self.chains, name_conditions(args, kwargs, x)
         shape = (self.n_chains, *x.shape[1:])
-        if chains.x is not None and not chains.matches(shape):
+        if chains.matches(shape):
+            if (x.dtype, x.device) != (chains.tensors["x"].dtype, chains.tensors["x"].device):
+                chains.move_to(self.dtype, self.device)  # the energy may have been moved alone
+            chains.keep_local_shard()  # the process group may be younger than the chains
+        elif chains.x is None:
+            self._allocate(shape, x)
+        else:
             raise UsageError(
                 f"the loss holds {len(chains)} chains of shape {tuple(chains.x.shape[1:])}, but {self.n_chains} of shape "
                 f"{tuple(x.shape[1:])} were asked for: initialize_persistent_chain({shape}) starts new ones"
             )
-        stored = self._allocate(shape, x)
+        stored = chains.tensors["x"]
         n = min(x.shape[0], stored.shape[0])
         started = self.initial_distribution(x.shape[1:], x).sample(n, generator=self.generator)
         fresh = self.new_chains(started.to(x), {name: t[:n] for name, t in conditions.items()})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -20,20 +20,9 @@ from ebmcore.conditions import condition
 from ebmcore.energies import frozen, require
 
 __all__ = [
-    "BaseSampler",
-    "ChainState",
-    "Info",
-    "Observer",
-    "Sampler",
-    "Transitions",
-    "as_rows",
-    "check_sampler",
-    "eager_transitions",
-    "finite_rows",
-    "run",
-    "sample",
-    "select_chains",
-]
+    "BaseSampler", "ChainState", "Info", "Observer", "Sampler", "Transitions", "as_rows", "check_sampler",
+    "eager_transitions", "finite_rows", "run", "sample", "select_chains",
+]  # fmt: skip
 
 Info = Mapping[str, Tensor]
 State = TypeVar("State", bound="ChainState")
@@ -44,17 +33,16 @@ CONDITION = "conditions."  # prefix of the names that conditions have among the 
 class ChainState:
     """The state of ``N`` chains: tensors with the chain first.
 
-    A sampler that carries more than positions derives its own dataclass from it and adds tensors; one that carries something
-    other than tensors overrides `tensors` and `with_tensors`. Conditions (labels) belong to the chain; the driver hands them
-    to the energy.
+    A sampler that carries more than positions derives its own dataclass and adds tensors; one that carries something other
+    than tensors overrides `tensors` and `with_tensors`.
 
     Args:
         x: Positions ``(N, *shape)``: what a loss sees as negative samples.
-        conditions: Named conditions, each ``(N, ...)``.
+        conditions: Conditions of each chain (labels) by name, each ``(N, ...)``; the driver hands them to the energy.
 
     Attributes:
-        records: Names of the tensors that record changes of the parameters, such as a log-weight: `Sampler.refresh` may
-            change them, beside what it recomputes.
+        records: Names of the tensors that record changes of the parameters, such as a log-weight, and that
+            `Sampler.refresh` may change.
     """
 
     x: Tensor
@@ -62,12 +50,12 @@ class ChainState:
     records: ClassVar[tuple[str, ...]] = ()
 
     def __len__(self) -> int:
-        return self.x.shape[0]
+        return self.x.shape[0]  # the tensor's own len() is a Python function
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns all tensors of the state by name; those of conditions are named ``"conditions.<name>"``."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "conditions"}
-        return own | {CONDITION + name: t for name, t in self.conditions.items()}
+        own = {name: t for name, t in vars(self).items() if name != "conditions"}
+        return own | {CONDITION + name: t for name, t in self.conditions.items()} if self.conditions else own
 
     def with_tensors(self: State, tensors: Mapping[str, Tensor]) -> State:
         """Returns a state of this kind made of ``tensors``, named as `tensors` names them."""
@@ -96,7 +84,7 @@ def finite_rows(t: Tensor) -> Tensor:
     if not t.numel():
         return torch.ones(len(t), dtype=torch.bool, device=t.device)
     zeros = t - t  # NaN where t is not finite
-    return (zeros.sum(tuple(range(1, t.ndim))) if t.ndim > 1 else zeros) == 0
+    return (zeros.sum(tuple(range(1, t.ndim))) if t.ndim > 1 else zeros).logical_not()
 
 
 def select_chains(mask: Tensor, chosen: State, other: State) -> State:
@@ -139,8 +127,8 @@ class Sampler(Protocol):
 class BaseSampler(StrictKeywords, ABC):
     """Convenience base: a subclass needs only ``step``.
 
-    What a sampler declares in class attributes is what the conformance kit (`ebmcore.testing`) holds it to. Keep each option
-    under its own name, so that a schedule can change it (`ebmcore.training.schedules`).
+    What a sampler declares in class attributes is what the conformance kit holds it to. Keep each option under its own name,
+    so that a schedule can change it.
 
     Attributes:
         requires: Capabilities (protocols of `ebmcore.energies`) that the energy must have.
@@ -148,8 +136,7 @@ class BaseSampler(StrictKeywords, ABC):
         exact: Whether a step leaves the target distribution invariant. If not, `predicted_bias` says how far off it is.
         reversible: Whether a step is in detailed balance with the target distribution.
         deterministic: Whether it draws no random numbers.
-        has_memory: Whether a chain carries more than its position and what follows from it, such as replicas or a momentum:
-            from an exact sample and a fresh memory it is of the target distribution only in the long run.
+        has_memory: Whether a chain carries more than its position and what follows from it, such as replicas or a momentum.
         example_options: Options (plain data) with which the conformance kit makes one, suited to targets of about unit scale.
         expected_failures: Checks of the kit that are known to fail, each with its reason.
     """
@@ -217,7 +204,7 @@ def eager_transitions(
     totals: dict[str, Tensor] = {}
     for _ in range(n_steps):
         state, info = sampler.step(energy, state, generator=generator)
-        totals = _added(totals, info)
+        _add(totals, info)
     tensors = state.tensors()
     if any(t.requires_grad for t in tensors.values()):
         state = state.with_tensors({name: t.detach() for name, t in tensors.items()})
@@ -239,9 +226,8 @@ def run(
     """Runs ``n_steps`` transitions of every chain. The only driver: losses, metrics and `sample` use it.
 
     The energy is frozen meanwhile (`ebmcore.energies.frozen`) and the result is detached. A chain that becomes NaN or infinite
-    in any tensor of its state is quarantined: its positions are NaN in the result and never clamped, so that every user sees
-    it; `ChainState.finite` finds it, `PersistentChains.write` restarts it and the loss gives it weight 0. Nothing here
-    synchronises a device.
+    in any tensor of its state is quarantined: its positions are NaN in the result, never clamped; `PersistentChains.write`
+    restarts it and the loss gives it weight 0. Nothing here synchronises a device.
 
     Args:
         sampler: The Markov kernel.
@@ -273,10 +259,10 @@ def run(
             state, totals = transitions(sampler, energy, state, n_steps, generator=generator)
         for i in range(n_steps if observers else 0):
             state, info = transitions(sampler, energy, state, 1, generator=generator)
-            totals = _added(totals, info)
+            _add(totals, info)
             for observe in observers:
                 observe(i, state, info)
-    return _quarantine(state), {name: total / n_steps for name, total in totals.items()}
+    return quarantine(state), {name: total / n_steps for name, total in totals.items()}
 
 
 def sample(
@@ -291,17 +277,15 @@ def sample(
 ) -> Tensor:
     """Starts chains at ``x``, runs ``n_steps`` transitions and returns the positions, detached.
 
-    For losses outside the contrastive-divergence base, metrics and users; a loss hands on ``transitions=self.transitions``, so
-    that ``loss.compile()`` reaches them.
+    For losses outside the contrastive-divergence base, metrics and users. A loss hands on ``transitions=self.transitions``.
 
     Args:
         sampler: The Markov kernel.
         energy: The energy.
         x: Where the chains start, ``(N, *shape)``; not modified.
         n_steps: Number of transitions, at least 1.
-        conditions: What the energy takes beside ``x``, by name: a keyword, or ``"0"`` for the first positional argument. See
-            `ebmcore.conditions.name_conditions`.
-        generator: The only source of randomness; `None` uses torch's global one.
+        conditions: What the energy takes beside ``x``, by name: a keyword, or ``"0"`` for the first positional argument.
+        generator: As in `run`.
         transitions: As in `run`.
 
     Returns:
@@ -319,24 +303,20 @@ def sample(
 
 
 def new_chains(
-    sampler: Sampler,
-    energy: nn.Module,
-    x: Tensor,
-    conditions: Mapping[str, Tensor],
-    *,
-    generator: torch.Generator | None = None,
+    sampler: Sampler, energy: nn.Module, x: Tensor, conditions: Mapping[str, Tensor], *, generator: torch.Generator | None
 ) -> ChainState:
     """Returns the state of new chains at ``x`` that carry ``conditions``; the caller has frozen the energy."""
     state = sampler.init(condition(energy, conditions), x, generator=generator)
     return replace(state, conditions=conditions) if conditions else state
 
 
-def _added(totals: dict[str, Tensor], info: Info) -> dict[str, Tensor]:
-    return totals | {name: totals[name] + value if name in totals else value for name, value in info.items()}
+def _add(totals: dict[str, Tensor], info: Info) -> None:
+    for name, value in info.items():
+        totals[name] = totals[name] + value if name in totals else value
 
 
-def _quarantine(state: State) -> State:
-    # Positions show that they are NaN or infinite; a chain that is lost in another tensor is marked there.
-    if not state.x.is_floating_point() or not state._moving().keys() - {"x"}:
+def quarantine(state: State) -> State:
+    """Returns the state with NaN positions for chains that are NaN or infinite in another tensor, where it would not show."""
+    if type(state) is ChainState or not state.x.is_floating_point():
         return state
     return replace(state, x=state.x.masked_fill(~as_rows(state.finite(), state.x), torch.nan))

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 import ebmcore
+from ebm_plugin_likelihood.ais import base_of
 from ebmcore.cli import main
-from ebmcore.distributions import Bernoulli
 
 COMMAND = (
     "train --energy rbm --energy.hidden 64 --sampler gibbs --loss pcd --loss.n_chains 256 --data digits "
@@ -43,7 +43,7 @@ def result(run: str) -> tuple[float, float, float]:
 def independent_pixels(n_bootstrap: int = 1000) -> tuple[float, float, float]:
     """Test log-likelihood, with its 95 % bootstrap interval, of independent Bernoulli pixels."""
     data = ebmcore.create_dataset("digits")
-    values = Bernoulli.from_data(data.train).log_prob(data.test.double())
+    values = base_of(data).log_prob(data.test.double())
     rows = torch.randint(len(values), (n_bootstrap, len(values)), generator=torch.Generator().manual_seed(0))
     low, high = torch.quantile(values[rows].mean(1), torch.tensor([0.025, 0.975]).double()).tolist()
     return values.mean().item(), low, high

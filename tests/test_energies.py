@@ -170,11 +170,6 @@ def test_the_bernoulli_distribution_has_its_rates_and_density():
     torch.testing.assert_close(bernoulli.log_prob(x), reference)
 
 
-def test_base_rates_leave_no_pixel_impossible():
-    rates = Bernoulli.from_data(torch.tensor([[0.0, 1.0], [0.0, 1.0]])).logits.sigmoid()
-    torch.testing.assert_close(rates, torch.tensor([0.25, 0.75], dtype=torch.float64))
-
-
 def test_the_boltzmann_machine_sums_over_pairs_once():
     energy = Boltzmann(3)
     x = torch.tensor([[1.0, 1.0, 0.0]])

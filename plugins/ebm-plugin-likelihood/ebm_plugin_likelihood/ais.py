@@ -288,12 +288,16 @@ def _own_randomness(generator: torch.Generator | None) -> torch.Generator:
 
 
 def base_of(data: Any) -> BaseDistribution:
-    """The base distribution that fits the training data: base rates of discrete units, else independent normals."""
+    """Returns the base distribution that fits the training data: base rates of discrete units, else independent normals.
+
+    One example of each value is added to the base rates, so that none is impossible.
+    """
     x = data.train.double()
+    counts = x.sum(0)
     if data.state_space == "categorical":
-        return Categorical.from_data(x)
+        return Categorical(torch.log(counts + 1))
     if data.state_space == "binary":
-        return Bernoulli.from_data(x)
+        return Bernoulli(torch.log(counts + 1) - torch.log(len(x) - counts + 1))
     return Normal(x.mean(0), x.std(0).clamp_min(1e-3))
 
 

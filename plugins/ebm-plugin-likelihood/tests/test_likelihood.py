@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import ebmcore
-from ebm_plugin_likelihood.ais import AISLogLikelihood, ReverseAISLogLikelihood, effective_sample_size, log_mean_exp
+from ebm_plugin_likelihood.ais import AISLogLikelihood, ReverseAISLogLikelihood, base_of, effective_sample_size, log_mean_exp
 from ebm_plugin_likelihood.exact import ExactLogLikelihood
 from ebm_plugin_likelihood.grid import GridLogLikelihood
 from ebm_plugin_likelihood.pseudo import PseudoLogLikelihood
@@ -406,3 +406,8 @@ def test_a_sampler_with_a_memory_is_refused():
     energy = Boltzmann(4)
     with pytest.raises(UsageError, match="ais-ll starts chains afresh .* which Remembering does not bear"):
         AISLogLikelihood()(energy, binary_data(energy), sampler=Remembering())
+
+
+def test_base_rates_leave_nothing_impossible():
+    data = SimpleNamespace(train=torch.tensor([[0.0, 1.0], [0.0, 1.0]]), state_space="binary")
+    torch.testing.assert_close(base_of(data).logits.sigmoid(), torch.tensor([0.25, 0.75], dtype=torch.float64))

@@ -99,7 +99,6 @@ class RBM(BaseRBM):
         u = dw - torch.outer(db, nu) - torch.outer(mu, dc)
         return w.detach() + u, b.detach() + db - u @ nu, c.detach() + dc - mu @ u
 
-    @torch.no_grad()
     def observe_data(self, x: Tensor) -> None:
         """Slide the offsets of a centred machine towards the means of a batch of data and of its hidden probabilities."""
         if not self.centered:
