@@ -73,7 +73,8 @@ def _covariance(d: int) -> Tensor:
 def _predicted(loss: Any, covariance: Tensor) -> Tensor:
     """The precision matrix that ``fitted_precision`` says, asked once for the variance along each axis of the data."""
     variances, axes = torch.linalg.eigh(covariance)
-    precisions = torch.tensor([loss.fitted_precision(float(v)) for v in variances], dtype=torch.float64)
+    fitted = getattr(loss, "fitted_precision", lambda variance: 1 / variance)
+    precisions = torch.tensor([fitted(float(v)) for v in variances], dtype=torch.float64)
     predicted: Tensor = axes @ torch.diag(precisions) @ axes.T
     return predicted
 
