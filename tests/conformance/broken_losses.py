@@ -680,6 +680,13 @@ class RatioLost(right.NoiseContrastive):
         return super().logits(x, *args, **kwargs) + math.log(self.noise_ratio)
 
 
+class HalfOdds(right.PseudoLikelihood):
+    """Half of the log-odds: it learns parameters that are twice as large."""
+
+    def log_odds(self, x, flipped, *args, **kwargs):
+        return 0.5 * super().log_odds(x, flipped, *args, **kwargs)
+
+
 class OthersLabels(right.EnergyDiscrepancy):
     """Contrastive points carry the labels of other examples."""
 
