@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import broken_losses as losses
 import broken_others as others
@@ -268,6 +269,8 @@ def name_of(target):
 
 
 def component(kind, target):
+    if kind == "recipe":  # the host knows it by a string and loads it as a path
+        return SimpleNamespace(kind=kind, name=name_of(target), target=target)
     return host.Component(kind, name_of(target), target, "not installed", "")
 
 
