@@ -62,3 +62,22 @@ class ParallelTemperingContrastiveDivergence(BasePersistentContrastiveDivergence
     ) -> None:
         ladder = Tempering(sampler, n_rungs=n_rungs, min_beta=min_beta, betas=betas, adapt=adapt)
         super().__init__(energy, ladder, k_steps, **options)
+
+    @property
+    def n_rungs(self) -> int:
+        """Number of replicas of each chain, as given."""
+        return self.sampler.n_rungs
+
+    @property
+    def min_beta(self) -> float:
+        """The smallest inverse temperature, as given."""
+        return self.sampler.min_beta
+
+    @property
+    def adapt(self) -> float:
+        """Rate at which the ladders adapt; a schedule may set it."""
+        return self.sampler.adapt
+
+    @adapt.setter
+    def adapt(self, rate: float) -> None:
+        self.sampler.adapt = rate

@@ -17,7 +17,6 @@ from ebmcore.conditions import repeat_conditions
 from ebmcore.energies import supports
 from ebmcore.samplers import Info
 from ebmcore.tempering import SupportsTempering, Tempered
-from ebmcore.testing.samplers import SiteGibbs
 
 
 @dataclass(eq=False)
@@ -91,7 +90,7 @@ class Tempering(BaseSampler):
     """
 
     # Both modes of the kit's small targets are crossed with few rungs; few states keep the exact law quick to solve for.
-    example_options: ClassVar[dict[str, Any]] = {"inner": SiteGibbs(), "betas": (1.0, 0.4)}
+    example_options: ClassVar[dict[str, Any]] = {"inner": "ebmcore.testing:SiteGibbs", "betas": (1.0, 0.4)}
 
     def __init__(
         self,
@@ -116,6 +115,8 @@ class Tempering(BaseSampler):
                 f"the ladder has the temperatures: give the inner sampler temperature 1, not {inner.temperature}"
             )
         self.inner = inner
+        self.n_rungs = n_rungs
+        self.min_beta = min_beta
         self.betas = _ladder(n_rungs, min_beta) if betas is None else tuple(float(beta) for beta in betas)
         falling = all(warm < cold for cold, warm in pairwise(self.betas))
         if not self.betas or self.betas[0] != 1 or not falling or not self.betas[-1] >= 0:
