@@ -173,13 +173,8 @@ def _fill(fill: str, like: Tensor, *, generator: torch.Generator | None) -> Tens
     return filled
 
 
-_FILL = {aten.randn: "normal_", aten.randn_like: "normal_", aten.normal: "normal_", aten.rand: "uniform_", aten.rand_like: "uniform_"}
-    aten.randn: "normal_",
-    aten.rand: "uniform_",
-    aten.randn_like: "normal_",
-    aten.rand_like: "uniform_",
-    aten.normal: "normal_",
-}
+_NORMAL, _UNIFORM = (aten.randn, aten.randn_like, aten.normal), (aten.rand, aten.rand_like)
+_FILL = dict.fromkeys(_NORMAL, "normal_") | dict.fromkeys(_UNIFORM, "uniform_")
 
 
 def _lift_random_numbers(module: torch.fx.GraphModule, n_drawn: int) -> list[Callable[..., Tensor]]:

@@ -1,7 +1,7 @@
 """What a graph depends on beside the values of tensors: compared at every call, so few things and cheap ones.
 
-A graph is of what was there when it was made. What lies deeper, such as an attribute of a layer, a hook, a variable in a closure or
-an attribute of a class, is not seen.
+A graph is of what was there when it was made. What lies deeper, such as an attribute of a layer, a hook or a variable in a
+closure, is not seen.
 """
 
 from __future__ import annotations
