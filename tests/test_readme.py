@@ -72,6 +72,6 @@ def test_each_plugins_readme_has_its_options_and_its_source(plugin):
     assert re.search(r"## Source\n\n.*\(\d{4}\)", text, re.DOTALL)
     for component in ebmcore.list_components():
         if component.distribution == plugin.name:
-            options = set(inspect.signature(ebmcore.load(component.kind, component.id)).parameters)
+            options = set(inspect.signature(ebmcore.host.load(component.kind, component.id)).parameters)
             for option in options - {"energy", "sampler"}:
                 assert f"`{option}`" in text, (component.id, option)

@@ -170,7 +170,7 @@ def test_a_value_that_cannot_work_is_an_error_with_advice(options, message):
 
 
 def test_it_is_installed_under_its_name():
-    assert ebmcore.load("loss", "ebm-plugin-fpcd:fpcd") is FPCD
+    assert ebmcore.host.load("loss", "ebm-plugin-fpcd:fpcd") is FPCD
 
 
 def test_a_batch_that_is_not_finite_leaves_the_fast_weights():

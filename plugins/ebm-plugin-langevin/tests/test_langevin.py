@@ -54,4 +54,4 @@ def test_a_value_that_cannot_work_is_an_error_with_advice(arguments, message):
 
 
 def test_it_is_installed_under_its_name():
-    assert ebmcore.load("sampler", "ebm-plugin-langevin:langevin") is Langevin
+    assert ebmcore.host.load("sampler", "ebm-plugin-langevin:langevin") is Langevin

@@ -82,4 +82,4 @@ def test_a_value_that_cannot_work_is_an_error(arguments):
 
 
 def test_it_is_installed_under_its_name():
-    assert ebmcore.load("sampler", "ebm-plugin-langevin:mala") is MALA
+    assert ebmcore.host.load("sampler", "ebm-plugin-langevin:mala") is MALA

@@ -106,7 +106,7 @@ def test_a_value_that_cannot_work_is_an_error_with_advice(arguments, message):
 
 
 def test_it_is_installed_under_its_name():
-    assert ebmcore.load("loss", "ebm-plugin-pcd:pcd") is PCD
+    assert ebmcore.host.load("loss", "ebm-plugin-pcd:pcd") is PCD
 
 
 def test_noise_is_added_to_the_data_and_drawn_from_the_losss_generator():

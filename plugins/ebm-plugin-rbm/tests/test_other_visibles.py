@@ -238,7 +238,7 @@ def test_values_that_cannot_work_are_errors_with_advice():
 
 @pytest.mark.parametrize(("name", "cls"), [("gaussian-rbm", GaussianRBM), ("potts-rbm", PottsRBM)])
 def test_they_are_installed_under_their_names(name, cls):
-    assert ebmcore.load("energy", name) is cls
+    assert ebmcore.host.load("energy", name) is cls
 
 
 def test_a_bias_is_not_rounded_to_half_precision_under_autocast():

@@ -125,4 +125,4 @@ def test_a_value_that_cannot_work_is_an_error(options):
 
 
 def test_it_is_installed_under_its_name():
-    assert ebmcore.load("loss", "ebm-plugin-tempering:ptcd") is PTCD
+    assert ebmcore.host.load("loss", "ebm-plugin-tempering:ptcd") is PTCD
