@@ -24,7 +24,7 @@ class Guard(NamedTuple):
     Args:
         numbers: The sampler's floating-point options.
         modules: Every module of the energy, in order. Compared by identity, so that a replaced layer is noticed.
-        rest: Number of steps, autocast, the other options of the sampler, and the layout of every tensor.
+        rest: Number of steps, autocast, the other options of the sampler, what the state holds beside tensors, and the layout of every tensor.
     """
 
     numbers: list[float]
@@ -34,9 +34,10 @@ class Guard(NamedTuple):
     @classmethod
     def of(cls, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> Guard:
         """Returns the guard of one call."""
-        device, options, modules = state.x.device.type, Options.of(sampler), list(energy.modules())
+        device, modules = state.x.device.type, list(energy.modules())
+        options, held = Options.of(sampler), Options.of(state)
         rest: list[Any] = [n_steps, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)]
-        rest += [type(state), options.structure, [_layout(t) for t in options.tensors]]
+        rest += [options.structure, [_layout(t) for t in options.tensors], held.structure, held.numbers]
         rest += [(name, t.shape[1:], t.stride(), t.dtype, t.device) for name, t in state.tensors().items()]
         for module in modules:
             rest += module._modules  # their names
