@@ -37,13 +37,13 @@ def test_inductor_agrees_with_steps(name):
 
 def test_inductor_agrees_for_gibbs():
     """Binary chains of a restricted Boltzmann machine."""
-    energy = create_energy("rbm", n_visible=6, n_hidden=4)
+    energy = create_energy("rbm", (6,), hidden=4)
     assert count_graphs(create_sampler("gibbs"), energy, x=torch.ones(6, 6)) == 1
 
 
 def test_inductor_agrees_for_tempering():
     """Replicas that are exchanged between temperatures."""
-    sampler = create_sampler("parallel_tempering", sampler=create_sampler("langevin", step_size=0.1))
+    sampler = create_sampler("tempering", inner=create_sampler("langevin", step_size=0.1), n_rungs=3)
     assert count_graphs(sampler, Net()) == 1
 
 
@@ -126,7 +126,7 @@ class TestWithoutGraphs:
                 return (moved if moved.x.sum() > 0 else state), info
 
         made, energy = CompiledTransitions(), Net()
-        with pytest.warns(UserWarning, match="the steps of Reading are not compiled: DataDependent") as caught:
+        with pytest.warns(UserWarning, match="the steps of Reading are not compiled: .*DataDependent") as caught:
             assert_same(both(made, Reading(), energy))
         assert len(caught) == 1
         assert_same(both(made, Reading(), energy))
@@ -177,11 +177,11 @@ class TestWithoutGraphs:
 
         monkeypatch.setattr(transitions, "MAX_GRAPHS", 3)
         made, energy, sampler = CompiledTransitions(), Net(), Rooted()
-        with pytest.warns(UserWarning, match="3 graphs were made") as caught:
-            for step in range(1, 8):
-                sampler.step_size = 0.1 * step
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for sampler.step_size in (0.1, 0.2, 0.3, 0.4, 0.5):
                 often(made, sampler, energy)
-        assert len(caught) == 1
+        assert ["3 graphs were made" in str(one.message) for one in caught] == [True]
         assert len(made.graphs) == 3
 
 
