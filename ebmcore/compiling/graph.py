@@ -129,8 +129,7 @@ def summary(error: Exception) -> str:
 
 def compile_with_inductor(module: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
     """Compiles a graph for inputs like these. It is called without torch's own guards: a `Guard` says when it fits."""
-    compiled: Callable[..., Sequence[Tensor]] = torch._inductor.compile(copy.deepcopy(module), list(inputs))
-    return compiled
+    return torch._inductor.compile(copy.deepcopy(module), list(inputs))  # type: ignore[no-any-return]
 
 
 def _by_columns(weight: Tensor) -> Tensor:
@@ -188,10 +187,8 @@ def _lift_random_numbers(module: torch.fx.GraphModule, n_drawn: int) -> list[Cal
         elif not node.all_input_nodes:
             draws.append(partial(function, *node.args, **{k: v for k, v in node.kwargs.items() if v is not None}))
         else:
-            raise CannotCompileError(
-                f"its step draws from {function}, of a distribution that it computes or in a tensor's place: draw uniform or "
-                "normal numbers by torch.rand or torch.randn and transform them"
-            )
+            reason = f"{node.target} draws from a distribution that the step computes, or in a tensor's place"
+            raise CannotCompileError(f"{reason}: draw by torch.rand or torch.randn and transform the numbers")
         with graph.inserting_after(last_input):
             noise = last_input = graph.placeholder(f"noise_{i}")
         if of_moments:

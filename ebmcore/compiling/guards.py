@@ -1,8 +1,4 @@
-"""What a graph depends on beside the values of tensors: compared at every call, so few things and cheap ones.
-
-A graph is of what was there when it was made. What lies deeper, such as an attribute of a layer, a hook or a variable in a
-closure, is not seen.
-"""
+"""What a graph depends on beside the values of tensors: compared at every call, so few things and cheap ones."""
 
 from __future__ import annotations
 

@@ -30,13 +30,6 @@ class CompiledTransitions:
 
     Attributes:
         graphs: The graphs made so far.
-
-    Example:
-        >>> import torch
-        >>> from ebmcore.samplers import ChainState, run
-        >>> from ebmcore.testing import Identity, Quadratic
-        >>> transitions = CompiledTransitions()
-        >>> state, _ = run(Identity(), Quadratic((2,)), ChainState(torch.zeros(3, 2)), 5, transitions=transitions)
     """
 
     def __init__(self) -> None:
