@@ -179,6 +179,11 @@ def test_autocast_makes_another_graph():
     """Casts are in the graph, those that the energy turns off too."""
 
     class Mixed(Net):
+        def __init__(self):
+            super().__init__()
+            self.layers.insert(2, nn.Linear(8, 8))
+            self.layers.insert(3, nn.SiLU())
+
         def forward(self, x):
             with torch.autocast("cpu", enabled=False):
                 exact = self.layers(x).squeeze(-1)
@@ -221,3 +226,17 @@ def test_lazy_modules_are_compiled():
     for _ in range(3):
         run(Noisy(), energy, chains(), 3, transitions=transitions)
     assert len(transitions.graphs) == 1
+
+
+def test_number_read_elsewhere_is_a_constant():
+    """A step that reads its option through a variable does not get it as an input of the graph."""
+
+    class Global(BaseSampler):
+        def __init__(self):
+            self.step_size = 0.1
+
+        def step(self, energy, state, *, generator=None):
+            return replace(state, x=state.x + sampler.step_size), {}
+
+    sampler = Global()
+    assert count_graphs(sampler, Net(), lambda: setattr(sampler, "step_size", 0.4)) == 2
