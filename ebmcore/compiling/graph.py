@@ -1,13 +1,13 @@
 """Traces the transitions of a sampler into one graph and compiles it.
 
-Everything that may change is an input of the graph: the chains' state, the energy's parameters and buffers, the sampler's tensors
-and floating-point options, and the random numbers. Those are drawn outside by torch's generators, in the order in which the steps
-ask for them, so that the graph gives what the steps give.
+Inputs of the graph are the chains' state, the energy's tensors, the sampler's tensors and floating-point options, and random
+numbers. Random numbers are drawn outside by torch's generators, in the order in which the steps ask for them.
 """
 
 from __future__ import annotations
 
 import copy
+import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,12 +34,7 @@ class ImpureStepError(CannotCompileError):
 
 
 def trace(sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> Graph:
-    """Traces transitions into a graph that is not compiled yet; called as `eager_transitions` is, under the same conditions.
-
-    Raises:
-        ImpureStepError: If a step reads the values of tensors, or changes the sampler or the energy.
-        CannotCompileError: If a step draws from a distribution that it computes, or not from its generator.
-    """
+    """Traces transitions into a graph that is not compiled yet; called as `eager_transitions` is. Raises `CannotCompileError`."""
     try:
         return Graph(sampler, energy, state, n_steps, lift=True)
     except CannotCompileError:  # numbers that pass through math.sqrt and the like are constants of the graph
@@ -50,19 +45,16 @@ class Graph:
     """Traced transitions; the sampler's floating-point options are inputs where ``lift`` says so, else constants."""
 
     def __init__(self, sampler: Any, energy: nn.Module, state: Any, n_steps: int, *, lift: bool) -> None:
-        if lift and Options.of(sampler).has_objects:  # they would use the numbers of the sampler, not those of the graph
+        if lift and Options.of(sampler).objects:  # they would use the numbers of the sampler, not those of the graph
             raise CannotCompileError("an attribute of the sampler is a function or an object that may read its options")
         self.lift = lift
         self.guard = Guard.of(sampler, energy, state, n_steps)
         self.n_chains = len(state)
         self.module, n_drawn = self._trace(sampler, energy, state, n_steps)
-        nodes = list(self.module.graph.nodes)
-        if any(getattr(self.module, node.target).requires_grad for node in nodes if node.op == "get_attr"):
-            raise CannotCompileError(
-                "a trained tensor is no parameter of the energy: give the energy the module that has it"
-            )
-        inputs = [node for node in nodes if node.op == "placeholder"]
-        first = len(tensors_of(energy))
+        find, first = self.module.graph.find_nodes, len(tensors_of(energy))
+        if any(getattr(self.module, node.target).requires_grad for node in find(op="get_attr")):
+            raise CannotCompileError("a trained tensor is no parameter of the energy: give it the module that has it")
+        inputs = list(find(op="placeholder"))
         if lift and not all(node.users for node in inputs[first : first + len(self.guard.numbers)]):
             raise CannotCompileError("an option of the sampler does not enter its steps as an attribute")
         self.draws = _lift_random_numbers(self.module, n_drawn)
@@ -70,11 +62,11 @@ class Graph:
 
     def compile(self, sampler: Any, energy: nn.Module, state: Any) -> None:
         """Compiles the graph with inductor."""
-        noise = [node.meta["val"] for node in self.module.graph.nodes if node.name.startswith("noise_")]
-        zeros = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device).zero_() for t in noise]
+        generator = torch.Generator(state.x.device)
+        inputs = self._inputs(sampler, energy, state, [draw(generator=generator) for draw in self.draws])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # inductor imports what torch has deprecated
-            self.call = compile_with_inductor(self.module, _separate(self._inputs(sampler, energy, state, zeros)))
+            self.call = compile_with_inductor(self.module, [t.detach() for t in inputs])
 
     def __call__(
         self, sampler: Any, energy: nn.Module, state: Any, n_steps: int, *, generator: torch.Generator | None = None
@@ -110,10 +102,10 @@ class Graph:
             with _holding(energy, inputs[:n_weights]), mode:
                 moved, totals = eager_transitions(twin, energy, start, n_steps, generator=mode.generator)
             after = Options.of(twin)
-            if after.structure != before.structure or list(map(id, after.tensors)) != list(map(id, before.tensors)):
+            if after.constants() != before.constants() or not all(map(operator.is_, after.tensors, before.tensors)):
                 raise ImpureStepError("its step changes the sampler's attributes: keep what a chain carries in its state")
-            (a, _, carried), (b, _, now_carried) = Options.of(start), Options.of(moved)
-            if (a, carried) != (b, now_carried):
+            was, now = Options.of(start), Options.of(moved)
+            if was.constants() != now.constants() or was.numbers != now.numbers:
                 raise ImpureStepError("its state carries something that changes and is no tensor: make it a tensor")
             if any(t.dtype != chain[name].dtype for name, t in moved.tensors().items()):
                 raise CannotCompileError("its step changes the type of a tensor of the state")
@@ -122,21 +114,22 @@ class Graph:
 
         try:
             fake = make_fx(steps, _DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)
-            return fake(*_separate(self._inputs(sampler, energy, state, []))), mode.n_drawn
+            inputs = self._inputs(sampler, energy, state, [])  # a tensor that is given twice would be taken for one input
+            return fake(*(t.detach() for t in inputs)), mode.n_drawn
         except CannotCompileError:
             raise
         except Exception as error:  # whatever the sampler's or the energy's code does with tensors that hold no values
-            raise ImpureStepError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+            raise ImpureStepError(summary(error)) from error
+
+
+def summary(error: Exception) -> str:
+    """Returns the kind and the first words of an error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def compile_with_inductor(module: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
     """Compiles a graph for inputs like these. It is called without torch's own guards: a `Guard` says when it fits."""
-    compiled: Callable[..., Sequence[Tensor]] = torch._inductor.compile(copy.deepcopy(module), list(inputs))
-    return compiled
-
-
-def _separate(inputs: Sequence[Tensor]) -> list[Tensor]:
-    return [t.detach() for t in inputs]  # a tensor that is given twice would be taken for one input
+    return torch._inductor.compile(copy.deepcopy(module), list(inputs))  # type: ignore[no-any-return]
 
 
 def _by_columns(weight: Tensor) -> Tensor:
@@ -169,8 +162,8 @@ _DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {aten.mm.default: _narrow_mm, a
 def _fill(fill: str, like: Tensor, *, generator: torch.Generator | None) -> Tensor:
     # As torch fills a tensor like another: in the order in which it lies in memory.
     numbers = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
-    filled: Tensor = getattr(numbers, fill)(generator=generator)
-    return filled
+    getattr(numbers, fill)(generator=generator)
+    return numbers
 
 
 _NORMAL, _UNIFORM = (aten.randn, aten.randn_like, aten.normal), (aten.rand, aten.rand_like)
@@ -183,7 +176,7 @@ def _lift_random_numbers(module: torch.fx.GraphModule, n_drawn: int) -> list[Cal
     random = [node for node in graph.nodes if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())]
     if len(random) != n_drawn:
         raise CannotCompileError("random numbers are drawn that are not of the step's generator")
-    last_input = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    last_input = list(graph.find_nodes(op="placeholder"))[-1]
     draws: list[Callable[..., Tensor]] = []
     for i, node in enumerate(random):
         function, value = node.target.overloadpacket, node.meta["val"]
@@ -194,13 +187,10 @@ def _lift_random_numbers(module: torch.fx.GraphModule, n_drawn: int) -> list[Cal
         elif not node.all_input_nodes:
             draws.append(partial(function, *node.args, **{k: v for k, v in node.kwargs.items() if v is not None}))
         else:
-            raise CannotCompileError(
-                f"its step draws from {function}, of a distribution that it computes or in a tensor's place: draw uniform or "
-                "normal numbers by torch.rand or torch.randn and transform them"
-            )
+            reason = f"{node.target} draws from a distribution that the step computes, or in a tensor's place"
+            raise CannotCompileError(f"{reason}: draw by torch.rand or torch.randn and transform the numbers")
         with graph.inserting_after(last_input):
             noise = last_input = graph.placeholder(f"noise_{i}")
-            noise.meta["val"] = value
         if of_moments:
             mean, std = node.args
             with graph.inserting_before(node):
@@ -240,9 +230,8 @@ def _holding(energy: nn.Module, tensors: Sequence[Tensor]) -> Iterator[None]:
             owner[name] = tensor
         yield
         for module, attributes in before:
-            if vars(module).keys() != attributes.keys() or any(
-                vars(module)[name] is not attributes[name] for name in attributes
-            ):
+            now = vars(module)
+            if now.keys() != attributes.keys() or any(now[name] is not attributes[name] for name in now):
                 raise ImpureStepError(f"the forward of {type(module).__name__} changes its attributes")
     finally:
         for owner, name, own in slots:

@@ -1,8 +1,4 @@
-"""What a graph depends on beside the values of tensors: compared at every call, so few things and cheap ones.
-
-A graph is of what was there when it was made. What lies deeper, such as an attribute of a layer, a hook or a variable in a
-closure, is not seen.
-"""
+"""What a graph depends on beside the values of tensors: compared at every call, so few things and cheap ones."""
 
 from __future__ import annotations
 
@@ -23,31 +19,32 @@ class Guard(NamedTuple):
 
     Args:
         numbers: The sampler's floating-point options.
-        modules: Every module of the energy, in order. Compared by identity, so that a replaced layer is noticed.
-        rest: Number of steps, autocast, the other options of the sampler, and the layout of every tensor.
+        objects: Every module of the energy, in order, and what else is compared by identity.
+        rest: Number of steps, autocast, other options of the sampler, what the state holds, and the layout of every tensor.
     """
 
     numbers: list[float]
-    modules: list[nn.Module]
+    objects: list[Any]
     rest: list[Any]
 
     @classmethod
     def of(cls, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> Guard:
         """Returns the guard of one call."""
-        device, options, modules = state.x.device.type, Options.of(sampler), list(energy.modules())
+        device, modules = state.x.device.type, list(energy.modules())
+        options, held = Options.of(sampler), Options.of(state)
         rest: list[Any] = [n_steps, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)]
-        rest += [type(state), options.structure, [_layout(t) for t in options.tensors]]
+        rest += [options.structure, [_layout(t) for t in options.tensors], held.structure, held.numbers]
         rest += [(name, t.shape[1:], t.stride(), t.dtype, t.device) for name, t in state.tensors().items()]
         for module in modules:
             rest += module._modules  # their names
             for tensors in (module._parameters, module._buffers):
                 rest += [(name, _layout(t)) for name, t in tensors.items() if t is not None and not is_lazy(t)]
-        return cls(options.numbers, modules, rest)
+        return cls(options.numbers, [*modules, *options.objects, *held.objects], rest)
 
     def matches(self, other: Guard, *, any_numbers: bool) -> bool:
         """Whether both calls have the same graph, of which numbers are inputs where ``any_numbers`` says so."""
-        same_modules = len(self.modules) == len(other.modules) and all(map(operator.is_, self.modules, other.modules))
-        return same_modules and (any_numbers or self.numbers == other.numbers) and self.rest == other.rest
+        same_objects = len(self.objects) == len(other.objects) and all(map(operator.is_, self.objects, other.objects))
+        return same_objects and (any_numbers or self.numbers == other.numbers) and self.rest == other.rest
 
 
 def _layout(t: Tensor) -> tuple[Any, ...]:
@@ -55,16 +52,17 @@ def _layout(t: Tensor) -> tuple[Any, ...]:
 
 
 class Options(NamedTuple):
-    """What a sampler or a state holds, inner samplers included: Python floats, tensors, and names and values of all else."""
+    """What a sampler or a state holds, inner samplers included: floats, tensors, functions and other objects, and the rest."""
 
     numbers: list[float]
     tensors: list[Tensor]
+    objects: list[Any]
     structure: list[Any]
 
     @classmethod
     def of(cls, holder: Any) -> Options:
         """Returns the options of ``holder``."""
-        options = cls([], [], [])
+        options = cls([], [], [], [])
         for path, value in _leaves(holder):
             options.structure.append((path, type(value)))  # for 1 == 1.0 == True
             if type(value) is float:
@@ -72,25 +70,12 @@ class Options(NamedTuple):
             elif isinstance(value, Tensor):
                 options.tensors.append(value)
             else:
-                options.structure.append(value if isinstance(value, _BY_VALUE) else _Object(value))
+                (options.structure if isinstance(value, _BY_VALUE) else options.objects).append(value)
         return options
 
-    @property
-    def has_objects(self) -> bool:
-        """Whether a function or another object is among them, whose code may read the holder's numbers."""
-        return any(isinstance(item, _Object) for item in self.structure)
-
-
-class _Object:
-    """Equal only to itself."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Object) and self.value is other.value
-
-    __hash__ = None  # type: ignore[assignment]
+    def constants(self) -> tuple[list[Any], list[int]]:
+        """Returns what differs where something other than numbers or the values of tensors has changed."""
+        return self.structure, list(map(id, self.objects))
 
 
 def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:

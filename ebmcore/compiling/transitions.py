@@ -7,40 +7,29 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ebmcore.compiling.graph import CannotCompileError, Graph, trace
+from ebmcore.compiling.graph import CannotCompileError, Graph, summary, trace
 from ebmcore.compiling.guards import Guard
 from ebmcore.samplers import eager_transitions
-
-__all__ = ["CompiledTransitions"]
 
 MAX_STEPS = 32  # of one graph
 MAX_GRAPHS = 16
 
 
 class CompiledTransitions:
-    """Makes transitions by compiled graphs; called as `ebmcore.samplers.eager_transitions` is, with the same result.
+    """Makes transitions by compiled graphs, which give what `ebmcore.samplers.eager_transitions` gives, up to rounding.
 
-    The same up to rounding. ``loss.compile()`` makes one, and `ebmcore.samplers.run` takes one. The random numbers are those of the eager steps. The first
-    call of a kind runs eagerly, which lets lazy modules make their parameters. The second makes the graph, which takes 5 to 30
-    seconds. A call with fewer chains than a graph has, such as the last batch of an epoch, runs eagerly; more than 32 steps are
-    several calls. Where steps cannot be traced or compiled, one warning says why, and that sampler runs eagerly from then on.
+    ``loss.compile()`` makes one, and `ebmcore.samplers.run` takes one. The first call of a kind runs eagerly, which lets lazy
+    modules make their parameters; the second makes the graph, which takes 5 to 30 seconds. Fewer chains than a graph has, such as
+    the last batch of an epoch, move eagerly; more than 32 steps are several calls. Where steps cannot be traced or compiled, one
+    warning says why, and that sampler runs eagerly from then on.
 
     A graph is of what was there when it was made. Other shapes, dtypes, options of the sampler, layers or autocast make another
-    graph. Parameters, chains, and floating-point options that the step uses by arithmetic are inputs: a schedule of a step size
-    makes no new graph. What lies deeper, such as an attribute of a layer or a variable in a closure, is not seen: call
-    ``loss.compile()`` again after changing it. A copied or pickled object has no graphs and makes its own.
+    graph. Parameters, chains, and floating-point options that the step uses by arithmetic are inputs. What lies deeper, such as
+    an attribute of a layer or a variable in a closure, is not seen: call ``loss.compile()`` again after changing it. A copied or
+    pickled object makes its own graphs.
 
     Attributes:
         graphs: The graphs made so far.
-
-    Example:
-        >>> import torch
-        >>> from ebmcore.samplers import ChainState, run
-        >>> from ebmcore.testing import Identity, Quadratic
-        >>> transitions = CompiledTransitions()
-        >>> state, _ = run(Identity(), Quadratic((2,)), ChainState(torch.zeros(3, 2)), 5, transitions=transitions)
-        >>> len(transitions.graphs)  # the second call makes one
-        0
     """
 
     def __init__(self) -> None:
@@ -68,11 +57,9 @@ class CompiledTransitions:
             return None
         guard, n_chains = Guard.of(sampler, energy, state, n_steps), len(state)
         graphs = [graph for graph in self.graphs if graph.guard.matches(guard, any_numbers=graph.lift)]
-        for graph in graphs:
-            if graph.n_chains == n_chains:
-                return graph
-        if any(graph.n_chains > n_chains for graph in graphs):
-            return None
+        fitting = next((graph for graph in graphs if graph.n_chains == n_chains), None)
+        if fitting or any(graph.n_chains > n_chains for graph in graphs):
+            return fitting
         if not any(n == n_chains and seen.matches(guard, any_numbers=True) for seen, n in self._seen):
             self._seen.append((guard, n_chains))
             if len(self._seen) > MAX_GRAPHS:
@@ -83,15 +70,11 @@ class CompiledTransitions:
                 raise CannotCompileError(f"{MAX_GRAPHS} graphs were made, as something changes from call to call")
             graph = trace(sampler, energy, state, n_steps)
             graph.compile(sampler, energy, state)
-        except CannotCompileError as error:
-            reason = str(error)
-        except Exception as error:  # inductor's own, and those of the C++ compiler that it needs
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        else:
-            self.graphs.append(graph)
-            return graph
-        self._give_up(sampler, reason)
-        return None
+        except Exception as error:  # inductor's own too, and those of the C++ compiler that it needs
+            self._give_up(sampler, str(error) if isinstance(error, CannotCompileError) else summary(error))
+            return None
+        self.graphs.append(graph)
+        return graph
 
     def _give_up(self, sampler: Any, reason: str) -> None:
         warnings.warn(f"the steps of {type(sampler).__name__} are not compiled: {reason}", stacklevel=5)

@@ -258,3 +258,14 @@ def test_configuration_holds_the_text():
     (config,) = values(pcd(), lambda run: run.config, {"loss.energy_l2": Linear(1.0, 0.5)}, steps=1)
     assert config["schedules"] == {"loss.energy_l2": "linear(start=1.0, end=0.5)"}
     assert replace(Linear(), start=1.0, end=0.5) == as_schedule("loss.energy_l2", config["schedules"]["loss.energy_l2"])
+
+
+def test_schedule_makes_one_graph(interpreted):
+    """A step size that changes at every step is an input of the graph."""
+    losses = [pcd(), pcd()]
+    for loss, compile in zip(losses, (False, True), strict=True):
+        schedules = {"sampler.step_size": "linear(0.1, 0.05)"}
+        quiet(loss, data(64), steps=4, compile=compile, schedules=schedules)
+    eager, compiled = (loss.energy(data()) for loss in losses)
+    torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
+    assert len(losses[1].transitions.graphs) == 1
