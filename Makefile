@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 	touch $@
 
 demo: install
-	rm -rf runs/demo runs/demo-cd runs/demo-0.5 runs/demo-cd-0.5
+	rm -rf runs/demo runs/demo-cd
 	$(ONE_THREAD) $(BIN)/python examples/demo.py
 
 # The kernel's tests, then each plugin's, conformance kit included, alone in an environment that holds what the plugin declares.
