@@ -1,4 +1,4 @@
-"""Installing and removing distributions with pip, each time in a virtual environment of its own, from wheels.
+"""Installing and removing distributions with pip, from wheels, in the virtual environments of `conftest`.
 
 What the environments hold of third parties is what the requirements declare: see ``tools/environments.py``.
 """
@@ -11,47 +11,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import wheels as builder
-from environments import Environment, declared
+from environments import declared
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="session")
-def wheels(tmp_path_factory):
-    """One wheel of each of our distributions."""
-    return builder.build(tmp_path_factory.mktemp("wheels"))
-
-
-class Site(Environment):
-    """An environment in which commands are written as a user types them."""
-
-    def __call__(self, command, cwd=None):
-        return self.run("/bin/sh", "-c", command, cwd=cwd)
-
-    def check(self, *command, cwd=None):
-        return super().check(*(["/bin/sh", "-c", *command] if len(command) == 1 else command), cwd=cwd)
-
-
-@pytest.fixture
-def environment(tmp_path, wheels, tmp_path_factory):
-    """Makes a clean environment with the named requirements."""
-    links = tmp_path_factory.getbasetemp() / "links"
-
-    def make(*requirements):
-        return Site(tmp_path / f"environment-{len(list(tmp_path.iterdir()))}", wheels, requirements, links)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def everything(tmp_path_factory, wheels):
-    """An environment with all our distributions, and with what plugins are built and tested with; shared, as it takes seconds."""
-    folder = tmp_path_factory.mktemp("everything")
-    requirements = ("ebmcore[all]", "hatchling", "editables", "build", "pytest")
-    return Site(folder / "environment", wheels, requirements, folder / "links")
-
-
 TRAIN = "ebmcore train --energy rbm --energy.hidden 4 --sampler gibbs --loss pcd --data bars-and-stripes --steps 2 --out"
 
 
