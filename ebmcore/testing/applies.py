@@ -22,6 +22,10 @@ FITS = Condition(
     "to losses on continuous spaces that bring neither energy nor batch of their own",
     lambda case: case.space in (None, "continuous") and case.takes_any_shape,
 )
+FITS_UNITS = Condition(
+    "to losses of binary units that bring neither energy nor batch of their own",
+    lambda case: case.space == "binary" and case.takes_any_shape,
+)
 IS_CD = Condition("to losses of the contrastive-divergence family", lambda case: case.cd)
 ON_CD_BASE = Condition("to losses on BaseContrastiveDivergence", lambda case: case.on_cd_base)
 COMPARABLE = Condition(

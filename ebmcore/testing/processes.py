@@ -111,8 +111,8 @@ def _server(owner: int) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
-    assert process.stdin is not None
-    assert process.stdout is not None
+    assert process.stdin is not None, "it is a pipe"
+    assert process.stdout is not None, "it is a pipe"
     process.stdout.readline()  # it listens
     atexit.register(_stop, owner, process, folder)
     return path

@@ -13,7 +13,6 @@ from torch import nn
 
 from ebm_plugin_cd.loss import ContrastiveDivergence as CD
 from ebm_plugin_pcd.loss import PersistentContrastiveDivergence as PCD
-from ebmcore import BaseLoss
 from ebmcore.conditions import name_conditions
 from ebmcore.energies import frozen
 from ebmcore.samplers import run
@@ -670,7 +669,8 @@ class FlippedDenoising(right.DenoisingScoreMatching):
 class UndeclaredSmoothing(right.DenoisingScoreMatching):
     """Smooths the data and does not say so."""
 
-    fitted_precision = BaseLoss.fitted_precision
+    def fitted_precision(self, variance):
+        return 1 / variance
 
 
 class RatioLost(right.NoiseContrastive):
@@ -678,6 +678,13 @@ class RatioLost(right.NoiseContrastive):
 
     def logits(self, x, *args, **kwargs):
         return super().logits(x, *args, **kwargs) + math.log(self.noise_ratio)
+
+
+class HalfOdds(right.PseudoLikelihood):
+    """Half of the log-odds: it learns parameters that are twice as large."""
+
+    def log_odds(self, x, flipped, *args, **kwargs):
+        return 0.5 * super().log_odds(x, flipped, *args, **kwargs)
 
 
 class OthersLabels(right.EnergyDiscrepancy):

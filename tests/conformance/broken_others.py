@@ -264,7 +264,7 @@ class Ending(BaseObserver):
     """Ends the run."""
 
     def on_log(self, run, metrics):
-        run.n_steps = run.step
+        run.n_steps = 1
 
 
 def silent(arguments):

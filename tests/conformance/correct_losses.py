@@ -156,6 +156,26 @@ class EnergyDiscrepancy(BaseLoss):
         return torch.logsumexp(logits, 1).mean()
 
 
+class PseudoLikelihood(BaseLoss):
+    """Minus the sum of the log-probabilities of each binary unit given all others (Besag, 1975)."""
+
+    state_space = "binary"
+
+    def __init__(self, energy):
+        super().__init__()
+        self.energy = energy
+
+    def log_odds(self, x, flipped, *args, **kwargs):
+        return self.energies(x, *args, **kwargs) - self.energies(flipped, *args, **kwargs)
+
+    def forward(self, x, *args, **kwargs):
+        rows, total = x.flatten(1), 0.0
+        for unit in torch.eye(rows.shape[1], dtype=x.dtype, device=x.device):
+            flipped = (rows + unit * (1 - 2 * rows)).view(x.shape)
+            total = total + softplus(self.log_odds(x, flipped, *args, **kwargs)).mean()
+        return total
+
+
 class Classifier(nn.Module):
     """A classifier whose energy is minus the logsumexp of its logits (Grathwohl et al., 2020)."""
 

@@ -24,7 +24,7 @@ from ebmcore import BaseContrastiveDivergence, BaseLoss, BaseSampler, host
 from ebmcore.cli import main
 from ebmcore.errors import UsageError
 from ebmcore.host.manager import get_manager
-from ebmcore.testing import Identity, SiteGibbs, checks, conformance, run_checks, summary
+from ebmcore.testing import Boltzmann, ExactGaussian, Identity, SiteGibbs, checks, conformance, run_checks, summary
 from ebmcore.testing.runner import find, load_check, run_check
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,6 +126,7 @@ WRONG = {
         (losses.FlippedDenoising, "check_it_fits_a_gaussian"),
         (losses.UndeclaredSmoothing, "check_it_fits_a_gaussian"),
         (losses.RatioLost, "check_it_fits_a_gaussian"),
+        (losses.HalfOdds, "check_it_fits_a_boltzmann_machine"),
         (losses.Stands, "check_a_chain_goes_on_where_it_stopped"),
         (losses.FirstInFirstOut, "check_no_chain_is_lost_or_doubled"),
         (losses.WithReplacement, "check_no_chain_is_drawn_twice"),
@@ -520,6 +521,11 @@ def test_no_assertion_of_the_kit_is_bare():
             node.lineno for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Assert) and not node.msg
         ]
         assert not bare, f"{path.name}, lines {bare}: say in words what was expected"
+
+
+def test_samplers_of_the_kit_name_the_energies_that_they_take():
+    with pytest.raises(UsageError, match="Quadratic and Gaussian of ebmcore.testing, not Boltzmann"):
+        ExactGaussian().sample(Boltzmann(2), torch.zeros(1, 2), 1)
 
 
 def denoising(value):

@@ -1,4 +1,4 @@
-"""What a loss learns: a fit of a Gaussian whose whole precision matrix is compared with the predicted one."""
+"""What a loss learns: a Gaussian whose whole precision matrix is predicted, or the parameters of a Boltzmann machine."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ebmcore.errors import UsageError
-from ebmcore.testing.applies import FITS
+from ebmcore.testing.applies import FITS, FITS_UNITS
 from ebmcore.testing.cases import LossCase, generator
 from ebmcore.testing.rules import ConformanceError, check, expect
-from ebmcore.testing.samplers import ExactGaussian
-from ebmcore.testing.targets import Gaussian
+from ebmcore.testing.samplers import ExactGaussian, ExactSamples
+from ebmcore.testing.targets import Boltzmann, Gaussian
 
 EXAMPLES = 4096  # fresh ones in each step, so that the noise of the data is part of the fit's standard error
 TO_REACH, TO_AVERAGE, BLOCKS = 150, 300, 10
@@ -22,6 +22,7 @@ SIGMAS = 5.0  # of ten blocks, whose standard error is itself known to a quarter
 FLOOR = 0.02  # relative: the fit follows the mean of many steps, and this much of it is the optimizer's
 TOO_NOISY = 0.3
 RUNS_AWAY = 3.0
+UNIT_FLOOR = 0.05  # of biases and couplings of about 1
 VARIANCES, ANGLE = (2.0, 0.5, 1.0), 0.5
 
 
@@ -73,7 +74,8 @@ def _covariance(d: int) -> Tensor:
 def _predicted(loss: Any, covariance: Tensor) -> Tensor:
     """The precision matrix that ``fitted_precision`` says, asked once for the variance along each axis of the data."""
     variances, axes = torch.linalg.eigh(covariance)
-    precisions = torch.tensor([loss.fitted_precision(float(v)) for v in variances], dtype=torch.float64)
+    fitted = getattr(loss, "fitted_precision", lambda variance: 1 / variance)
+    precisions = torch.tensor([fitted(float(v)) for v in variances], dtype=torch.float64)
     predicted: Tensor = axes @ torch.diag(precisions) @ axes.T
     return predicted
 
@@ -143,6 +145,36 @@ def _expect_precision(fit: Fit, wanted: Tensor, covariance: Tensor, where: str) 
         kind = "the error depends on the variance: a loss that smooths the data overrides fitted_precision"
     pairs = [f"{f:.3f} in place of {w:.3f} at variance {v:.3g}" for f, w, v in zip(along, right, variances, strict=True)]
     expect(False, f"{where} {kind}; the precision is {', '.join(pairs)}")
+
+
+@check(FITS_UNITS, since="0.1")
+def check_it_fits_a_boltzmann_machine(case: LossCase) -> None:
+    """On exact samples of a Boltzmann machine of three units another one learns their biases and couplings."""
+    target, energy, g = Boltzmann(3, seed=1), Boltzmann(3, scale=0.1, seed=2), generator(1)
+    loss = case.make(energy, ExactSamples(energy), examples=(3,), **case.chains(EXAMPLES))
+    optimizer = torch.optim.Adam(loss.parameters(), lr=0.05, betas=(0.9, 0.98))
+    learnt = []
+    for step in range(TO_REACH + TO_AVERAGE):
+        optimizer.param_groups[0]["lr"] = 0.05 if step < TO_REACH else 0.02
+        value = case.value(loss, target.sample(EXAMPLES, generator=g))
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        if step >= TO_REACH:
+            learnt.append(_known(energy))
+    (found, error), wanted = _blocks(learnt), _known(target)
+    off = (found - wanted).abs()
+    worst = int((off / (SIGMAS * error).clamp(min=UNIT_FLOOR)).argmax())
+    expect(
+        bool((off <= (SIGMAS * error).clamp(min=UNIT_FLOOR)).all()),
+        f"a bias or coupling is {float(found[worst]):.3f} in place of {float(wanted[worst]):.3f}",
+    )
+
+
+def _known(energy: Boltzmann) -> Tensor:
+    """Biases and couplings, of which only those above the diagonal count."""
+    above = torch.triu_indices(3, 3, 1)
+    return torch.cat([energy.bias.detach(), energy.coupling.detach()[above[0], above[1]]]).double()
 
 
 def _expect_log_partition(fit: Fit, shape: tuple[int, ...]) -> None:

@@ -66,18 +66,18 @@ class ParallelTemperingContrastiveDivergence(BasePersistentContrastiveDivergence
     @property
     def n_rungs(self) -> int:
         """Number of replicas of each chain, as given."""
-        return self.sampler.n_rungs  # type: ignore[attr-defined, no-any-return]
+        return self.sampler.n_rungs
 
     @property
     def min_beta(self) -> float:
         """The smallest inverse temperature, as given."""
-        return self.sampler.min_beta  # type: ignore[attr-defined, no-any-return]
+        return self.sampler.min_beta
 
     @property
     def adapt(self) -> float:
         """Rate at which the ladders adapt; a schedule may set it."""
-        return self.sampler.adapt  # type: ignore[attr-defined, no-any-return]
+        return self.sampler.adapt
 
     @adapt.setter
     def adapt(self, rate: float) -> None:
-        self.sampler.adapt = rate  # type: ignore[attr-defined]
+        self.sampler.adapt = rate
