@@ -100,8 +100,11 @@ class RBM(BaseRBM):
 
     def observe_data(self, x: Tensor) -> None:
         """Slide the offsets of a centred machine towards the means of a batch of data and of its hidden probabilities."""
-        if not self.centered:
-            return
+        if self.centered:
+            self._slide_offsets(x)
+
+    @torch.no_grad()
+    def _slide_offsets(self, x: Tensor) -> None:
         visible = mean_over_ranks(x.flatten(1).mean(0))
         hidden = mean_over_ranks(self.hidden_logits(x).sigmoid().mean(0))
         rate = torch.where(self.n_observed == 0, 1.0, OFFSET_RATE).to(visible.dtype)
