@@ -22,10 +22,11 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from ebmcore import host
-from ebmcore.errors import EbmcoreError, UsageError
+from ebmcore.energies import supports
+from ebmcore.errors import EbmcoreError, MissingCapabilityError, UsageError
 from ebmcore.training import fit
 from ebmcore.training.optimizers import OPTIMIZERS, optimizer_class
-from ebmcore.training.schedules import SCHEDULES, as_schedule
+from ebmcore.training.schedules import SCHEDULES
 
 Config = dict[str, Any]
 
@@ -62,7 +63,7 @@ def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(P
         recommended = getattr(host.load("energy", energy), "training_defaults", {}) if energy else {}
         sources = [_named_parts(recommended), *sources]
     merged = _merge(*sources)
-    schedules = _checked_schedules(merged.pop("schedules", None) or {})
+    schedules = _schedule_texts(merged.pop("schedules", None) or {})
     names = {part: merged.get(part, {}).get("name") for part in parts} | named
     if (
         "loss" in parts and not names["optimizer"] and not _asks_for_help(arguments)
@@ -130,11 +131,9 @@ def _split_off_schedules(arguments: Sequence[str]) -> tuple[list[str], dict[str,
     return rest, schedules
 
 
-def _checked_schedules(schedules: Any) -> dict[str, str]:
+def _schedule_texts(schedules: Any) -> dict[str, str]:
     if not isinstance(schedules, dict):
         raise UsageError(f"schedules must be a mapping such as '{{optimizer.lr: \"linear(end=0)\"}}', got {schedules!r}")
-    for option, text in schedules.items():
-        as_schedule(option, text)
     return {option: str(text) for option, text in schedules.items()}
 
 
@@ -188,11 +187,27 @@ def _create(kind: str, chosen: Config, **given: Any) -> Any:
     options = {name: value for name, value in chosen.items() if name != "name"}
     try:
         return host.create(kind, chosen["name"], **given, **options)
+    except MissingCapabilityError as error:
+        raise UsageError(f"the {kind} {chosen['name']!r}: {error} {fitting_energies(error)}") from error
     except (ValueError, TypeError) as error:
         raise UsageError(f"the {kind} {chosen['name']!r}: {error}") from error
     except Exception as error:  # no wrong value, but trouble of its own
         error.add_note(f"while making the {kind} {chosen['name']!r}")
         raise
+
+
+def fitting_energies(error: MissingCapabilityError) -> str:
+    """Advice on a capability that an energy lacks: the installed energies that have it."""
+    if error.capability is None:
+        return ""
+    fitting = []
+    for component in host.list_components("energy"):
+        try:
+            if supports(host.load("energy", component.id), error.capability):
+                fitting.append(component.id)
+        except EbmcoreError:  # a broken plugin offers nothing
+            continue
+    return f"Energies that have it: {', '.join(fitting)}." if fitting else "No installed energy has it."
 
 
 def read_config(path: Path) -> Config:

@@ -14,8 +14,8 @@ import yaml
 from torch import nn
 
 from ebmcore import host
-from ebmcore.cli.options import PARTS, REQUIRED, Config, create, read_config
-from ebmcore.errors import AmbiguousComponentError, CheckpointError, EbmcoreError, UsageError
+from ebmcore.cli.options import PARTS, REQUIRED, Config, create, fitting_energies, read_config
+from ebmcore.errors import AmbiguousComponentError, CheckpointError, EbmcoreError, MissingCapabilityError, UsageError
 from ebmcore.training import (
     BaseObserver,
     DataSource,
@@ -161,6 +161,9 @@ def results(config: Config, metric: Any, parts: Parts, energy: nn.Module) -> dic
     generator = stream_generator(config.get("seed", 0), "metric")
     try:
         found: dict[str, Any] = metric(energy, parts.data, sampler=parts.sampler, generator=generator)
+    except MissingCapabilityError as error:
+        error.add_note(fitting_energies(error))
+        raise
     except Exception as error:
         error.add_note(f"while measuring with {type(metric).__name__} ({type(metric).__module__})")
         raise

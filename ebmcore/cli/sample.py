@@ -52,7 +52,7 @@ def sample(arguments: Sequence[str]) -> None:
         raise UsageError(f"{options.run} was trained without a sampler: name one, '{prog} {options.run} --sampler NAME'")
     check_compatible(parts.energy, sampler, parts.data)
     generator = stream_generator(options.seed, "sample")
-    # Every sample starts anew: the chains of the training are not used.
+    # Chains of the training hold noise that is not of the model alone: each sample starts from the beginning.
     start = _initial_distribution(parts).sample(options.n, generator=generator)
     dtype = next((p.dtype for p in parts.energy.parameters() if p.is_floating_point()), start.dtype)
     x = sampler.sample(parts.energy, start.to(dtype), options.steps, generator=generator)

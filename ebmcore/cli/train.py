@@ -18,6 +18,7 @@ def train(arguments: Sequence[str]) -> None:
     require_train_extra()
     from ebmcore.cli.options import PARTS, REQUIRED, create, create_metrics, parse
     from ebmcore.cli.runs import SavedConfig, build, check_plugins, measure, measuring, run_config
+    from ebmcore.distributed import shutdown
     from ebmcore.training import BaseObserver, fit
 
     prog = "ebmcore train"
@@ -54,6 +55,7 @@ def train(arguments: Sequence[str]) -> None:
         observers.append(create(config, "observer"))
     options |= {"measure": measuring(config, metrics, parts) if metrics else None, "observers": observers}
     result = fit(parts.loss, parts.data, **options, config=config, resume=resumed is not None)
+    shutdown()  # of the process group: what follows is the first process's alone
     parts.energy = result.energy.cpu()
     if not _is_first_process():
         return

@@ -113,8 +113,6 @@ def training_examples(data: DataSource | Tensor | Dataset[Any], loss: BaseLoss) 
 
 
 def _takes(loss: BaseLoss, labels: Any) -> bool:
-    if loss.labels is None:
-        return False
     taker = loss.forward if loss.labels == "targets" else getattr(loss, "energy", loss).forward
     args, kwargs = ((), labels) if isinstance(labels, Mapping) else ((labels,), {})
     try:

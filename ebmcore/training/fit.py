@@ -6,7 +6,7 @@ import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -404,8 +404,8 @@ def _train_step(training: _Training, step: int, *, read: bool) -> dict[str, Tens
     loss.step = step
     readings: list[dict[str, Tensor]] = []
     for micro in range(options.accumulate):
-        last = micro + 1 == options.accumulate
-        with fabric.no_backward_sync(training.model, enabled=not last):
+        more = micro + 1 < options.accumulate
+        with fabric.no_backward_sync(training.model) if more else nullcontext():
             value = _forward(training, step, micro)
             if micro == 0:
                 optimizer.zero_grad()

@@ -114,5 +114,5 @@ def test_a_damaged_checkpoint_is_one_clear_line(run, tmp_path, capsys):
         assert ebmcore(command) == 2
         error = capsys.readouterr().err
         assert "is damaged" in error
-        assert "remove it to go on from step-00000010" in error
+        assert "remove it to resume from step-00000010" in error
         assert len(error.splitlines()) == 1

@@ -43,7 +43,10 @@ WRONG = {
         f"train {FULL} --sampler langevin --sampler.step_size 1",
         "choose a sampler for binary units",
     ),
-    "capability that the energy lacks": (f"train {MOONS} --sampler gibbs --loss cd --steps 1", "SupportsBlockGibbs"),
+    "capability that the energy lacks": (
+        f"train {MOONS} --sampler gibbs --loss cd --steps 1",
+        "Energies that have it: ebm-plugin-rbm:gaussian-rbm, ebm-plugin-rbm:potts-rbm, ebm-plugin-rbm:rbm",
+    ),
     "no length": (f"train {RBM} --loss cd", "either as epochs or as steps"),
     "file that is not there": ("train --config nothing.yaml", "cannot read the configuration nothing.yaml"),
     "run that is not there": ("evaluate nothing --metric exact-ll", "is not the directory of a run"),

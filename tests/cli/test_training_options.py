@@ -112,6 +112,15 @@ def test_recommended_schedule_gives_way(tmp_path):
     assert config(tmp_path / "a")["schedules"] == {"optimizer.lr": "constant()", "loss.energy_l2": "linear(0.1,0)"}
 
 
+def test_resumed_run_keeps_its_schedules(tmp_path):
+    rbm = "--energy rbm --energy.hidden 4 --sampler gibbs --data bars-and-stripes --loss cd --steps 1 --progress false"
+    assert call(f"train {rbm} --out", tmp_path / "a") == 0
+    saved = config(tmp_path / "a")
+    (tmp_path / "a/config.yaml").write_text(yaml.safe_dump(saved | {"schedules": {}}))  # of a time when none was recommended
+    assert call("train --steps 2 --resume", tmp_path / "a") == 0
+    assert config(tmp_path / "a")["schedules"] == {}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

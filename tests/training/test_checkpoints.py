@@ -126,7 +126,7 @@ def test_damaged_checkpoint_is_refused(tmp_path, part, damage):
         path.write_bytes(content[: len(content) // 2])
     else:
         path.write_bytes(content[:-9] + bytes([content[-9] ^ 255]) + content[-8:])
-    with pytest.raises(CheckpointError, match="is damaged .*remove it to go on from step-00000010"):
+    with pytest.raises(CheckpointError, match="is damaged .*remove it to resume from step-00000010"):
         quiet(pcd(), data(), steps=30, out=tmp_path, resume=True)
 
 

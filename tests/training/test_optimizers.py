@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from lightning_fabric import Fabric
@@ -128,16 +130,17 @@ def test_accumulated_run_resumes_bit_for_bit(tmp_path):
 
 
 def test_ranks_synchronise_once_a_step(monkeypatch):
-    enabled = []
-    original = Fabric.no_backward_sync
+    events, loss = [], Mean(Quadratic((2,)))
 
-    def recorded(self, module, enabled_now=True, **options):
-        enabled.append(options.get("enabled", enabled_now))
-        return original(self, module, **options)
+    @contextmanager
+    def recorded(self, module):
+        events.append("alone")
+        yield
+        events.append(len(loss.drawn))
 
     monkeypatch.setattr(Fabric, "no_backward_sync", recorded)
-    quiet(pcd(), data(), steps=2, accumulate=3)
-    assert enabled == [True, True, False] * 2
+    quiet(loss, data(), steps=2, accumulate=3)
+    assert events == ["alone", 1, "alone", 2, "alone", 4, "alone", 5]
 
 
 def test_epochs_count_optimizer_steps():

@@ -210,6 +210,43 @@ def test_resumed_schedule_is_bit_for_bit(tmp_path):
     assert same_state(whole, resumed)
 
 
+class Halving(BaseObserver):
+    """Halves the learning rate at each log."""
+
+    def __init__(self):
+        self.groups = None
+
+    def optimizer(self, groups):
+        made = torch.optim.SGD(groups, lr=0.1)
+        self.groups = made.param_groups
+        return made
+
+    def on_log(self, run, metrics):
+        self.groups[0]["lr"] *= 0.5
+
+
+def test_changed_rate_is_resumed(tmp_path):
+    def options(steps):
+        halving = Halving()
+        return {"steps": steps, "optimizer": halving.optimizer, "observers": [halving], "log_every": 2}
+
+    whole, resumed = pcd(), pcd()
+    quiet(whole, data(), **options(6))
+    quiet(pcd(), data(), out=tmp_path, **options(4))
+    rates = []
+    again = options(6)
+    quiet(resumed, data(), out=tmp_path, resume=True, **again | {"optimizer": recorded(rates, lr=0.1), "observers": []})
+    assert rates == [[0.025], [0.025]]
+    assert same_state(whole, resumed)
+
+
+def test_dropped_schedule_leaves_no_value(tmp_path):
+    rates = []
+    quiet(pcd(), data(), steps=2, out=tmp_path, optimizer="sgd", lr=0.5, schedules={"optimizer.lr": Linear(end=0.0)})
+    quiet(pcd(), data(), steps=3, out=tmp_path, resume=True, optimizer=recorded(rates, lr=0.5))
+    assert rates == [[0.5]]
+
+
 def test_constant_schedule_changes_nothing():
     plain, constant = pcd(), pcd()
     quiet(plain, data(), steps=5)
