@@ -44,8 +44,7 @@ class PersistentChains(nn.Module):
 
     `draw` takes chains without replacement; `write` puts them back into the slots that they came from, so no lineage is lost
     or duplicated, for any batch size. The store holds whole sampler states (`ChainState.tensors`), conditions included, and
-    for each chain its ``id``, which never changes, and its ``age``, the number of times it was written back since it was last
-    started from the initial distribution.
+    for each chain its ``id``, which never changes, and its ``age``, the number of writes since it was last started.
 
     The tensors are in ``state_dict()`` but are not buffers: `DistributedDataParallel` would overwrite every rank's chains with
     those of rank 0. In a process group the chains are sharded over the ranks, and ``state_dict()`` gives DTensors (sharded over

@@ -16,13 +16,7 @@ from ebmcore.compiling import CompiledTransitions
 from ebmcore.conditions import name_conditions, split_conditions
 from ebmcore.distributed import rank, world_size
 from ebmcore.distributions import InitialDistribution, Normal, at_least_float32
-from ebmcore.energies import (
-    SupportsDataStatistics,
-    SupportsInitialDistribution,
-    check_energies,
-    frozen,
-    supports,
-)
+from ebmcore.energies import SupportsDataStatistics, SupportsInitialDistribution, check_energies, frozen, supports
 from ebmcore.errors import DivergenceError, UsageError
 from ebmcore.random import stream_generator
 from ebmcore.samplers import (
@@ -43,9 +37,9 @@ __all__ = ["BaseContrastiveDivergence", "BaseLoss"]
 class BaseLoss(StrictKeywords, nn.Module, ABC):
     """A loss that trains an energy, which it keeps as ``self.energy``.
 
-    A loss is an ordinary module: ``loss(x)`` returns a 0-dim tensor (or a tuple whose first item it is), ``backward()`` gives
-    the energy its gradient. What a loss declares in class attributes decides how the command line, `ebmcore.training.fit` and the
-    conformance kit (`ebmcore.testing`) treat it. Keep each option under its own name, so that a schedule can change it.
+    ``loss(x)`` returns a 0-dim tensor, or a tuple whose first item it is. What a loss declares in class attributes decides how
+    the command line, `ebmcore.training.fit` and the conformance kit (`ebmcore.testing`) treat it. Keep each option under its own
+    name, so that a schedule can change it.
 
     Attributes:
         family: ``"contrastive-divergence"`` or ``"other"``.
@@ -161,22 +155,18 @@ class BaseContrastiveDivergence(BaseLoss):
         energy: The model, any module ``(B, *shape) -> (B,)``.
         sampler: A `Sampler`. It receives the energy at each call.
         k_steps: Transitions per call, at least 1.
-        energy_l2: Weight of the mean squared energies of data and negatives, a regulariser (Du and Mordatch, 2019,
-            "Implicit generation and modeling with energy-based models"). Off by default: with it the loss is no longer
-            invariant to a constant added to the energy.
-        joint_forward: Score data and negatives in one forward of the concatenated batch, which is faster on small batches
-            and gives both the same batch statistics. Set it to `False` for an energy whose value for one example must not
-            depend on the other half, or where memory does not allow it.
+        energy_l2: Weight of the mean squared energies of data and negatives, a regulariser (Du and Mordatch, 2019). With it the
+            loss is no longer invariant to a constant added to the energy.
+        joint_forward: Score data and negatives in one forward of the concatenated batch, which is faster on small batches and
+            gives both the same batch statistics. `False` saves memory, and lets no example depend on the other half.
 
     Attributes:
         persistent: Whether chains continue where they stopped in the last call. The constructor then takes ``n_chains``.
         starts_at_data: Whether new chains start at a copy of the data; a persistent variant's do not.
-        trains_more: Whether parameters beside the energy's are trained, such as those of a second network; the rules of the gap
-            then hold for the energy's share of the gradient.
+        trains_more: Whether parameters beside the energy's are trained, such as those of a second network.
         chains: The store of persistent chains; empty in a variant that has none.
         negatives: The state of the last draw, with the conditions of each negative; `None` before it.
-        generator: As in `BaseLoss`. Without one the chains of a process group's ranks are drawn from generators seeded by the
-            global one and the rank, because ranks with the same seed must not draw the same chains.
+        generator: As in `BaseLoss`; without one, ranks of a process group draw from generators seeded by the global one and rank.
 
     Source: G. E. Hinton (2002), "Training products of experts by minimizing contrastive divergence".
 
@@ -189,11 +179,9 @@ class BaseContrastiveDivergence(BaseLoss):
         ...
         ...     def compute_loss(self, x, pred_x, *args, **kwargs):
         ...         return self.energy_gap(x, pred_x, *args, **kwargs)
-        >>> cd = CD(Quadratic((2,)), ExactGaussian(), k_steps=1)
-        >>> loss, pred_x = cd(torch.randn(8, 2))
-        >>> loss.backward()
-        >>> loss.shape, pred_x.shape, cd.energy.precision.grad is not None
-        (torch.Size([]), torch.Size([8, 2]), True)
+        >>> loss, pred_x = CD(Quadratic((2,)), ExactGaussian(), k_steps=1)(torch.randn(8, 2))
+        >>> loss.shape, pred_x.shape
+        (torch.Size([]), torch.Size([8, 2]))
     """
 
     family = "contrastive-divergence"
@@ -233,15 +221,9 @@ class BaseContrastiveDivergence(BaseLoss):
 
     @abstractmethod
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Returns the loss of a batch and the negative samples.
+        """Returns the 0-dim loss of data ``(B, *shape)`` and the detached negative samples ``pred_x``.
 
-        Args:
-            x: Real data ``(B, *shape)`` in the loss's dtype, on its device.
-            args: Conditions of the data (labels): the energy receives them with ``x``, and each chain keeps its own.
-            kwargs: Conditions by name.
-
-        Returns:
-            The 0-dim loss, and the detached negative samples ``pred_x``.
+        Further arguments, by position or name, are conditions of the data: the energy takes them, and each chain keeps its own.
         """
 
     @abstractmethod
@@ -351,13 +333,11 @@ class BaseContrastiveDivergence(BaseLoss):
 
         Args:
             x: Real data ``(B, *shape)``.
-            pred_x: Negative samples ``(M, *shape)``. A row that is NaN or infinite has weight 0; an energy that is not finite at
-                finite negatives makes the loss not finite.
-            args: Conditions of the data.
+            pred_x: Negative samples ``(M, *shape)``. A row that is NaN or infinite has weight 0.
+            args: Conditions of the data, by position or (``kwargs``) by name.
             data_weights: Weights of the data ``(B,)``, at least 0, normalised here.
             negative_weights: Weights of the negatives ``(M,)``, at least 0, normalised here.
             negative_conditions: Conditions of the negatives by name (``"0"`` is the first positional one), in place of the above.
-            kwargs: Conditions of the data by name.
 
         Raises:
             DivergenceError: If no negative sample is finite; on an accelerator the error is raised asynchronously.
