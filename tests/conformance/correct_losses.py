@@ -289,6 +289,30 @@ class LearntNoise(BaseLoss):
         return softplus(-logits[0]).mean() + softplus(logits[1]).mean() - self.log_noise(x).mean()
 
 
+class Adversarial(BaseLoss):
+    """A generator draws the negatives, and lowers their energy by a term that does not train the energy (Kim and Bengio, 2016)."""
+
+    expected_failures = {"check_it_fits_a_gaussian": "a generator without an entropy term collapses"}
+
+    def __init__(self, energy, hidden: int = 16):
+        super().__init__()
+        self.energy = energy
+        self.hidden = hidden
+
+    def build(self, shape):
+        self.net = nn.Sequential(nn.Linear(4, self.hidden), nn.SiLU(), nn.Linear(self.hidden, shape.numel()))
+
+    def parameter_groups(self):
+        return [{"params": list(self.energy.parameters())}, {"params": list(self.net.parameters()), "lr": 1e-3}]
+
+    def forward(self, x, *args, **kwargs):
+        z = torch.randn(len(x), 4, generator=self.generator, dtype=x.dtype, device=x.device)
+        drawn = self.net(z).view(x.shape)
+        gap = self.energies(x, *args, **kwargs).mean() - self.energies(drawn.detach(), *args, **kwargs).mean()
+        parameters = {name: p.detach() for name, p in self.energy.named_parameters()}
+        return gap + torch.func.functional_call(self.energy, parameters, (drawn, *args), kwargs).mean()
+
+
 class ShortRun(BaseLoss):
     """The energy gap of chains that a sampler moves from noise, outside the CD base."""
 
