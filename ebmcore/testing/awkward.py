@@ -1,4 +1,4 @@
-"""Energies that are hard to handle: they watch, raise, return no numbers or carry state that sampling must not touch."""
+"""Energies that are hard to handle: they watch, raise, return NaN or carry state that sampling must not touch."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Raising:
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
         self.left -= 1
         if self.left < 0:
-            raise EnergyError("the energy raised this, and nobody may swallow it")
+            raise EnergyError("the energy raised this, and nothing may swallow it")
 
 
 class EnergyError(Exception):
@@ -105,7 +105,7 @@ class EnergyError(Exception):
 
 
 class Holed(nn.Module):
-    """An energy that is not a number for some chains: those whose first component is above ``edge``.
+    """An energy that is NaN for some chains: those whose first component is above ``edge``.
 
     Args:
         energy: The energy elsewhere.
@@ -127,7 +127,7 @@ class Holed(nn.Module):
 
 
 class Labelled(nn.Module):
-    """One parameter for each label, and a weak dependence on the position: who is scored under which label shows.
+    """One parameter for each label, and a weak dependence on the position: the energies show who is scored under which label.
 
     Args:
         n_labels: Labels are whole numbers below it.

@@ -105,7 +105,7 @@ def run_check(component: host.Component, name: str, options: Mapping[str, Any] |
         try:
             obstacle = check.obstacle(case)
         except (Exception, SystemExit) as error:
-            return result(FAILED, f"whether it applies cannot be told: {_said(error)}", error)
+            return result(FAILED, f"whether it applies is not known: {_said(error)}", error)
         if obstacle is not None and reason is not None:
             return result(FAILED, f"expected to fail ({reason}), but it {obstacle}")
         if obstacle is not None:
@@ -235,7 +235,7 @@ class Item:
         return f"{self.component.name}-{self.check}"
 
     def run(self, record_property: Callable[[str, object], None]) -> None:
-        """Run it and tell pytest: pass, skip, xfail, or fail with the rule in the message.
+        """Run it and report to pytest: pass, skip, xfail, or fail with the rule in the message.
 
         Args:
             record_property: Takes the result, for the summary at the end.

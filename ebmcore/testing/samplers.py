@@ -64,7 +64,7 @@ class ExactGaussian(BaseSampler):
 
 
 class Affine(BaseSampler):
-    """Multiplies positions and adds to them: each chain's way can be told from where it is.
+    """Multiplies positions and adds to them: each chain's transitions can be counted from where it is.
 
     Args:
         scale: Factor.

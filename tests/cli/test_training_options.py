@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from correct_components import ScoreMatching
+from correct_losses import ScoreMatching
 from small_runs import table
 
 import ebmcore

@@ -290,7 +290,7 @@ class LearntNoise(BaseLoss):
 
 
 class Adversarial(BaseLoss):
-    """A generator draws the negatives, and lowers their energy by a term that does not train the energy (Kim and Bengio, 2016)."""
+    """A generator draws the negatives, and a term that does not train the energy trains it (Kim and Bengio, 2016)."""
 
     expected_failures = {"check_it_fits_a_gaussian": "a generator without an entropy term collapses"}
 

@@ -154,7 +154,7 @@ def test_building_leaves_the_global_generator():
 
 
 def test_score_matching_trains_with_compile():
-    from correct_components import ScoreMatching
+    from correct_losses import ScoreMatching
 
     plain, compiled = (ScoreMatching(Quadratic((2,), 2.0)) for _ in range(2))
     quiet(plain, data(), steps=3)

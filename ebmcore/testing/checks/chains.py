@@ -1,4 +1,4 @@
-"""What becomes of chains: each goes on, none is lost, doubled, mixed up or kept when it has left the finite numbers."""
+"""What becomes of chains: each continues, none is lost, doubled, mixed up or kept when it is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def _check_labels(case: LossCase, by_keyword: bool) -> None:
 
 @check(PERSISTENT, since="0.1")
 def check_the_whole_state_of_the_sampler_persists(case: LossCase) -> None:
-    """What belongs to the chain (here a counter) goes on with it; what was cached under old parameters is refreshed."""
+    """What belongs to the chain (here a counter) stays with it; what was cached under old parameters is refreshed."""
     sampler = Cached()
     loss = case.make(sampler=sampler, k_steps=2)
     for call in range(3):

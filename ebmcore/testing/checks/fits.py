@@ -43,7 +43,7 @@ class Fit:
 
 @check(FITS, since="0.1")
 def check_it_fits_a_gaussian(case: LossCase) -> None:
-    """On correlated normal data a Gaussian energy learns their mean, and the precision matrix that fitted_precision says."""
+    """On correlated normal data a Gaussian energy learns their mean, and the precision matrix that is predicted of the loss."""
     for shape in ((2,), (1, 2, 1), (3,)):
         covariance = _covariance(torch.Size(shape).numel())
         loss, fit = _fit(case, covariance, shape)
@@ -72,7 +72,7 @@ def _covariance(d: int) -> Tensor:
 
 
 def _predicted(loss: Any, covariance: Tensor) -> Tensor:
-    """The precision matrix that ``fitted_precision`` says, asked once for the variance along each axis of the data."""
+    """The precision matrix: along each axis of the data 1 over the variance, or what ``fitted_precision`` makes of it."""
     variances, axes = torch.linalg.eigh(covariance)
     fitted = getattr(loss, "fitted_precision", lambda variance: 1 / variance)
     precisions = torch.tensor([fitted(float(v)) for v in variances], dtype=torch.float64)
@@ -142,7 +142,7 @@ def _expect_precision(fit: Fit, wanted: Tensor, covariance: Tensor, where: str) 
     elif spread < 0.3 * abs(ratio - 1):
         kind = f"the scale is wrong: the precision is {ratio:.3f} times the predicted one"
     else:
-        kind = "the error depends on the variance: a loss that smooths the data overrides fitted_precision"
+        kind = "the error depends on the variance: a loss that smooths the data has the method fitted_precision(variance)"
     pairs = [f"{f:.3f} in place of {w:.3f} at variance {v:.3g}" for f, w, v in zip(along, right, variances, strict=True)]
     expect(False, f"{where} {kind}; the precision is {', '.join(pairs)}")
 

@@ -273,7 +273,7 @@ def check_the_model_stands_once_in_the_state(case: LossCase) -> None:
 
 @check(since="0.1")
 def check_resumed_is_not_stopped(case: LossCase) -> None:
-    """Training that goes on in a fresh loss from a state_dict() is bit for bit training that did not stop."""
+    """Training that resumes in a fresh loss from a state_dict() is bit for bit training that did not stop."""
     on, fresh = case.make(), case.make()
     _train(case, on, 0, 4)
     fresh.load_state_dict(copy.deepcopy(on.state_dict()))
@@ -294,7 +294,7 @@ def _train(case: LossCase, loss: Any, first: int, last: int) -> list[Tensor]:
 
 @check(since="0.1")
 def check_copies_are_independent(case: LossCase) -> None:
-    """A deep copy goes on as the original would, and leaves the original alone."""
+    """A deep copy continues as the original would, and leaves the original alone."""
     loss = case.make()
     case.use(loss)
     before = {name: t.clone() for name, t in loss.state_dict().items()}
@@ -303,7 +303,7 @@ def check_copies_are_independent(case: LossCase) -> None:
     changed = [name for name, t in before.items() if not torch.equal(t, loss.state_dict()[name])]
     expect(not changed, f"using the copy changed {', '.join(changed)} of the original")
     ours = case.use(loss, seed=4)
-    expect(equal(ours, theirs), f"the copy goes on otherwise than the original: {difference(ours, theirs)}")
+    expect(equal(ours, theirs), f"the copy continues in another way than the original: {difference(ours, theirs)}")
 
 
 @check(ON_CD_BASE, since="0.1")

@@ -30,7 +30,7 @@ EVENTS: dict[str, tuple[str, ...]] = {
 
 
 class _MeanEnergy(BaseLoss):
-    """The mean energy of the data: the loss of the run that observers are told of."""
+    """The mean energy of the data: the loss of the example run."""
 
     def __init__(self, energy: Quadratic, sampler: Identity) -> None:
         super().__init__()

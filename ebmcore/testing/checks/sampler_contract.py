@@ -78,7 +78,7 @@ def check_a_step_is_pure(case: SamplerCase) -> None:
 
 @check(since="0.1")
 def check_chains_resume_from_their_state(case: SamplerCase) -> None:
-    """Chains that go on in a fresh sampler from the tensors of their state are bit for bit those that did not stop."""
+    """Chains that resume in a fresh sampler from the tensors of their state are bit for bit those that did not stop."""
     energy = case.energy(*case.shape)
     on, g = case.make(), generator(5)
     state = run(on, energy, _init(case, on, energy, case.start()), 3, generator=g)[0]
@@ -163,7 +163,7 @@ def check_what_is_cached_follows_the_chain(case: SamplerCase) -> None:
 
 @check(CONTINUOUS, ANY_ENERGY, RANDOM, since="0.1")
 def check_a_chain_without_energy_is_given_up_and_the_others_go_on(case: SamplerCase) -> None:
-    """A chain whose energy is not a number is not finite afterwards, never replaced; the others move as if it were not there."""
+    """A chain whose energy is NaN is not finite afterwards, never replaced; the others move as if it were not there."""
     sampler, x = case.make(), 0.1 * case.start()
     energy = Holed(case.energy(*case.shape), edge=50.0)
     lost = x.clone()
@@ -172,8 +172,8 @@ def check_a_chain_without_energy_is_given_up_and_the_others_go_on(case: SamplerC
     finite = state.x.isfinite().all(1)
     expect(
         not finite[:5].any(),
-        f"{int(finite[:5].sum())} of 5 chains without an energy are still at finite positions, where nobody sees it: keep the "
-        "energy in the state, or make the position not a number",
+        f"{int(finite[:5].sum())} of 5 chains without an energy are still at finite positions, where it goes unnoticed: keep the "
+        "energy in the state, or make the position NaN",
     )
     beside = run(sampler, energy, _init(case, sampler, energy, x), 2, generator=generator())[0]
     expect(torch.equal(state.x[5:], beside.x[5:]), "chains beside one without an energy move otherwise than without it")
@@ -181,13 +181,13 @@ def check_a_chain_without_energy_is_given_up_and_the_others_go_on(case: SamplerC
 
 @check(CONTINUOUS, ANY_ENERGY, EXACT, RANDOM, since="0.1")
 def check_a_proposal_without_energy_is_rejected(case: SamplerCase) -> None:
-    """An exact sampler never moves to where the energy is not a number."""
+    """An exact sampler never moves to where the energy is NaN."""
     sampler, energy = case.make(), Holed(case.energy(*case.shape), edge=0.5)
     x = case.start(500)
     x[:, 0] = -x[:, 0].abs()
     state = run(sampler, energy, _init(case, sampler, energy, x), 20, generator=generator())[0]
     inside = int(energy.inside(state.x).sum())
-    expect(inside == 0, f"{inside} of 500 chains moved to where the energy is not a number")
+    expect(inside == 0, f"{inside} of 500 chains moved to where the energy is NaN")
     expect(bool(state.x.isfinite().all()), "rejecting such a proposal cost a chain its numbers")
 
 
@@ -212,12 +212,12 @@ def check_compiled_steps_are_the_steps(case: SamplerCase) -> None:
     try:
         with frozen(energy), torch.no_grad():
             graph = traced(eager_transitions, sampler, energy, state, 3)
-            compiled, told = graph(sampler, energy, state, 3, generator=generator())
+            compiled, totals = graph(sampler, energy, state, 3, generator=generator())
     except ImpureStepError as error:
         raise AssertionError(f"the step is no pure function of tensors: {error}") from error
     except CannotCompileError:  # such as torch.multinomial's draws: pure, but made step by step
         return
-    told = {name: total / 3 for name, total in told.items()}
-    a, b = ([*moved.tensors().values(), *more.values()] for moved, more in ((eager, info), (compiled, told)))
+    means = {name: total / 3 for name, total in totals.items()}
+    a, b = ([*moved.tensors().values(), *more.values()] for moved, more in ((eager, info), (compiled, means)))
     alike = all(torch.allclose(s.double(), t.double(), rtol=1e-5, atol=1e-6) for s, t in zip(a, b, strict=True))
     expect(alike, f"compiled, the step gives {difference(a, b)}")

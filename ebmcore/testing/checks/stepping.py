@@ -36,7 +36,7 @@ def difference(a: list[Tensor], b: list[Tensor]) -> str:
 
 @check(since="0.1")
 def check_it_works_in_a_spawned_process(case: SteppingCase) -> None:
-    """A pickled component goes on in a freshly spawned process as it does here."""
+    """A pickled component continues in a newly spawned process as it does here."""
     instance = case.make()
     case.use(instance)
     there = spawned(_use_pickled, case, pickle.dumps(instance))
