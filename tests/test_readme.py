@@ -71,6 +71,7 @@ def test_plugin_is_that_of_the_page():
     page = (ROOT / "docs/write-a-plugin.md").read_text()
     for line in FIVE_COMMANDS:
         assert f"\n{line}\n" in page
+    assert re.search(r"about (\d+) rules", README).group(1) == re.search(r"about (\d+) checks", page).group(1)
     written = [without_docstrings(block) for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
     assert without_docstrings(NOISY_CD) in written
 
