@@ -1,16 +1,6 @@
-"""Transitions of a sampler as compiled graphs."""
+"""Transitions of a sampler as compiled graphs: what ``loss.compile()`` turns on."""
 
-from __future__ import annotations
+from ebmcore.compiling.graph import CannotCompileError, ImpureStepError
+from ebmcore.compiling.transitions import CompiledTransitions
 
-from typing import Any
-
-from ebmcore.samplers import eager_transitions
-
-__all__ = ["CompiledTransitions"]
-
-
-class CompiledTransitions:
-    """Stand-in until the room is rewritten."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return eager_transitions(*args, **kwargs)
+__all__ = ["CannotCompileError", "CompiledTransitions", "ImpureStepError"]

@@ -1,8 +1,8 @@
-"""Transitions of a sampler traced into one graph.
+"""Traces the transitions of a sampler into one graph and compiles it.
 
-Everything that may change is handed in from outside: positions and whatever else a chain carries, the energy's parameters and
-buffers, the sampler's numbers (step size, temperature), and the random numbers, which torch's own generators draw beforehand, in
-the order in which the steps ask for them.
+Everything that may change is an input of the graph: the chains' state, the energy's parameters and buffers, the sampler's tensors and
+floating-point options, and the random numbers. Those are drawn outside by torch's generators, in the order in which the steps ask for
+them, so that the graph gives what the steps give.
 """
 
 from __future__ import annotations
@@ -17,189 +17,169 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from ebmcore.compiling.guards import (
-    Fingerprint,
-    attribute_names,
-    attributes_of,
-    beside_tensors,
-    calls_back,
-    device_of,
-    is_sampler,
-    numbers_of,
-    settings,
-    tensors_of,
-    version_of,
-)
+from ebmcore.compiling.guards import Guard, Options, device_of, tensors_of, with_options
 from ebmcore.errors import EbmcoreError
+from ebmcore.samplers import eager_transitions
+
+__all__ = ["CannotCompileError", "Graph", "ImpureStepError", "compile_with_inductor", "trace"]
 
 aten = torch.ops.aten
 
-Transitions = Callable[..., tuple[Any, dict[str, Tensor]]]
-"""``(sampler, energy, state, n_steps, generator=...) -> (state, totals)``, under ``torch.no_grad`` with the energy frozen."""
-
 
 class CannotCompileError(EbmcoreError):
-    """Transitions that no graph can make; the message says why."""
+    """Raised for transitions that cannot be made a graph; the message says why."""
 
 
 class ImpureStepError(CannotCompileError):
-    """Transitions that are no function of tensors: they read values of tensors or change the sampler."""
+    """Raised for transitions that are no function of tensors: they read a tensor's values or change the sampler."""
 
 
-def traced(eager: Transitions, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> Graph:
-    """The transitions as a graph that is not compiled yet."""
+def trace(sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> Graph:
+    """Trace transitions into a graph that is not compiled yet and that can be called as `eager_transitions` is.
+
+    Args:
+        sampler: The sampler, whose ``step`` must be pure.
+        energy: The energy, frozen. It was called before, so that lazy modules have their parameters.
+        state: Gives names, shapes, dtypes and device.
+        n_steps: Number of transitions.
+
+    Raises:
+        ImpureStepError: If a step reads the values of tensors, or changes the sampler or the energy.
+        CannotCompileError: If a step draws from a distribution that it computes, or not from its generator.
+    """
     try:
-        return Graph(eager, sampler, energy, state, n_steps)
-    except CannotCompileError:  # numbers that pass through math.sqrt and the like stay as they are
-        return Graph(eager, sampler, energy, state, n_steps, lift=False)
+        return Graph(sampler, energy, state, n_steps, lift=True)
+    except CannotCompileError:  # numbers that pass through math.sqrt and the like are constants of the graph
+        return Graph(sampler, energy, state, n_steps, lift=False)
 
 
 class Graph:
-    """Traced transitions, as a function of the state, the energy's tensors, the sampler's numbers and a generator.
+    """Traced transitions, a function of the state, the energy's tensors, the sampler's options and a generator.
 
     Args:
-        eager: What is traced.
-        sampler: The sampler, whose step must be pure.
-        energy: The energy, frozen; it was called before, so that what it makes at its first call is there.
-        state: Gives names, shapes, dtypes and device.
-        n_steps: Number of transitions.
-        lift: Whether the sampler's numbers are inputs, too; else another number makes another graph.
-
-    Raises:
-        ImpureStepError: If the steps read values of tensors, or change the sampler or the energy.
-        CannotCompileError: If they draw random numbers of a distribution that they compute, or not from their generator.
+        sampler: See `trace`.
+        energy: See `trace`.
+        state: See `trace`.
+        n_steps: See `trace`.
+        lift: Whether the sampler's floating-point options are inputs of the graph. Otherwise they are constants.
     """
 
-    def __init__(
-        self, eager: Transitions, sampler: Any, energy: nn.Module, state: Any, n_steps: int, *, lift: bool = True
-    ) -> None:
-        if lift and calls_back(sampler):  # with numbers of the sampler itself, not of the copy that holds tensors
-            raise CannotCompileError("an attribute of the sampler is a function, or an object that may know the sampler")
+    def __init__(self, sampler: Any, energy: nn.Module, state: Any, n_steps: int, *, lift: bool) -> None:
+        if lift and Options.of(sampler).has_objects:  # they would use the numbers of the sampler, not those of the graph
+            raise CannotCompileError("an attribute of the sampler is a function or an object that may read its options")
         self.lift = lift
-        self.kind = type(sampler)
-        self.n_chains: int | None = len(state)
-        self.fingerprint = Fingerprint.of(sampler, energy, state, n_steps)
-        self.module, n_drawn = self._trace(eager, sampler, energy, state, n_steps)
+        self.guard = Guard.of(sampler, energy, state, n_steps)
+        self.n_chains = len(state)
+        self.module, n_drawn = self._trace(sampler, energy, state, n_steps)
         self.constants = _constants(self.module)
         inputs = [node for node in self.module.graph.nodes if node.op == "placeholder"]
-        n_weights, n_numbers = len(tensors_of(energy)), len(self._numbers(sampler))
-        if not all(node.users for node in inputs[n_weights : n_weights + n_numbers]):
-            # Not used, or by a way round the copy that holds them as tensors: then they are constants of this graph.
-            raise CannotCompileError("a number of the sampler does not enter its steps as an attribute")
-        self.draws = _take_out_draws(self.module, n_drawn)
+        first = len(tensors_of(energy))
+        if lift and not all(node.users for node in inputs[first : first + len(self.guard.numbers)]):
+            raise CannotCompileError("an option of the sampler does not enter its steps as an attribute")
+        self.draws = _lift_random_numbers(self.module, n_drawn)
         self.call: Callable[..., Sequence[Tensor]] = self.module
 
-    def fits(self, sampler: Any, now: Fingerprint) -> bool:
-        """Whether it was traced from these, apart from the values of tensors and numbers and from the number of chains."""
-        unchanged = all(version_of(tensor) == version for tensor, version in self.constants)
-        return unchanged and self.fingerprint.equals(now, whatever_numbers=self.lift)
-
-    def holds_numbers(self, now: Fingerprint) -> bool:
-        """Whether it was traced from the same but for numbers that are constants of the graph."""
-        return not self.lift and self.fingerprint.equals(now, whatever_numbers=True)
+    def matches(self, guard: Guard) -> bool:
+        """Return whether the graph is that of a call with this guard, apart from the number of chains."""
+        unwritten = all(tensor._version == version for tensor, version in self.constants)
+        return unwritten and self.guard.matches(guard, any_numbers=self.lift)
 
     def compile(self, sampler: Any, energy: nn.Module, state: Any) -> None:
-        """Compile it by inductor."""
+        """Compile the graph with inductor."""
         noise = [node.meta["val"] for node in self.module.graph.nodes if node.name.startswith("noise_")]
         zeros = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device).zero_() for t in noise]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # inductor imports what torch has deprecated
-            self.call = by_inductor(self.module, _apart(self._inputs(sampler, energy, state, zeros)))
+            self.call = compile_with_inductor(self.module, _separate(self._inputs(sampler, energy, state, zeros)))
 
     def __call__(
         self, sampler: Any, energy: nn.Module, state: Any, n_steps: int, *, generator: torch.Generator | None = None
     ) -> tuple[Any, dict[str, Tensor]]:
-        results = iter(self._results(sampler, energy, state, [draw(generator=generator) for draw in self.draws]))
-        moved = state.with_tensors({name: next(results) for name in self.names})
-        return moved, {name: next(results) for name in self.told}
-
-    def _results(self, sampler: Any, energy: nn.Module, state: Any, noise: Sequence[Tensor]) -> Sequence[Tensor]:
-        # Under a dispatch mode, such as one of tensors without values, operators are asked for one by one.
-        call = self.call if _get_current_dispatch_mode() is None else self.module
-        inputs, device = self._inputs(sampler, energy, state, noise), device_of(state).type
-        if not torch.is_autocast_enabled(device):
-            return call(*inputs)
-        with torch.autocast(device, enabled=False):  # its casts are in the graph
-            return call(*inputs)
+        inputs, device = (
+            self._inputs(sampler, energy, state, [draw(generator) for draw in self.draws]),
+            device_of(state).type,
+        )
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):  # its casts are in the graph
+                results = iter(self.call(*inputs))
+        else:
+            results = iter(self.call(*inputs))
+        moved = state.with_tensors({name: next(results) for name in self.state_names})
+        return moved, {name: next(results) for name in self.info_names}
 
     def _inputs(self, sampler: Any, energy: nn.Module, state: Any, noise: Sequence[Tensor]) -> list[Tensor]:
-        weights = [tensor for *_, tensor in tensors_of(energy)]
-        return [*weights, *self._numbers(sampler), *state.tensors().values(), *noise]
+        options = Options.of(sampler)
+        weights = [_column_major(tensor) for *_, tensor in tensors_of(energy)]
+        numbers = [torch.tensor(number, dtype=torch.float64) for number in options.numbers] if self.lift else []
+        return [*weights, *numbers, *options.tensors, *state.tensors().values(), *noise]
 
-    def _numbers(self, sampler: Any) -> list[Tensor]:
-        return [torch.tensor(number, dtype=torch.float64) for number in numbers_of(sampler)] if self.lift else []
-
-    def _trace(
-        self, eager: Transitions, sampler: Any, energy: nn.Module, state: Any, n_steps: int
-    ) -> tuple[torch.fx.GraphModule, int]:
+    def _trace(self, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> tuple[torch.fx.GraphModule, int]:
         from torch.fx.experimental.proxy_tensor import make_fx
 
         slots = [(owner, name) for owner, name, _ in tensors_of(energy)]
-        weights, numbers, chain = [t for *_, t in tensors_of(energy)], self._numbers(sampler), state.tensors()
-        modules = [(module, dict(vars(module)), attributes_of(module)) for module in list(energy.modules())]
+        options, chain = Options.of(sampler), state.tensors()
         generator = torch.Generator(device_of(state))
-        tracing = _Tracing(generator)
+        mode = _Tracing(generator)
 
-        def flat(*inputs: Tensor) -> list[Tensor]:
+        def steps(*inputs: Tensor) -> list[Tensor]:
             rest = iter(inputs)
-            with _in_place_of(slots, [next(rest) for _ in weights]), tracing:
-                twin = _with_numbers(sampler, iter([next(rest) for _ in numbers]) if self.lift else None)
-                before = settings(twin)
-                started = state.with_tensors(dict(zip(chain, rest, strict=True)))
-                moved, totals = eager(twin, energy, started, n_steps, generator=generator)
-            if before != settings(twin):
+            with _swapped(slots, [next(rest) for _ in slots]), mode:
+                numbers = iter([next(rest) for _ in options.numbers]) if self.lift else None
+                twin = with_options(sampler, numbers, rest)
+                before = Options.of(twin)
+                start = state.with_tensors(dict(zip(chain, rest, strict=True)))
+                moved, totals = eager_transitions(twin, energy, start, n_steps, generator=generator)
+            if not Options.of(twin).equals(before):
                 raise ImpureStepError("its step changes the sampler's attributes: keep what a chain carries in its state")
-            if beside_tensors(started) != beside_tensors(moved):
+            carried = [(options.structure, options.numbers) for options in (Options.of(start), Options.of(moved))]
+            if carried[0] != carried[1]:
                 raise ImpureStepError("its state carries something that changes and is no tensor: make it a tensor")
             if any(t.dtype != chain[name].dtype for name, t in moved.tensors().items()):
                 raise CannotCompileError("its step changes the type of a tensor of the state")
-            self.names, self.told = list(moved.tensors()), list(totals)
+            self.state_names, self.info_names = list(moved.tensors()), list(totals)
             return [*moved.tensors().values(), *totals.values()]
 
         try:
-            trace = make_fx(flat, _NARROW, tracing_mode="fake", _allow_non_fake_inputs=True)
-            traced = trace(*_apart([*weights, *numbers, *chain.values()]))
+            with _unchanged(energy):
+                traced = make_fx(steps, _DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)(
+                    *_separate(self._inputs(sampler, energy, state, []))
+                )
         except CannotCompileError:
             raise
         except Exception as error:  # whatever the sampler's or the energy's code does with tensors that hold no values
             raise ImpureStepError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
-        finally:
-            changed = [module for module, _, before in modules if before != attributes_of(module)]
-            for module, own, _ in modules:
-                vars(module).clear()
-                vars(module).update(own)
-        if changed:
-            raise ImpureStepError(f"the forward of {type(changed[0]).__name__} changes its attributes")
-        return traced, tracing.n_drawn
+        return traced, mode.n_drawn
 
 
-def _constants(module: torch.fx.GraphModule) -> list[tuple[Tensor, int]]:
-    """The tensors that the graph holds, each with its version; raises if one is trained, which would be stale after a step."""
-    tensors = {node.target: getattr(module, node.target) for node in module.graph.nodes if node.op == "get_attr"}
-    for tensor in tensors.values():
-        if tensor.requires_grad:
-            raise CannotCompileError(
-                f"a trained tensor of shape {tuple(tensor.shape)} is no parameter of the energy: give the energy the module that "
-                "has it as an attribute"
-            )
-    return [(tensor, version_of(tensor)) for tensor in tensors.values()]
-
-
-def _apart(inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The same tensors, each an object of its own: one that is given twice would be taken for one input."""
-    return [t.detach() for t in inputs]
-
-
-def by_inductor(module: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
-    """The graph compiled for inputs like these, which is not checked: a `Fingerprint` tells when it fits."""
+def compile_with_inductor(module: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """Compile a graph for inputs like these. It is called without torch's own guards: a `Guard` says when it fits."""
     compiled: Callable[..., Sequence[Tensor]] = torch._inductor.compile(copy.deepcopy(module), list(inputs))
     return compiled
 
 
+def _constants(module: torch.fx.GraphModule) -> list[tuple[Tensor, int]]:
+    tensors = {node.target: getattr(module, node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for tensor in tensors.values():
+        if tensor.requires_grad:  # it would be stale after a training step
+            raise CannotCompileError(
+                f"a trained tensor of shape {tuple(tensor.shape)} is no parameter of the energy: give the energy the module that "
+                "has it as an attribute"
+            )
+    return [(tensor, tensor._version) for tensor in tensors.values()]
+
+
+def _separate(inputs: Sequence[Tensor]) -> list[Tensor]:
+    return [t.detach() for t in inputs]  # a tensor that is given twice would be taken for one input
+
+
+def _column_major(weight: Tensor) -> Tensor:
+    if weight.ndim != 2 or not 2 <= weight.shape[1] <= 4 or weight.stride() != (weight.shape[1], 1):
+        return weight
+    return weight.t().contiguous().t()
+
+
 def _narrow_mm(a: Tensor, b: Tensor) -> Any:
-    """A product over few columns as a sum of outer products, which inductor fuses with what is around it; others stay."""
     if not 1 <= len(b) <= 4 or a.dtype.itemsize < 4:  # half precision is summed up in float32 within a product
         return NotImplemented
     product = a[:, :1] * b[0]
@@ -213,25 +193,18 @@ def _narrow_addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha:
     return product if product is NotImplemented else bias + product
 
 
-_NARROW: dict[Any, Callable[..., Any]] = {aten.mm.default: _narrow_mm, aten.addmm.default: _narrow_addmm}
+_DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {aten.mm.default: _narrow_mm, aten.addmm.default: _narrow_addmm}
 
 
-class Draw:
-    """A call that draws random numbers, apart from its generator."""
-
-    def __init__(self, function: Any, *args: Any, **kwargs: Any) -> None:
-        self.function = partial(function, *args, **kwargs)
-
-    def __call__(self, generator: torch.Generator | None) -> Tensor:
-        numbers: Tensor = self.function(generator=generator)
-        return numbers
+def _fill(fill: str, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    # torch fills a tensor in the order in which it lies in memory.
+    numbers = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
+    filled: Tensor = getattr(numbers, fill)(generator=generator)
+    return filled
 
 
-def _filled(
-    fill: str, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: torch.device, **kwargs: Any
-) -> Tensor:
-    # As torch fills a tensor like another: in the order in which it lies in memory.
-    numbers: Tensor = getattr(torch.empty_strided(shape, stride, dtype=dtype, device=device), fill)(**kwargs)
+def _draw(function: Any, args: Any, kwargs: Any, generator: torch.Generator | None) -> Tensor:
+    numbers: Tensor = function(*args, **kwargs, generator=generator)
     return numbers
 
 
@@ -244,22 +217,22 @@ _FILL = {
 }
 
 
-def _take_out_draws(module: torch.fx.GraphModule, n_drawn: int) -> list[Draw]:
+def _lift_random_numbers(module: torch.fx.GraphModule, n_drawn: int) -> list[Callable[[torch.Generator | None], Tensor]]:
     """Turn the nodes that draw random numbers into inputs; return what fills these, in order."""
     graph = module.graph
     random = [node for node in graph.nodes if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())]
     if len(random) != n_drawn:
         raise CannotCompileError("random numbers are drawn that are not of the step's generator")
     last_input = [node for node in graph.nodes if node.op == "placeholder"][-1]
-    draws = []
+    draws: list[Callable[[torch.Generator | None], Tensor]] = []
     for i, node in enumerate(random):
         function, value = node.target.overloadpacket, node.meta["val"]
         of_moments = function is aten.normal and bool(node.all_input_nodes)
         filled = function in _FILL and not node.target._schema.is_mutable
         if filled and (function is not aten.normal or (of_moments and len(node.args) == 2)):
-            draws.append(Draw(_filled, _FILL[function], value.shape, value.stride(), value.dtype, value.device))
+            draws.append(partial(_fill, _FILL[function], value))
         elif not node.all_input_nodes:
-            draws.append(Draw(function, *node.args, **{k: v for k, v in node.kwargs.items() if v is not None}))
+            draws.append(partial(_draw, function, node.args, {k: v for k, v in node.kwargs.items() if v is not None}))
         else:
             raise CannotCompileError(
                 f"its step draws from {function}, of a distribution that it computes or in a tensor's place: draw uniform or "
@@ -280,11 +253,7 @@ def _take_out_draws(module: torch.fx.GraphModule, n_drawn: int) -> list[Draw]:
 
 
 class _Tracing(TorchFunctionMode):
-    """What calls of torch are while steps are traced.
-
-    Tensors may stand where operators take numbers, ``add(x, y, alpha=t)``; and calls that draw from the steps' generator are
-    counted, to tell them from others.
-    """
+    """Counts the calls that draw from the steps' generator, and lets a tensor stand for ``alpha``, as in ``add(x, y, alpha=t)``."""
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
@@ -303,7 +272,7 @@ class _Tracing(TorchFunctionMode):
 
 
 @contextmanager
-def _in_place_of(slots: Sequence[tuple[dict[str, Any], str]], tensors: Iterable[Tensor]) -> Iterator[None]:
+def _swapped(slots: Sequence[tuple[dict[str, Any], str]], tensors: Iterable[Tensor]) -> Iterator[None]:
     own = [owner[name] for owner, name in slots]
     try:
         for (owner, name), tensor in zip(slots, tensors, strict=True):
@@ -314,20 +283,17 @@ def _in_place_of(slots: Sequence[tuple[dict[str, Any], str]], tensors: Iterable[
             owner[name] = tensor
 
 
-def _with_numbers(sampler: Any, numbers: Iterator[Tensor] | None) -> Any:
-    """A copy of a sampler and of the containers in it, with tensors in place of its numbers, in the order of `numbers_of`."""
-
-    def copied(value: Any) -> Any:
-        if type(value) is float and numbers is not None:
-            return next(numbers)
-        if type(value) in (list, tuple):
-            return type(value)(copied(item) for item in value)
-        if type(value) is dict:
-            return {key: copied(item) for key, item in value.items()}
-        return _with_numbers(value, numbers) if is_sampler(value) else value
-
-    twin = copy.copy(sampler)
-    for name in attribute_names(sampler):
-        if hasattr(sampler, name):
-            object.__setattr__(twin, name, copied(getattr(sampler, name)))
-    return twin
+@contextmanager
+def _unchanged(energy: nn.Module) -> Iterator[None]:
+    """Put back the attributes of every module, which a tensor without values must not enter; raise if one was changed."""
+    before = [(module, dict(vars(module))) for module in energy.modules()]
+    try:
+        yield
+    finally:
+        after = [dict(vars(module)) for module, _ in before]
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+    for (module, old), new in zip(before, after, strict=True):
+        if old.keys() != new.keys() or any(old[name] is not new[name] for name in old):
+            raise ImpureStepError(f"the forward of {type(module).__name__} changes its attributes")

@@ -1,203 +1,166 @@
-"""What traced code depends on apart from values of tensors: whether a graph still is what a call would do."""
+"""What a graph depends on beside the values of tensors. It is compared at every call, so it is cheap and short.
+
+A graph is of what was there when it was made. What lies deeper than these guards, such as an attribute of a layer, a variable in a
+closure or an attribute of a class, is not seen.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
+import copy
+import operator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-CLOSED_FORM = "value_and_grad"
+__all__ = ["Guard", "Options", "device_of", "tensors_of", "with_options"]
+
+_BY_VALUE = (int, str, type(None), type, torch.Size, torch.dtype, torch.device)  # int includes bool
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_OF_EVERY_MODULE = frozenset((*vars(nn.Module()), CLOSED_FORM))
 
 
-class Layout(NamedTuple):
-    """What traced code knows of a tensor beside its values."""
+class Guard(NamedTuple):
+    """Properties of a call that its graph depends on, apart from the number of chains and the values of tensors.
 
-    name: str
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-
-    @classmethod
-    def of(cls, name: str, t: Tensor, first: int = 0) -> Layout:
-        """That of a tensor, its shape from dimension ``first`` on."""
-        return cls(name, t.shape[first:] if first else t.shape, t.stride(), t.dtype, t.device)
-
-
-class Fingerprint(NamedTuple):
-    """What traced code may depend on apart from values of tensors and the number of chains; made anew at each call."""
+    Args:
+        numbers: The sampler's floating-point options.
+        modules: Every module of the energy, by place. Compared by identity, so that a replaced layer is noticed.
+        rest: Everything else, compared by value.
+    """
 
     numbers: list[float]
-    others: list[Any]
+    modules: list[nn.Module]
+    rest: list[Any]
 
     @classmethod
-    def of(cls, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> Fingerprint:
-        """That of a call."""
+    def of(cls, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> Guard:
+        """Build the guard of one call."""
         device = device_of(state).type
-        others: list[Any] = [n_steps, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)]
-        others += [Layout.of(name, t, 1) for name, t in state.tensors().items()]
-        others += beside_tensors(state)
-        modules = list(energy.modules())
-        place: dict[nn.Module | None, int] = {module: i for i, module in enumerate(modules)}
-        for module in modules:
-            _add_code(others, module)
-            others += [(name, place.get(child)) for name, child in module._modules.items()]
+        options, carried = Options.of(sampler), Options.of(state)
+        rest: list[Any] = [n_steps, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)]
+        rest += [(name, t.shape[1:], t.stride(), t.dtype, t.device) for name, t in state.tensors().items()]
+        rest += [carried.structure, carried.numbers, options.structure]
+        rest += [(t.shape, t.stride(), t.dtype, t.device) for t in options.tensors]
+        rest.append(vars(energy).get("value_and_grad"))  # a closed form that was set on the object
+        modules = []
+        for place, module in energy.named_modules(remove_duplicate=False):
+            modules.append(module)
+            rest += (place, type(module), module.training)
+            for hooks in _HOOKS:
+                rest += getattr(module, hooks)  # the numbers that torch gives to hooks
             for tensors in (module._parameters, module._buffers):
-                others += [Layout.of(name, t) for name, t in tensors.items() if t is not None and not is_lazy(t)]
-        numbers: list[float] = []
-        _add_settings(others, sampler, numbers)
-        return cls(numbers, others)
+                for name, t in tensors.items():
+                    if t is not None and not is_lazy(t):
+                        rest.append((name, t.shape, t.stride(), t.dtype, t.device))
+        return cls(options.numbers, modules, rest)
 
-    def equals(self, other: Fingerprint, *, whatever_numbers: bool) -> bool:
-        """Whether both are the same, the sampler's numbers apart if so wished."""
-        return (whatever_numbers or self.numbers == other.numbers) and self.others == other.others
+    def matches(self, other: Guard, *, any_numbers: bool) -> bool:
+        """Return whether both calls have the same graph; ``any_numbers`` says that numbers are inputs of it."""
+        same_places = len(self.modules) == len(other.modules) and all(map(operator.is_, self.modules, other.modules))
+        return same_places and (any_numbers or self.numbers == other.numbers) and self.rest == other.rest
 
 
-class _Object:
-    """In a fingerprint, what is the same only if it is that very object."""
+class Options(NamedTuple):
+    """What a sampler, or a state, holds: lists, mappings, inner samplers and inner states are walked through.
 
+    Args:
+        structure: Types, names, and what is neither number nor tensor.
+        numbers: Python floats.
+        tensors: Tensors.
+    """
+
+    structure: list[Any]
+    numbers: list[float]
+    tensors: list[Tensor]
+
+    @classmethod
+    def of(cls, holder: Any) -> Options:
+        """Read the attributes of ``holder``."""
+        options = cls([], [], [])
+        options._add(holder)
+        return options
+
+    def equals(self, other: Options) -> bool:
+        """Return whether both hold the same; tensors are compared by identity."""
+        same_tensors = len(self.tensors) == len(other.tensors) and all(map(operator.is_, self.tensors, other.tensors))
+        return same_tensors and self.numbers == other.numbers and self.structure == other.structure
+
+    @property
+    def has_objects(self) -> bool:
+        """Whether it holds a function or another object, whose code may read the holder's numbers."""
+        return any(isinstance(item, _Identity) for item in self.structure)
+
+    def _add(self, value: Any) -> None:
+        kind = type(value)
+        self.structure.append(kind)  # for 1 == 1.0 == True
+        if kind is float:
+            self.numbers.append(value)
+        elif isinstance(value, Tensor):
+            self.tensors.append(value)
+        elif isinstance(value, _BY_VALUE):
+            self.structure.append(value)
+        elif kind in (list, tuple):
+            self.structure.append(len(value))
+            for item in value:
+                self._add(item)
+        elif kind is dict or _is_walked(value):
+            items = value if kind is dict else _attributes(value)
+            self.structure.append(list(items))
+            for item in items.values():
+                self._add(item)
+        else:
+            self.structure.append(_Identity(value))
+
+
+class _Identity:
     __slots__ = ("value",)
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Object) and self.value is other.value
+        return isinstance(other, _Identity) and self.value is other.value
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _is_walked(value: Any) -> bool:
+    return hasattr(value, "with_tensors") or (hasattr(value, "step") and hasattr(value, "refresh"))
+
+
+def _attributes(holder: Any) -> dict[str, Any]:
+    slots = (name for cls in type(holder).__mro__ for name in getattr(cls, "__slots__", ()))
+    names = dict.fromkeys((*getattr(holder, "__dict__", ()), *slots))
+    return {name: getattr(holder, name) for name in names if hasattr(holder, name) and name[:2] != "__"}
+
+
+def with_options(sampler: Any, numbers: Iterator[Any] | None, tensors: Iterator[Tensor]) -> Any:
+    """Copy a sampler, with other numbers (if given) and tensors in place of its own, in the order of `Options`."""
+    if type(sampler) is float:
+        return sampler if numbers is None else next(numbers)
+    if isinstance(sampler, Tensor):
+        return next(tensors)
+    if type(sampler) in (list, tuple):
+        return type(sampler)(with_options(item, numbers, tensors) for item in sampler)
+    if type(sampler) is dict:
+        return {key: with_options(item, numbers, tensors) for key, item in sampler.items()}
+    if not _is_walked(sampler) or isinstance(sampler, type):
+        return sampler
+    twin = copy.copy(sampler)
+    for name, value in _attributes(sampler).items():
+        object.__setattr__(twin, name, with_options(value, numbers, tensors))
+    return twin
 
 
 def device_of(state: Any) -> torch.device:
-    """Where the chains are."""
+    """Return the device of the chains."""
     device: torch.device = next(iter(state.tensors().values())).device
     return device
 
 
 def tensors_of(energy: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
-    """Every parameter and buffer, with the dictionary that holds it and its name there."""
-    owners: list[dict[str, Any]] = [owner for m in list(energy.modules()) for owner in (m._parameters, m._buffers) if owner]
+    """Return every parameter and buffer, with the dictionary that holds it and its name there."""
+    owners: list[dict[str, Any]] = [owner for m in energy.modules() for owner in (m._parameters, m._buffers) if owner]
     return [(owner, name, tensor) for owner in owners for name, tensor in owner.items() if tensor is not None]
-
-
-def numbers_of(sampler: Any) -> list[float]:
-    """The numbers that a sampler, and those that it is made of, are set to."""
-    numbers: list[float] = []
-    _add_settings([], sampler, numbers)
-    return numbers
-
-
-def settings(sampler: Any) -> list[Any]:
-    """Whatever a sampler, and those that it is made of, are set to."""
-    found: list[Any] = []
-    _add_settings(found, sampler)
-    return found
-
-
-def _add_settings(found: list[Any], sampler: Any, numbers: list[float] | None = None) -> None:
-    found.append(type(sampler))
-    for name in attribute_names(sampler):
-        found.append(name)
-        _add(found, getattr(sampler, name, None), numbers)
-
-
-def attribute_names(sampler: Any) -> list[str]:
-    """Those of its dictionary, and of slots."""
-    kind: Any = type(sampler)
-    return [*getattr(sampler, "__dict__", ()), *_slots(kind)]
-
-
-@lru_cache  # of bounded size: classes that are made anew, in a notebook, may go
-def _slots(kind: type) -> tuple[str, ...]:
-    return tuple(_as_found(name, cls) for cls in kind.__mro__ for name in _own_slots(cls))
-
-
-def _own_slots(cls: type) -> tuple[str, ...]:
-    slots = cls.__dict__.get("__slots__", ())
-    return (slots,) if isinstance(slots, str) else tuple(slots)
-
-
-def _as_found(name: str, cls: type) -> str:
-    private = name.startswith("__") and not name.endswith("__")
-    return f"_{cls.__name__.lstrip('_')}{name}" if private else name
-
-
-_COMPARED_BY_VALUE = frozenset((int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device))
-
-
-def _add(found: list[Any], value: Any, numbers: list[float] | None = None) -> None:
-    """A value; of containers what they hold, for that can change where it is. Floats go to ``numbers`` where that is given."""
-    kind = type(value)
-    found.append(kind)  # for 1 == 1.0 == True
-    if kind is float and numbers is not None:
-        numbers.append(value)
-    elif kind in _COMPARED_BY_VALUE:
-        found.append(value)
-    elif isinstance(value, list | tuple):
-        found.append(len(value))
-        for item in value:
-            _add(found, item, numbers)
-    elif isinstance(value, dict):
-        found.append(len(value))
-        for key, item in value.items():
-            _add(found, key)
-            _add(found, item, numbers)
-    elif is_sampler(value):
-        _add_settings(found, value, numbers)
-    else:
-        found.append(_Object(value))
-        if isinstance(value, Tensor):  # a constant of the graph
-            found.append(version_of(value))
-
-
-def version_of(tensor: Tensor) -> int:
-    """How often a tensor was written; those of inference mode do not count."""
-    return 0 if tensor.is_inference() else tensor._version
-
-
-def is_sampler(value: Any) -> bool:
-    """Whether it is one that another sampler may be made of."""
-    return not isinstance(value, type) and hasattr(value, "step") and hasattr(value, "refresh")
-
-
-def calls_back(sampler: Any) -> bool:
-    """Whether an attribute of a sampler is a function or another object, which may use attributes of that very sampler."""
-    return any(isinstance(value, _Object) and not isinstance(value.value, (Tensor, type)) for value in settings(sampler))
-
-
-def beside_tensors(state: Any) -> list[Any]:
-    """What a state carries that is no tensor."""
-    found: list[Any] = [type(state)]
-    for name in attribute_names(state):
-        value = getattr(state, name, None)
-        if hasattr(value, "with_tensors"):
-            found += beside_tensors(value)
-            continue
-        for key, item in value.items() if isinstance(value, Mapping) else [(name, value)]:
-            if not isinstance(item, Tensor):
-                found.append(key)
-                _add(found, item)
-    return found
-
-
-def _add_code(found: list[Any], module: nn.Module) -> None:
-    """What the forward of a module, apart from its tensors, may depend on."""
-    found.append(type(module))
-    attributes = vars(module)
-    for name in sorted(attributes.keys() - _OF_EVERY_MODULE):
-        found.append(name)
-        _add(found, attributes[name])
-    for name in _HOOKS:
-        if attributes[name]:
-            found += attributes[name]  # the numbers that torch gives to hooks, for a hook may hold the energy
-
-
-def attributes_of(module: nn.Module) -> list[Any]:
-    """All attributes of a module, to see whether its forward changes one."""
-    found: list[Any] = []
-    for value in vars(module).values():
-        _add(found, value)
-    return found

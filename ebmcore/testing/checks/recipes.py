@@ -25,6 +25,7 @@ def check_it_is_a_mapping_of_settings(case: RecipeCase) -> None:
 @check(since="0.1")
 def check_its_components_take_their_options(case: RecipeCase) -> None:
     """Each installed component that it names takes the options that it gives, and at least one of them is installed."""
+    expect(isinstance(case.settings, dict), "it holds no mapping")
     installed = 0
     for setting, kind in NAMED.items():
         given = case.settings.get(setting)
