@@ -43,14 +43,14 @@ def test_every_hook_is_documented_with_its_signature(hook):
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_has_a_test(hook):
-    tests = (ROOT / "tests/test_host.py").read_text()
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_host.py"))
     assert re.search(rf"def test_hook_{hook}\b", tests)
 
 
 def test_each_method_of_register_is_documented():
-    signature = str(inspect.signature(host.registry.RegisterKind.__call__)).replace("'", "")
-    assert signature == "(self, name: str, target: str | type[Any], *, deprecated_aliases: Sequence[str] = ()) -> None"
-    assert "register.loss(name, target, *, deprecated_aliases=())" in page("hooks.md")
+    _, *parameters = inspect.signature(host.registry.RegisterKind.__call__).parameters.values()
+    bare = inspect.Signature([p.replace(annotation=p.empty) for p in parameters])
+    assert f"register.loss{bare}" in page("hooks.md")
     for kind in host.KINDS:
         assert f"| `register.{kind}` |" in page("hooks.md")
 
