@@ -50,6 +50,15 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     assert {"config.yaml", "metrics.csv", "checkpoints", "evaluation.json", "samples.png"} <= run
 
 
+def test_install_command_installs_everything(environment):
+    (editable,) = re.findall(r"^pip install -e .*", "".join(blocks("console")), re.MULTILINE)
+    site = environment("ebmcore[all]", "hatchling", "editables")
+    site.check(editable, cwd=ROOT)
+    program = "import ebmcore, ebm_plugin_pcd; print(ebmcore.__file__, ebm_plugin_pcd.__file__)"
+    assert site.check("python", "-c", program).count(str(ROOT)) == 2
+    assert all(plugin.name in site.check("ebmcore plugins") for plugin in PLUGINS)
+
+
 @pytest.mark.parametrize("kind", ["loss", "loss --base other", "sampler"])
 def test_five_commands_make_a_plugin(everything, tmp_path, request, kind):
     """From nothing to a tested plugin that trains, without editing: the first command prints the other four."""
