@@ -1,33 +1,30 @@
-"""What a graph depends on beside the values of tensors. It is compared at every call, so it is cheap and short.
+"""What a graph depends on beside the values of tensors: compared at every call, so few things and cheap ones.
 
-A graph is of what was there when it was made. What lies deeper than these guards, such as an attribute of a layer, a variable in a
-closure or an attribute of a class, is not seen.
+A graph is of what was there when it was made. What lies deeper, such as an attribute of a layer, a hook or a variable in a
+closure, is not seen.
 """
 
 from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["Guard", "Options", "device_of", "tensors_of", "with_options"]
-
 _BY_VALUE = (int, str, type(None), type, torch.Size, torch.dtype, torch.device)  # int includes bool
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 class Guard(NamedTuple):
-    """Properties of a call that its graph depends on, apart from the number of chains and the values of tensors.
+    """What a call's graph depends on, apart from the number of chains and the values of tensors.
 
     Args:
         numbers: The sampler's floating-point options.
-        modules: Every module of the energy, by place. Compared by identity, so that a replaced layer is noticed.
-        rest: Everything else, compared by value.
+        modules: Every module of the energy, in order. Compared by identity, so that a replaced layer is noticed.
+        rest: Number of steps, autocast, the other options of the sampler, and the layout of every tensor.
     """
 
     numbers: list[float]
@@ -36,131 +33,104 @@ class Guard(NamedTuple):
 
     @classmethod
     def of(cls, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> Guard:
-        """Build the guard of one call."""
-        device = device_of(state).type
-        options, carried = Options.of(sampler), Options.of(state)
+        """Returns the guard of one call."""
+        device, options, modules = state.x.device.type, Options.of(sampler), list(energy.modules())
         rest: list[Any] = [n_steps, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)]
+        rest += [type(state), options.structure, [_layout(t) for t in options.tensors]]
         rest += [(name, t.shape[1:], t.stride(), t.dtype, t.device) for name, t in state.tensors().items()]
-        rest += [carried.structure, carried.numbers, options.structure]
-        rest += [(t.shape, t.stride(), t.dtype, t.device) for t in options.tensors]
-        rest.append(vars(energy).get("value_and_grad"))  # a closed form that was set on the object
-        modules = []
-        for place, module in energy.named_modules(remove_duplicate=False):
-            modules.append(module)
-            rest += (place, type(module), module.training)
-            for hooks in _HOOKS:
-                rest += getattr(module, hooks)  # the numbers that torch gives to hooks
+        for module in modules:
+            rest += module._modules  # their names
             for tensors in (module._parameters, module._buffers):
-                for name, t in tensors.items():
-                    if t is not None and not is_lazy(t):
-                        rest.append((name, t.shape, t.stride(), t.dtype, t.device))
+                rest += [(name, _layout(t)) for name, t in tensors.items() if t is not None and not is_lazy(t)]
         return cls(options.numbers, modules, rest)
 
     def matches(self, other: Guard, *, any_numbers: bool) -> bool:
-        """Return whether both calls have the same graph; ``any_numbers`` says that numbers are inputs of it."""
-        same_places = len(self.modules) == len(other.modules) and all(map(operator.is_, self.modules, other.modules))
-        return same_places and (any_numbers or self.numbers == other.numbers) and self.rest == other.rest
+        """Whether both calls have the same graph, of which numbers are inputs where ``any_numbers`` says so."""
+        same_modules = len(self.modules) == len(other.modules) and all(map(operator.is_, self.modules, other.modules))
+        return same_modules and (any_numbers or self.numbers == other.numbers) and self.rest == other.rest
+
+
+def _layout(t: Tensor) -> tuple[Any, ...]:
+    return t.shape, t.stride(), t.dtype, t.device
 
 
 class Options(NamedTuple):
-    """What a sampler, or a state, holds: lists, mappings, inner samplers and inner states are walked through.
+    """What a sampler or a state holds, inner samplers included: Python floats, tensors, and names and values of all else."""
 
-    Args:
-        structure: Types, names, and what is neither number nor tensor.
-        numbers: Python floats.
-        tensors: Tensors.
-    """
-
-    structure: list[Any]
     numbers: list[float]
     tensors: list[Tensor]
+    structure: list[Any]
 
     @classmethod
     def of(cls, holder: Any) -> Options:
-        """Read the attributes of ``holder``."""
+        """Returns the options of ``holder``."""
         options = cls([], [], [])
-        options._add(holder)
+        for path, value in _leaves(holder):
+            options.structure.append((path, type(value)))  # for 1 == 1.0 == True
+            if type(value) is float:
+                options.numbers.append(value)
+            elif isinstance(value, Tensor):
+                options.tensors.append(value)
+            else:
+                options.structure.append(value if isinstance(value, _BY_VALUE) else _Object(value))
         return options
-
-    def equals(self, other: Options) -> bool:
-        """Return whether both hold the same; tensors are compared by identity."""
-        same_tensors = len(self.tensors) == len(other.tensors) and all(map(operator.is_, self.tensors, other.tensors))
-        return same_tensors and self.numbers == other.numbers and self.structure == other.structure
 
     @property
     def has_objects(self) -> bool:
-        """Whether it holds a function or another object, whose code may read the holder's numbers."""
-        return any(isinstance(item, _Identity) for item in self.structure)
-
-    def _add(self, value: Any) -> None:
-        kind = type(value)
-        self.structure.append(kind)  # for 1 == 1.0 == True
-        if kind is float:
-            self.numbers.append(value)
-        elif isinstance(value, Tensor):
-            self.tensors.append(value)
-        elif isinstance(value, _BY_VALUE):
-            self.structure.append(value)
-        elif kind in (list, tuple):
-            self.structure.append(len(value))
-            for item in value:
-                self._add(item)
-        elif kind is dict or _is_walked(value):
-            items = value if kind is dict else _attributes(value)
-            self.structure.append(list(items))
-            for item in items.values():
-                self._add(item)
-        else:
-            self.structure.append(_Identity(value))
+        """Whether a function or another object is among them, whose code may read the holder's numbers."""
+        return any(isinstance(item, _Object) for item in self.structure)
 
 
-class _Identity:
-    __slots__ = ("value",)
+class _Object:
+    """Equal only to itself."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Identity) and self.value is other.value
+        return isinstance(other, _Object) and self.value is other.value
 
     __hash__ = None  # type: ignore[assignment]
 
 
-def _is_walked(value: Any) -> bool:
-    return hasattr(value, "with_tensors") or (hasattr(value, "step") and hasattr(value, "refresh"))
+def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    items = _items(value)
+    yield path, value if items is None else type(value)
+    for name, item in (items or {}).items():
+        yield from _leaves(item, (*path, name))
 
 
-def _attributes(holder: Any) -> dict[str, Any]:
-    slots = (name for cls in type(holder).__mro__ for name in getattr(cls, "__slots__", ()))
-    names = dict.fromkeys((*getattr(holder, "__dict__", ()), *slots))
-    return {name: getattr(holder, name) for name in names if hasattr(holder, name) and name[:2] != "__"}
+def _items(value: Any) -> dict[Any, Any] | None:
+    """Returns what lists, mappings, samplers and states hold, by name; `None` for anything else."""
+    if type(value) in (list, tuple):
+        return dict(enumerate(value))
+    if type(value) is dict:
+        return value
+    sampler = hasattr(value, "step") and hasattr(value, "refresh")
+    if isinstance(value, type) or not (sampler or hasattr(value, "with_tensors")):
+        return None
+    slots = (name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ()))
+    names = dict.fromkeys((*getattr(value, "__dict__", ()), *slots))
+    return {name: getattr(value, name) for name in names if hasattr(value, name)}
 
 
-def with_options(sampler: Any, numbers: Iterator[Any] | None, tensors: Iterator[Tensor]) -> Any:
-    """Copy a sampler, with other numbers (if given) and tensors in place of its own, in the order of `Options`."""
-    if type(sampler) is float:
-        return sampler if numbers is None else next(numbers)
-    if isinstance(sampler, Tensor):
-        return next(tensors)
-    if type(sampler) in (list, tuple):
-        return type(sampler)(with_options(item, numbers, tensors) for item in sampler)
-    if type(sampler) is dict:
-        return {key: with_options(item, numbers, tensors) for key, item in sampler.items()}
-    if not _is_walked(sampler) or isinstance(sampler, type):
-        return sampler
-    twin = copy.copy(sampler)
-    for name, value in _attributes(sampler).items():
-        object.__setattr__(twin, name, with_options(value, numbers, tensors))
+def map_options(function: Callable[[Any], Any], value: Any) -> Any:
+    """Returns a copy of ``value`` and of all that it holds, with ``function`` applied to each leaf, in the order of `Options`."""
+    items = _items(value)
+    if items is None:
+        return function(value)
+    mapped = {name: map_options(function, item) for name, item in items.items()}
+    if type(value) in (list, tuple):
+        return type(value)(mapped.values())
+    if type(value) is dict:
+        return mapped
+    twin = copy.copy(value)
+    for name, item in mapped.items():
+        object.__setattr__(twin, name, item)
     return twin
 
 
-def device_of(state: Any) -> torch.device:
-    """Return the device of the chains."""
-    device: torch.device = next(iter(state.tensors().values())).device
-    return device
-
-
 def tensors_of(energy: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
-    """Return every parameter and buffer, with the dictionary that holds it and its name there."""
+    """Returns every parameter and buffer, with the dictionary that holds it and its name there."""
     owners: list[dict[str, Any]] = [owner for m in energy.modules() for owner in (m._parameters, m._buffers) if owner]
     return [(owner, name, tensor) for owner in owners for name, tensor in owner.items() if tensor is not None]

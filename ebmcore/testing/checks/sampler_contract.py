@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebmcore.compiling.graph import CannotCompileError, ImpureStepError, traced
+from ebmcore.compiling import CannotCompileError, ImpureStepError, trace
 from ebmcore.energies import frozen
-from ebmcore.samplers import ChainState, eager_transitions, run
+from ebmcore.samplers import ChainState, run
 from ebmcore.testing.applies import ANY_ENERGY, CONTINUOUS, EXACT, RANDOM
 from ebmcore.testing.awkward import Holed
 from ebmcore.testing.cases import SamplerCase, generator
@@ -211,7 +211,7 @@ def check_compiled_steps_are_the_steps(case: SamplerCase) -> None:
     eager, info = run(sampler, energy, state, 3, generator=generator())
     try:
         with frozen(energy), torch.no_grad():
-            graph = traced(eager_transitions, sampler, energy, state, 3)
+            graph = trace(sampler, energy, state, 3)
             compiled, totals = graph(sampler, energy, state, 3, generator=generator())
     except ImpureStepError as error:
         raise AssertionError(f"the step is no pure function of tensors: {error}") from error
