@@ -88,7 +88,9 @@ def new(arguments: Sequence[str]) -> None:
         "name", metavar="NAME", help="what the component is to be called; the distribution is ebm-plugin-NAME"
     )
     parser.add_argument("--kind", required=True, metavar="KIND", choices=host.KINDS, help=f"one of {', '.join(host.KINDS)}")
-    parser.add_argument("--base", choices=["cd", "other"], help="of a loss: on contrastive divergence (default), or outside it")
+    parser.add_argument(
+        "--base", choices=["cd", "other"], help="of a loss: on contrastive divergence (default), or outside it"
+    )
     parser.add_argument("--directory", type=Path, metavar="DIR", help="where to put it; default ebm-plugin-NAME")
     options = parser.parse_args(arguments)
     if options.base is not None and options.kind != "loss":
