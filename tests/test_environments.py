@@ -54,7 +54,7 @@ ebmcore.refresh()
 print([c.id for c in ebmcore.list_components()])
 """
     (site.path / "session.py").write_text(program)
-    assert "['ebm-plugin-pcd:pcd']" in site.check("python session.py")
+    assert "'ebm-plugin-pcd:pcd'" in site.check("python session.py")
 
 
 def test_what_no_one_declares_is_absent(environment):
