@@ -12,7 +12,7 @@ from broken_plugins import NAME
 from environments import Environment
 from installed_plugins import Installed
 
-from ebmcore.compiling import graph as tracing
+from ebmcore.compiling import graph
 
 torch.set_num_threads(1)
 
@@ -49,30 +49,6 @@ def install(tmp_path, monkeypatch):
     return make
 
 
-@pytest.fixture
-def plugin(tmp_path, monkeypatch):
-    """Makes a distribution whose plugin is a module of the given source."""
-    monkeypatch.syspath_prepend(tmp_path)
-    made = []
-
-    def make(distribution, source, **metadata):
-        module = distribution.replace("-", "_")
-        (tmp_path / f"{module}.py").write_text(textwrap.dedent(source))
-        importlib.invalidate_caches()
-        made.append(module)
-        return Installed(distribution, module, **metadata)
-
-    yield make
-    for module in made:
-        sys.modules.pop(module, None)
-
-
-@pytest.fixture
-def interpreted(monkeypatch):
-    """Graphs run as they were traced: what inductor makes of them is tested once."""
-    monkeypatch.setattr(tracing, "by_inductor", lambda graph, inputs: graph)
-
-
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory):
     """One wheel of each of our distributions."""
@@ -106,3 +82,27 @@ def everything(tmp_path_factory, wheels):
     folder = tmp_path_factory.mktemp("everything")
     requirements = ("ebmcore[all]", "hatchling", "editables", "build", "pytest")
     return Site(folder / "environment", wheels, requirements, folder / "links")
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """Makes a distribution whose plugin is a module of the given source."""
+    monkeypatch.syspath_prepend(tmp_path)
+    made = []
+
+    def make(distribution, source, **metadata):
+        module = distribution.replace("-", "_")
+        (tmp_path / f"{module}.py").write_text(textwrap.dedent(source))
+        importlib.invalidate_caches()
+        made.append(module)
+        return Installed(distribution, module, **metadata)
+
+    yield make
+    for module in made:
+        sys.modules.pop(module, None)
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Graphs run as they were traced: what inductor makes of them is tested once."""
+    monkeypatch.setattr(graph, "compile_with_inductor", lambda module, inputs: module)
