@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+import wheels as builder
 from broken_plugins import NAME
+from environments import Environment
 from installed_plugins import Installed
 
 from ebmcore.compiling import graph
@@ -45,6 +47,41 @@ def install(tmp_path, monkeypatch):
             (tmp_path / "zother_plugin.py").write_text(case.hook)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory):
+    """One wheel of each of our distributions."""
+    return builder.build(tmp_path_factory.mktemp("wheels"))
+
+
+class Site(Environment):
+    """An environment in which commands are written as a user types them."""
+
+    def __call__(self, command, cwd=None):
+        return self.run("/bin/sh", "-c", command, cwd=cwd)
+
+    def check(self, *command, cwd=None):
+        return super().check(*(["/bin/sh", "-c", *command] if len(command) == 1 else command), cwd=cwd)
+
+
+@pytest.fixture
+def environment(tmp_path, wheels, tmp_path_factory):
+    """Makes a clean environment with the named requirements."""
+    links = tmp_path_factory.getbasetemp() / "links"
+
+    def make(*requirements):
+        return Site(tmp_path / f"environment-{len(list(tmp_path.iterdir()))}", wheels, requirements, links)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def everything(tmp_path_factory, wheels):
+    """An environment with all our distributions, and with what plugins are built and tested with; shared, as it takes seconds."""
+    folder = tmp_path_factory.mktemp("everything")
+    requirements = ("ebmcore[all]", "hatchling", "editables", "build", "pytest")
+    return Site(folder / "environment", wheels, requirements, folder / "links")
 
 
 @pytest.fixture
