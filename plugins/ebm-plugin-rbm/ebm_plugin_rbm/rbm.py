@@ -98,8 +98,9 @@ class RBM(LinearRBM):
         """Moves the offsets of a centred machine towards the means of a batch of data and of its hidden probabilities."""
         if not self.centered:
             return
-        visible = mean_over_ranks(x.flatten(1).mean(0))
-        hidden = mean_over_ranks(self.hidden_logits(x).sigmoid().mean(0))
+        with torch.no_grad():  # the offsets are data, whoever calls
+            visible = mean_over_ranks(x.flatten(1).mean(0))
+            hidden = mean_over_ranks(self.hidden_logits(x).sigmoid().mean(0))
         rate = torch.where(self.n_observed == 0, 1.0, OFFSET_RATE).to(visible.dtype)
         self.visible_offset.lerp_(visible.to(self.visible_offset), rate)
         self.hidden_offset.lerp_(hidden.to(self.hidden_offset), OFFSET_RATE)
