@@ -35,9 +35,7 @@ def resample(n: int, n_bootstrap: int, generator: torch.Generator | None) -> Ten
     return torch.randint(n, (n_bootstrap, n), generator=generator)
 
 
-def mean_with_interval(
-    name: str, values: Tensor, n_bootstrap: int, generator: torch.Generator | None
-) -> dict[str, float]:
+def mean_with_interval(name: str, values: Tensor, n_bootstrap: int, generator: torch.Generator | None) -> dict[str, float]:
     """Returns the mean of ``values`` as ``name`` and its 95 % bootstrap interval."""
     low, high = interval(values.cpu()[resample(len(values), n_bootstrap, generator)].mean(1))
     return {name: values.mean().item(), "interval_low": low, "interval_high": high}

@@ -90,7 +90,7 @@ class RBM(LinearRBM):
         """Returns the parameters as functions of the centred ones: equal in value, different in gradient."""
         w, b, c = self.weight, self.visible_bias, self.hidden_bias
         dw, db, dc = w - w.detach(), b - b.detach(), c - c.detach()  # zeros that carry the gradient
-        mu, nu = self.visible_offset.clone(), self.hidden_offset.clone()  # copies: the offsets may move before the gradient is taken
+        mu, nu = self.visible_offset.clone(), self.hidden_offset.clone()  # copies, since the offsets move
         u = dw - torch.outer(db, nu) - torch.outer(mu, dc)
         return w.detach() + u, b.detach() + db - u @ nu, c.detach() + dc - mu @ u
 

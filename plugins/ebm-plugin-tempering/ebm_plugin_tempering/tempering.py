@@ -106,7 +106,9 @@ class Tempering(BaseSampler):
         if isinstance(inner, str):
             inner = ebmcore.create_sampler(inner, **(inner_options or {}))
         elif inner_options:
-            raise ValueError("inner_options require an inner sampler given by name, got an object: set its options on the object")
+            raise ValueError(
+                "inner_options require an inner sampler given by name, got an object: set its options on the object"
+            )
         if isinstance(inner, type) or not isinstance(inner, Sampler):
             raise TypeError(f"inner must be a sampler or the name of one, got {inner!r}")
         if isinstance(inner, Tempering):
