@@ -32,7 +32,7 @@ class MALA(BaseSampler):
     `refresh` after the parameters changed. The acceptance is summed up in float64. A proposal whose energy is NaN is
     rejected.
 
-    ``info["acceptance_rate"]``: 1 where the proposal was accepted, else 0. An acceptance near 0.57 is best in high
+    ``info["acceptance_rate"]``: 1 where the proposal was accepted, otherwise 0. An acceptance near 0.57 is best in high
     dimensions.
 
     Args:

@@ -175,7 +175,7 @@ class AISLogLikelihood:
             )
         if getattr(sampler, "has_memory", False):
             raise UsageError(
-                f"{self.name} starts chains afresh at each temperature, which {type(sampler).__name__} does not support: "
+                f"{self.name} restarts chains at each temperature, which {type(sampler).__name__} does not support: "
                 "name a sampler without a memory, e.g. --metric.sampler gibbs"
             )
         if getattr(sampler, "temperature", 1.0) != 1.0:
@@ -292,7 +292,7 @@ def _own_randomness(generator: torch.Generator | None) -> torch.Generator:
 
 
 def base_of(data: Any) -> BaseDistribution:
-    """Returns the base distribution that fits the training data: base rates of discrete units, else independent normals.
+    """Returns the base distribution that fits the training data: base rates of discrete units, otherwise independent normals.
 
     One example of each value is added to the base rates, so that none is impossible.
     """

@@ -428,7 +428,7 @@ def test_a_sampler_with_a_memory_is_refused():
         has_memory = True
 
     energy = Boltzmann(4)
-    with pytest.raises(UsageError, match="ais-ll starts chains afresh .* which Remembering does not support"):
+    with pytest.raises(UsageError, match="ais-ll restarts chains .* which Remembering does not support"):
         AISLogLikelihood()(energy, binary_data(energy), sampler=Remembering())
 
 
