@@ -74,7 +74,7 @@ class BaseRBM(nn.Module):
         return self.visible_energy(x.flatten(1)) - softplus(self.hidden_logits(x)).sum(1)
 
     def hidden_logits(self, x: Tensor) -> Tensor:
-        """Computes the hidden units' log-odds ``(N, hidden)`` given ``x`` ``(N, *shape)``, a new tensor that may be overwritten."""
+        """Computes the hidden units' log-odds ``(N, hidden)`` given ``x`` ``(N, *shape)``: a new tensor, free to overwrite."""
         return torch.addmm(self.hidden_bias, self.inputs(x.flatten(1)), self.weight)
 
     def visible_field(self, hidden: Tensor) -> Tensor:

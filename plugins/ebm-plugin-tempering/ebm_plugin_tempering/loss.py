@@ -19,8 +19,8 @@ class ParallelTemperingContrastiveDivergence(BasePersistentContrastiveDivergence
               (\hat x_{j,0}, \dots, \hat x_{j,R-1}) \leftarrow T^k(\cdot \mid \hat x_{j,0}, \dots, \hat x_{j,R-1})
 
     The whole ladder persists; the negatives are its replicas at :math:`\beta = 1`. Use it where the chains of `pcd` stay in
-    their modes: replicas bring new modes down the ladder. A step costs ``n_rungs`` times the transitions of `pcd`. For every energy
-    and every sampler: it is persistent CD with the sampler `Tempering`.
+    their modes: replicas bring new modes down the ladder. A step costs ``n_rungs`` times the transitions of `pcd`.
+    For every energy and every sampler: it is persistent CD with the sampler `Tempering`.
 
     Args:
         energy: The model, any module ``(B, *shape) -> (B,)``.

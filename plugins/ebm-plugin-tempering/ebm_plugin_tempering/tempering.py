@@ -107,7 +107,7 @@ class Tempering(BaseSampler):
             inner = ebmcore.create_sampler(inner, **(inner_options or {}))
         elif inner_options:
             raise ValueError(
-                "inner_options require an inner sampler given by name, got an object: set its options on the object"
+                "inner_options belong to an inner sampler given by name, got an object: set the options on that object"
             )
         if isinstance(inner, type) or not isinstance(inner, Sampler):
             raise TypeError(f"inner must be a sampler or the name of one, got {inner!r}")

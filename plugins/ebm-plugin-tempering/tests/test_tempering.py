@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 import ebmcore
+import ebmcore.tempering
 from ebm_plugin_tempering.tempering import LadderState, Tempering
 from ebmcore import BaseSampler, ChainState, run, tempered
+from ebmcore.conditions import condition
 from ebmcore.energies import SupportsBlockGibbs, frozen
 from ebmcore.errors import MissingCapabilityError
 from ebmcore.samplers import check_sampler
@@ -133,7 +135,7 @@ def test_replicas_share_chain_conditions():
 
     sampler, x = Tempering(Identity(), n_rungs=3), torch.arange(5.0)[:, None].repeat(1, 2)
     conditioned = ChainState(x, conditions={"0": torch.arange(5)})
-    energy = ebmcore.energies.condition(OfLabel(), conditioned.conditions)
+    energy = condition(OfLabel(), conditioned.conditions)
     state = start(sampler, energy, x)
     state = replace(state, conditions=conditioned.conditions)
     after, _ = run(sampler, OfLabel(), state, 4)
@@ -179,7 +181,7 @@ def test_ladder_keeps_conditional_rbm():
     energy, n = Shifted((2,), 2).double(), 40_000
     shift, x = torch.tensor([-1.0, 1.0]).repeat(n // 2).double(), torch.zeros(n, 2).double()
     sampler, g = Tempering(BlockGibbs(), betas=(1.0, 0.3)), torch.Generator().manual_seed(0)
-    state = start(sampler, ebmcore.energies.condition(energy, {"0": shift}), x, g)
+    state = start(sampler, condition(energy, {"0": shift}), x, g)
     after, _ = run(sampler, energy, replace(state, conditions={"0": shift}), 20, generator=g)
     for value in (-1.0, 1.0):
         states = energy.states()
@@ -195,7 +197,7 @@ def test_swaps_are_decided_in_float64():
     class Notes(Quadratic):
         def tempered(self, beta, base=None):
             dtypes.append(beta.dtype)
-            return ebmcore.energies.Tempered(self, beta, base)
+            return ebmcore.tempering.Tempered(self, beta, base)
 
     sampler, energy = Tempering(Identity(), n_rungs=2), Notes((2,)).bfloat16()
     run(sampler, energy, start(sampler, energy, torch.ones(3, 2).bfloat16()), 1)
