@@ -168,7 +168,7 @@ def test_ladder_keeps_conditional_rbm():
             self.rbm, self.beta = rbm, beta
 
         def forward(self, x, shift):
-            logits = self.beta.unsqueeze(-1) * self.rbm.hidden_logits(x)
+            logits = self.beta.unsqueeze(-1) * self.rbm._hidden_logits(x)
             linear = x.flatten(1) @ self.rbm.visible_bias + shift * x.flatten(1).sum(1)
             return -self.beta * linear - nn.functional.softplus(logits).sum(-1)
 
