@@ -18,7 +18,7 @@ class FastPersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
     r"""Persistent CD whose chains move under a second set of weights that learns fast and forgets fast.
 
     The negative chains run under :math:`\theta + \theta_f`; data and negatives are scored at :math:`\theta`, which the optimizer
-    trains as ever. After each step
+    trains as usual. After each step
 
     .. math:: \theta_f \leftarrow \lambda\,\theta_f - \eta_f\,\nabla_\theta L, \qquad
               L = \frac1B\sum_i E_\theta(x_i) - \frac1M\sum_j E_\theta(\hat x_j)

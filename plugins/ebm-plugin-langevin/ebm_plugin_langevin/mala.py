@@ -28,11 +28,11 @@ class MALA(BaseSampler):
               \alpha = \min\Big(1, \frac{e^{-E(y)/T}\, q(x \mid y)}{e^{-E(x)/T}\, q(y \mid x)}\Big), \qquad
               \log q(y \mid x) = -\frac{\|y - x + h \nabla E(x)\|^2}{4 h T} + c
 
-    One energy gradient per step: energy and gradient of the current position are kept in the state, and computed anew by
-    `refresh` after the parameters changed. The acceptance is summed up in float64. A proposal whose energy is not a number is
+    One energy gradient per step: energy and gradient of the current position are kept in the state, and recomputed by
+    `refresh` after the parameters changed. The acceptance is summed up in float64. A proposal whose energy is NaN is
     rejected.
 
-    ``info["acceptance_rate"]``: 1 where the proposal was accepted, else 0. An acceptance near 0.57 is best in high
+    ``info["acceptance_rate"]``: 1 where the proposal was accepted, otherwise 0. An acceptance near 0.57 is best in high
     dimensions.
 
     Args:

@@ -48,7 +48,8 @@ def test_nothing_is_clipped_by_default():
         ({"step_size": 0.1, "noise": 0.1}, "it accepts: step_size, temperature, clip_grad"),
     ],
 )
-def test_a_value_that_cannot_work_is_an_error_with_advice(arguments, message):
+def test_invalid_options_raise_with_advice(arguments, message):
+    """A value that cannot work raises an error with advice."""
     with pytest.raises((ValueError, TypeError), match=message):
         Langevin(**arguments)
 

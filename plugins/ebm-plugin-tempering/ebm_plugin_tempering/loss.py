@@ -18,9 +18,9 @@ class ParallelTemperingContrastiveDivergence(BasePersistentContrastiveDivergence
     .. math:: L = \frac1B\sum_i E(x_i) - \frac1M\sum_j E(\hat x_{j,0}), \qquad
               (\hat x_{j,0}, \dots, \hat x_{j,R-1}) \leftarrow T^k(\cdot \mid \hat x_{j,0}, \dots, \hat x_{j,R-1})
 
-    The whole ladder persists; the negatives are its replicas at :math:`\beta = 1`. Where the chains of `pcd` stay in the modes in
-    which they are, here new modes come down the ladder. A step costs ``n_rungs`` times the transitions of `pcd`. For every energy
-    and every sampler: it is persistent CD with the sampler `Tempering`.
+    The whole ladder persists; the negatives are its replicas at :math:`\beta = 1`. Use it where the chains of `pcd` stay in
+    their modes: replicas bring new modes down the ladder. A step costs ``n_rungs`` times the transitions of `pcd`.
+    For every energy and every sampler: it is persistent CD with the sampler `Tempering`.
 
     Args:
         energy: The model, any module ``(B, *shape) -> (B,)``.
