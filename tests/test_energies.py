@@ -154,9 +154,14 @@ def test_frozen_restores_what_was():
     """Modes, flags and buffers come back after an exception too; meanwhile nothing trains and no parameter has a gradient."""
     energy = Moody()
     before = Trace.of(energy)
-    with pytest.raises(ZeroDivisionError), frozen(energy):
-        assert not any(m.training for m in energy.modules())
-        assert not any(p.requires_grad for p in energy.parameters())
-        energy(torch.ones(4, 2))
-        raise ZeroDivisionError
+
+    def use():
+        with frozen(energy):
+            assert not any(m.training for m in energy.modules())
+            assert not any(p.requires_grad for p in energy.parameters())
+            energy(torch.ones(4, 2))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        use()
     assert before.changes(energy) == []
