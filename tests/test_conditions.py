@@ -121,6 +121,12 @@ def test_a_missing_attribute_is_an_attribute_error():
     assert getattr(conditioned, "hessian", None) is None
 
 
+def test_a_bare_instance_lacks_attributes():
+    """While it is copied or unpickled it has no energy yet: a look-up is an `AttributeError`, as ``copy`` expects."""
+    with pytest.raises(AttributeError, match="score"):
+        Conditioned.__new__(Conditioned).score  # noqa: B018
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))], ids=["deepcopy", "pickle"])
 def test_a_copy_stands_for_itself(copied):
     """A copy holds its own parameters, and gives what the original gives."""

@@ -78,14 +78,6 @@ def test_score_matching_survives_compile():
     assert loss.metrics["score"] == plain
 
 
-def test_score_matching_learns_the_precision():
-    """The minimum of the loss over ``E = p |x|^2 / 2`` is at ``p = 1 / variance``, to which its gradient is linear."""
-    loss, x = ScoreMatching(Quadratic((2,), precision=3.0).double()), noise(50, 2)
-    loss(x).backward()
-    expected = 3.0 * x.square().sum(1).mean() - 2
-    torch.testing.assert_close(loss.energy.precision.grad, expected, atol=1e-12, rtol=0)
-
-
 @pytest.mark.parametrize(("args", "kwargs"), [(("inductor",), {}), ((), {"backend": "eager"})])
 def test_compile_takes_no_options(args, kwargs):
     with pytest.raises(UsageError, match=r"compile\(\) of a loss takes no options"):
@@ -116,14 +108,6 @@ def test_the_step_is_part_of_the_state():
     fresh.load_state_dict(used.state_dict())
     assert fresh.step == 7
     assert type(fresh.step) is int
-
-
-def test_loading_leaves_the_state_as_given():
-    state = ScoreMatching(Quadratic()).state_dict()
-    names = list(state)
-    for _ in range(2):
-        ScoreMatching(Quadratic()).load_state_dict(state)
-    assert list(state) == names
 
 
 def test_a_state_without_step_is_incomplete():

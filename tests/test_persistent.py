@@ -177,6 +177,17 @@ def test_chains_keep_and_score_their_labels():
     assert {int(i): int(c) for i, c in zip(loss.chains.ids, loss.chains.conditions["0"], strict=True)} == tagged
 
 
+def test_restarts_take_the_batchs_labels():
+    """A restarted chain carries the condition of its row of the batch, and starts from the initial distribution."""
+    loss = Persistent(labelled(), Identity(), initial="data", restart_prob=1.0)
+    loss.draw_negatives(torch.zeros(10, 2).double(), torch.full((10,), 3))
+    pred_x = loss.draw_negatives(X, LABELS)
+    assert torch.equal(pred_x, X)
+    assert torch.equal(loss.negatives.conditions["0"], LABELS)
+    assert torch.equal(loss.chains.conditions["0"][loss.slots.index], LABELS)
+    assert (loss.chains.conditions["0"] == 3).sum() == 6
+
+
 def test_a_large_batch_moves_every_chain():
     """A batch larger than the number of chains draws all of them."""
     loss = Persistent(Quadratic(), Affine())
