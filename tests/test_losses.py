@@ -366,6 +366,14 @@ def test_weights_are_detached():
     assert weights.grad is None
 
 
+def test_no_gradient_reaches_the_negatives():
+    """Also where the negatives given ask for one; the data receive theirs."""
+    x, pred_x = noise(6, 4).requires_grad_(), noise(6, 4, seed=1).requires_grad_()
+    Data(network(), Identity()).energy_gap(x, pred_x).backward()
+    assert x.grad.abs().sum() > 0
+    assert pred_x.grad is None
+
+
 @pytest.mark.parametrize("name", ["data_weights", "negative_weights"])
 def test_negative_weights_are_refused(name):
     with pytest.raises(UsageError, match="a weight is negative: weights must be at least 0"):
