@@ -7,7 +7,7 @@ import torch
 
 from ebmcore.chains import PersistentChains
 from ebmcore.distributions import Normal
-from ebmcore.errors import UsageError
+from ebmcore.errors import EbmcoreError, UsageError
 from ebmcore.samplers import ChainState
 
 
@@ -372,3 +372,29 @@ def test_resampling_keeps_equal_weights():
         assert source.tolist() == list(range(7))
     assert torch.equal(chains.x, before)
     assert chains.ids.tolist() == list(range(7))
+
+
+def test_resampling_counts_in_float64():
+    """Of 100,000 chains the last, of weight 0, is never kept; positions in float32 round up to the end of the weights."""
+    seed = next(s for s in range(10_000) if torch.rand((), generator=torch.Generator().manual_seed(s)) > 0.998)
+    chains, weights = store(100_000, 1), torch.ones(100_000)
+    weights[-1] = 0
+    assert chains.resample(weights, generator=torch.Generator().manual_seed(seed))[-1] != 99_999
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0.0, 0.0], [1.0, torch.nan, 1.0], [1.0, -1.0, 1.0], [1.0, torch.inf, 1.0]])
+def test_resampling_refuses_impossible_weights(weights):
+    """Weights that are NaN, infinite, negative or all 0 raise; they do not make every chain a copy of the last."""
+    chains = store(3)
+    before = chains.x.clone()
+    with pytest.raises((EbmcoreError, ValueError)):
+        chains.resample(torch.tensor(weights))
+    assert torch.equal(chains.x, before)
+
+
+@pytest.mark.parametrize("narrowed", [lambda c: c.float(), lambda c: c.to(torch.float32)], ids=["float", "to"])
+def test_float_keeps_float64_records(narrowed):
+    """A float32 store stays as it is under ``.float()``: a log-weight that a sampler keeps in float64 is not narrowed."""
+    chains = store(4)
+    chains.tensors["log_weight"] = torch.full((4,), 1e6, dtype=torch.float64) + 1e-3
+    assert narrowed(chains).tensors["log_weight"].dtype == torch.float64

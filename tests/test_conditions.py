@@ -138,6 +138,16 @@ def test_a_copy_stands_for_itself(copied):
     assert torch.equal(conditioned.score(X), SCORE)
 
 
+def test_an_energys_own_deepcopy_copies_the_energy():
+    """An energy with a ``__deepcopy__`` of its own, as a `torch.fx.GraphModule` has, is copied under its conditions."""
+
+    class Own(Classes):
+        def __deepcopy__(self, memo):
+            return Own()
+
+    assert torch.equal(copy.deepcopy(Conditioned(Own(), {"0": LABEL})).score(X), SCORE)
+
+
 def test_a_closed_form_gradient_is_conditioned():
     class Closed(nn.Module):
         def forward(self, x, scale):

@@ -380,10 +380,33 @@ def test_negative_weights_are_refused(name):
         Data(network(), Identity()).energy_gap(noise(3, 4), noise(3, 4), **{name: torch.tensor([1.0, -0.1, 1.0])})
 
 
+@pytest.mark.parametrize("name", ["data_weights", "negative_weights"])
 @pytest.mark.parametrize("shape", [(3, 1), (2,), (4,), (1,), ()])
-def test_weights_of_another_shape_are_refused(shape):
+def test_weights_of_another_shape_are_refused(name, shape):
     with pytest.raises(UsageError, match=r"weights must be \(3,\), one for each example"):
-        Data(network(), Identity()).energy_gap(noise(3, 4), noise(3, 4), negative_weights=torch.ones(shape))
+        Data(network(), Identity()).energy_gap(noise(3, 4), noise(3, 4), **{name: torch.ones(shape)})
+
+
+@pytest.mark.parametrize("name", ["data_weights", "negative_weights"])
+def test_a_mask_is_a_weight(name):
+    """Booleans leave out, as 0 and 1 do."""
+    loss, x, pred_x, mask = Data(network(), Identity()), noise(3, 4), noise(3, 4, seed=1), torch.tensor([True, False, True])
+    expected = loss.energy_gap(x, pred_x, **{name: mask.double()})
+    torch.testing.assert_close(loss.energy_gap(x, pred_x, **{name: mask}), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["data_weights", "negative_weights"])
+@pytest.mark.parametrize("weight", [torch.nan, torch.inf])
+def test_infinite_weights_are_refused(name, weight):
+    """A NaN or infinite weight of an example or of a finite chain raises: it neither counts as 0 nor makes the loss NaN."""
+    with pytest.raises((UsageError, DivergenceError)):
+        Data(network(), Identity()).energy_gap(noise(3, 4), noise(3, 4), **{name: torch.tensor([1.0, weight, 1.0])})
+
+
+def test_data_without_weight_are_named():
+    """Where all data have weight 0, the message speaks of the data and not of lost chains."""
+    with pytest.raises((UsageError, DivergenceError), match="data"):
+        Data(network(), Identity()).energy_gap(noise(3, 4), noise(3, 4), data_weights=torch.zeros(3))
 
 
 def test_overwritten_negatives_are_looked_at_again():

@@ -334,6 +334,12 @@ def test_sample_marks_lost_chains():
     assert x.isnan().any(1).tolist() == [False, True]
 
 
+def test_infinite_positions_become_nan():
+    """A chain of which one coordinate is infinite is NaN in all of them, as `run` and `sample` say."""
+    x = sample(Affine(scale=1e30, shift=0.0), Quadratic(), torch.tensor([[1.0, 0.0], [0.0, 0.0]]), 2)
+    assert x.isnan().all(1).tolist() == [True, False]
+
+
 def test_sample_marks_chains_lost_elsewhere():
     """A chain whose momentum alone is infinite has NaN positions in the result."""
 
