@@ -26,7 +26,7 @@ def test_streams_differ_by_each_argument(other):
     assert not torch.equal(first, torch.rand(5, generator=stream_generator(**arguments | other)))
 
 
-def test_step_and_rank_do_not_stand_for_each_other():
+def test_step_and_rank_never_collide():
     """No two of a thousand combinations of seed, step and rank share a seed."""
     seeds = {stream_seed(i, "sampler", step=j, rank=k) for i in range(10) for j in range(10) for k in range(10)}
     assert len(seeds) == 1000
