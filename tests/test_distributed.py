@@ -241,6 +241,27 @@ def test_chains_older_than_the_group():
     run(share_after_the_start, 2, loss)
 
 
+def resamples(rank):
+    loss = pcd(8)
+    own = loss.initialize_persistent_chain((8, 2)).clone()
+    ids = list(range(8))
+    used = set(ids)
+    for i in range(5):
+        source = loss.chains.resample(torch.tensor([0.0, 1.0, 0.0, 2.0]).roll(i + rank))
+        own = own[source]
+        assert torch.equal(loss.chain, own)
+        before, ids = ids, loss.state_dict()["chains.id"].full_tensor().tolist()
+        new = {now for was, now in zip(before, ids, strict=True) if now != was}
+        assert not new & used
+        used |= new
+        assert len(set(ids)) == 8
+
+
+def test_ranks_resample_their_own_chains():
+    """Chains stay on their rank; a copy has an id that no chain of any rank had before."""
+    run(resamples, 2)
+
+
 def test_equal_seeds_give_different_chains():
     """Ranks whose global seeds are equal draw different chains, and repeat with that seed."""
     run(the_same_seed, 2)

@@ -150,6 +150,23 @@ def test_log_weights_telescope_over_training():
     torch.testing.assert_close(log_weight, before.double() - after, atol=1e-6, rtol=0)
 
 
+def test_log_weights_resume():
+    """A loss that loads the state of another continues its log-weights in float64, bit for bit."""
+    used, fresh = (Persistent(Quadratic((2,)), Recording()) for _ in range(2))
+    used.generator = torch.Generator().manual_seed(0)
+    used(torch.zeros(4, 2))
+    used.energy.precision.data.fill_(1.7)
+    used(torch.zeros(4, 2))
+    used.chains.tensors["log_weight"] += 1e6
+    fresh.load_state_dict(used.state_dict())
+    for loss in (used, fresh):
+        loss.energy.precision.data.fill_(0.3)
+        loss.draw_negatives(torch.zeros(10, 2))
+    assert fresh.negatives.log_weight.dtype == torch.float64
+    assert (fresh.negatives.log_weight - 1e6).abs().min() > 0
+    assert torch.equal(fresh.negatives.log_weight, used.negatives.log_weight)
+
+
 def test_records_keep_float64_accuracy():
     """A small change of a large log-weight is kept in float64, where float32 would lose it."""
     loss = Persistent(Quadratic((2,)), Recording())
