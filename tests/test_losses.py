@@ -403,6 +403,15 @@ def test_infinite_weights_are_refused(name, weight):
         Data(network(), Identity()).energy_gap(noise(3, 4), noise(3, 4), **{name: torch.tensor([1.0, weight, 1.0])})
 
 
+@pytest.mark.parametrize("name", ["data_weights", "negative_weights"])
+@pytest.mark.parametrize("scale", [1e50, 1e-50])
+def test_float64_weights_are_normalised_in_float64(name, scale):
+    """Weights beyond the range of float32, as of annealed chains, give the same loss of a float32 energy."""
+    loss, x, pred_x = Data(network().float(), Identity()), noise(6, 4).float(), noise(6, 4, seed=1).float()
+    expected = loss.energy_gap(x, pred_x, **{name: DATA_WEIGHTS})
+    torch.testing.assert_close(loss.energy_gap(x, pred_x, **{name: scale * DATA_WEIGHTS}), expected)
+
+
 def test_data_without_weight_are_named():
     """Where all data have weight 0, the message speaks of the data and not of lost chains."""
     with pytest.raises((UsageError, DivergenceError), match="data"):

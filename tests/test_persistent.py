@@ -194,6 +194,14 @@ def test_chains_keep_and_score_their_labels():
     assert {int(i): int(c) for i, c in zip(loss.chains.ids, loss.chains.conditions["0"], strict=True)} == tagged
 
 
+def test_conditions_keep_their_names():
+    """Chains with a positional condition do not silently take over another label where a call names it otherwise."""
+    loss = Persistent(labelled(), Identity())
+    loss.draw_negatives(X, LABELS)
+    with pytest.raises(UsageError, match="condition"):
+        loss.draw_negatives(X, label=LABELS)
+
+
 def test_restarts_take_the_batchs_labels():
     """A restarted chain carries the condition of its row of the batch, and starts from the initial distribution."""
     loss = Persistent(labelled(), Identity(), initial="data", restart_prob=1.0)

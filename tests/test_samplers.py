@@ -320,6 +320,20 @@ def test_sample_hands_on_conditions(name):
     assert all(torch.equal(conditions[name], shift) for *_, conditions in sampler.seen)
 
 
+@pytest.mark.parametrize(
+    "given", [torch.ones(1, 2), torch.ones(3, 2), torch.tensor(1.0), 1.0], ids=["1", "3", "0-dim", "number"]
+)
+def test_sample_needs_a_condition_per_chain(given):
+    """One row for each chain, as a loss asks for; a single one does not silently stand for all."""
+
+    class Shifted(Quadratic):
+        def forward(self, x, shift):
+            return super().forward(x - shift)
+
+    with pytest.raises(ValueError, match="one row for each of the 2 examples"):
+        sample(Identity(), Shifted(), torch.zeros(2, 2), 1, conditions={"0": given})
+
+
 def test_sample_starts_chains_frozen():
     """`init` and the steps see no trainable parameter, evaluation mode and no recording of gradients."""
     sampler, energy = Momentum(), Quadratic((2,)).train()
