@@ -13,18 +13,9 @@ from ebmcore.distributions import BaseDistribution
 from ebmcore.errors import UsageError
 
 __all__ = [
-    "Boltzmann",
-    "DoubleWell",
-    "Enumerable",
-    "EnumerableRBM",
-    "Gaussian",
-    "Ising",
-    "Mixture",
-    "OnALine",
-    "Potts",
-    "Quadratic",
+    "Boltzmann", "DoubleWell", "Enumerable", "EnumerableRBM", "Gaussian", "Ising", "Mixture", "OnALine", "Potts", "Quadratic",
     "binary_states",
-]
+]  # fmt: skip
 
 
 class Quadratic(nn.Module):
