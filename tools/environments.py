@@ -10,6 +10,7 @@ import hashlib
 import os
 import subprocess
 import sysconfig
+import threading
 import venv
 from collections.abc import Iterable, Sequence
 from importlib import metadata
@@ -54,7 +55,7 @@ def linked(names: Sequence[str], folder: Path) -> Path:
     key = hashlib.sha256("\n".join([str(SITE), *(f"{n} {metadata.version(n)}" for n in names)]).encode()).hexdigest()
     target = folder / key[:12]
     if not target.exists():
-        making = folder / f"{key[:12]}.{os.getpid()}"
+        making = folder / f"{key[:12]}.{os.getpid()}.{threading.get_ident()}"
         chosen, others = set[tuple[str, ...]](), set[tuple[str, ...]]()
         for distribution in metadata.distributions(path=[str(SITE)]):
             files = chosen if canonicalize_name(distribution.name) in names else others

@@ -126,7 +126,8 @@ def _examine_here(distribution: str, file: TextIO) -> Examination:
         problems.append(
             "ebmcore_register registers nothing: call register.loss(name, target), or another method of register"
         )
-    _import_if_installed("torch")  # so that a component that changes its settings is seen
+    if components:
+        _import_if_installed("torch")  # so that a component that changes its settings is seen
     for component in components:
         _write(file, doing=f"loading the {component.kind} {component.name} ({component.import_path})")
         try:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -87,6 +86,8 @@ class RecipeCase(Case):
     @cached_property
     def settings(self) -> Any:
         """What its file holds."""
+        import yaml  # comes with the extra train, as recipes do
+
         return yaml.safe_load(Path(self.component).read_text())
 
 
