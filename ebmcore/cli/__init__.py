@@ -1,16 +1,22 @@
 """The command ``ebmcore``.
 
-Listing commands import neither torch nor any component; each other command is imported when it is called.
+Each built-in command is imported when it is called; listing commands import neither torch nor any component. Plugins add
+commands with ``register.command``. A plugin cannot replace a built-in command.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from ebmcore.errors import EbmcoreError
+from ebmcore.errors import EbmcoreError, PluginError, UnknownComponentError, UsageError
+
+if TYPE_CHECKING:
+    from ebmcore.host import Component
 
 COMMANDS = {
     "train": ("ebmcore.cli.train", "train an energy; 'ebmcore train --help' shows the options"),
@@ -26,34 +32,76 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0, 1 after a check that failed, or 2 after wrong input, told in one line."""
-    command, *arguments = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
-    if command in ("-h", "--help"):
-        print(_usage())
-        return 0
-    if command == "--version":
-        from importlib_metadata import version
+    """Run one command.
 
-        print(f"ebmcore {version('ebmcore')}")
-        return 0
-    if command not in COMMANDS:
-        return _fail(f"there is no command {command!r}; the commands are {', '.join(COMMANDS)}")
+    Returns:
+        The exit status: 0, 1 after a check that failed, or 2 after wrong input, which is reported in one line.
+    """
+    name, *arguments = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
-            module = importlib.import_module(COMMANDS[command][0])
-            status: int | None = getattr(module, command)(arguments)
-            return status or 0
+            if name in ("-h", "--help"):
+                print(_usage())
+                return 0
+            if name == "--version":
+                from importlib_metadata import version
+
+                print(f"ebmcore {version('ebmcore')}")
+                return 0
+            return _run(name, arguments) or 0
     except EbmcoreError as error:
         return _fail("; ".join([str(error), *getattr(error, "__notes__", ())]))
     except KeyboardInterrupt:
-        print("ebmcore: interrupted; a training run goes on with 'ebmcore train --resume RUN'", file=sys.stderr)
+        print("ebmcore: interrupted; 'ebmcore train --resume RUN' resumes a training run", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
     except OSError as error:
         return _fail(f"{error.strerror or error}: {error.filename or 'see above'}")
     return 0
+
+
+def _run(name: str, arguments: Sequence[str]) -> int | None:
+    """Run a built-in command or, where there is none of that name, a plugin's."""
+    if name in COMMANDS:
+        function: Callable[[Sequence[str]], int | None] = getattr(importlib.import_module(COMMANDS[name][0]), name)
+        return function(arguments)
+    from ebmcore import host
+    from ebmcore.host.doctor import place
+
+    component = _find(name)
+    function = host.load("command", component.id)
+    try:
+        status = function(arguments)
+    except (EbmcoreError, BrokenPipeError):
+        raise
+    except Exception as error:
+        problem, cause = f"raised {type(error).__name__}: {error}{place(error)}", error
+    else:
+        if status is None or isinstance(status, int):
+            return status
+        problem, cause = f"returned {status!r} instead of an exit status or None", None
+    raise PluginError(f"the command {component.id} ({component.import_path}) {problem}") from cause
+
+
+def _find(name: str) -> Component:
+    """The command of a plugin.
+
+    Raises:
+        UsageError: If there is none; the message names close matches, built-in commands included.
+    """
+    from ebmcore import host
+
+    try:
+        return host.find("command", name)
+    except UnknownComponentError as error:
+        if ":" in name:  # a canonical id, whose distribution the message names
+            raise
+        known = [*COMMANDS, *(c.name for c in host.list_components("command"))]
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"the commands are {', '.join(known)}"
+        raise UsageError(f"there is no command {name!r}; {hint}") from error
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
@@ -66,6 +114,18 @@ def _fail(message: str) -> int:
 
 
 def _usage() -> str:
+    """The commands, those of plugins included. Imports the plugins' light modules."""
+    from ebmcore import host
+
+    rows = {name: summary for name, (_, summary) in COMMANDS.items()}
+    note = []
+    try:
+        commands = host.list_components("command")
+    except EbmcoreError as error:  # help is shown whatever the environment variables say
+        commands, note = [], ["", f"Commands of plugins cannot be listed: {error}"]
+    names = [*COMMANDS, *(c.name for c in commands)]
+    rows |= {(c.name if names.count(c.name) == 1 else c.id): f"a command of {c.distribution}" for c in commands}
+    width = max(map(len, rows)) + 2
     lines = ["usage: ebmcore COMMAND [OPTIONS]", "", "Train energy-based models with plugins.", ""]
-    lines += [f"  {name:<10}{summary}" for name, (_, summary) in COMMANDS.items()]
-    return "\n".join([*lines, "", "'ebmcore COMMAND --help' tells more."])
+    lines += [f"  {name:<{width}}{summary}" for name, summary in rows.items()]
+    return "\n".join([*lines, "", "'ebmcore COMMAND --help' shows the options of a command.", *note])

@@ -11,6 +11,7 @@ from typing import Any
 from importlib_metadata import distributions, version
 from packaging.utils import canonicalize_name
 
+from ebmcore.cli import COMMANDS
 from ebmcore.cli.listing import Parser, print_rows
 from ebmcore.errors import UsageError
 from ebmcore.host.discovery import discover
@@ -41,7 +42,7 @@ def doctor(arguments: Sequence[str]) -> int:
         settings = Settings()
         general.append(str(error))
     found = examine([name for name in installed if name in named or not named], seconds=options.timeout)
-    general += _conflicts(found, settings)
+    general += _conflicts(found, settings) + _hidden_commands(found)
     problems = len(general) + sum(len(e.problems) for e in found)
     versions = {"ebmcore": version("ebmcore"), "torch": version("torch"), "python": platform.python_version()}
     rows: Sequence[dict[str, Any]] = [vars(e) | {"left_out_by": settings.left_out.get(e.distribution)} for e in found]
@@ -76,4 +77,15 @@ def _conflicts(found: Sequence[Examination], settings: Settings) -> list[str]:
         f"the canonical ids, e.g. {several[0]}:{name}"
         for (kind, name), several in providers.items()
         if len(several) > 1 and name not in settings.prefer
+    ]
+
+
+def _hidden_commands(found: Sequence[Examination]) -> list[str]:
+    """Commands of plugins that have the name of a built-in command, which comes first."""
+    return [
+        f"the command {name!r} of {examination.distribution} is hidden by ebmcore's own: give it another name, or run "
+        f"'ebmcore {examination.distribution}:{name}'"
+        for examination in found
+        for kind, name in examination.components
+        if kind == "command" and name in COMMANDS
     ]

@@ -12,11 +12,12 @@ from typing import Any, NoReturn
 from ebmcore import host
 from ebmcore.errors import EbmcoreError, UnknownComponentError, UsageError
 from ebmcore.host.discovery import names_in_source
+from ebmcore.host.kinds import CLASSES
 from ebmcore.host.report import State
 
 
 class Parser(argparse.ArgumentParser):
-    """Wrong usage is a `UsageError`, told in one line like any other."""
+    """Raises wrong usage as a `UsageError`, which is reported in one line like any other."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see '{self.prog} --help'")
@@ -37,7 +38,7 @@ def list(arguments: Sequence[str]) -> None:
 
 
 def plugins(arguments: Sequence[str]) -> None:
-    """Print the plugins, as far as their metadata and source tell."""
+    """Print the plugins, from their metadata and source alone."""
     parser = Parser("ebmcore plugins", description="List the installed plugins and their state; imports none of them.")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
@@ -70,7 +71,8 @@ def show(arguments: Sequence[str]) -> None:
         return
     for shown in described:
         print(f"{shown['kind']} {shown['id']} {shown['version']}  ({shown['class']})\n\n{shown['description']}\n")
-        print("Options" if shown["options"] else "No options")
+        if shown["kind"] in CLASSES:
+            print("Options" if shown["options"] else "No options")
         for option in shown["options"]:
             print(f"  {option['name']}: {option['type']} = {option['default']}")
 
@@ -85,32 +87,49 @@ def _named(name: str) -> Sequence[host.Component]:
     if found:
         return found
     known = sorted({c.name for c in host.list_components()})
-    # What the kinds say of the name, most telling first: a broken plugin, the distribution to install, a close match.
-    telling = sorted(errors, key=lambda e: ("pip install" not in str(e), "did you mean" not in str(e)))
+    # The most useful of the kinds' errors first: a broken plugin, the distribution to install, a close match.
+    useful = sorted(errors, key=lambda e: ("pip install" not in str(e), "did you mean" not in str(e)))
     broken = [e for e in errors if not isinstance(e, UnknownComponentError)]
-    if broken or "pip install" in str(telling[0]) or "did you mean" in str(telling[0]):
-        raise (broken or telling)[0]
+    if broken or "pip install" in str(useful[0]) or "did you mean" in str(useful[0]):
+        raise (broken or useful)[0]
     raise UsageError(f"no installed plugin provides {name!r}; installed: {', '.join(known) or 'none'}")
 
 
 def _describe(component: host.Component) -> dict[str, Any]:
-    cls = host.load(component.kind, component.id)
-    given = {"loss": ("energy", "sampler"), "energy": ("shape",)}.get(component.kind, ())
-    options = [
-        {"name": p.name, "type": _text(p.annotation), "default": "required" if p.default is p.empty else repr(p.default)}
-        for p in inspect.signature(cls).parameters.values()
-        if p.name not in given
-    ]
+    loaded = host.load(component.kind, component.id)
+    if component.kind == "recipe":
+        summary = _comment(text := loaded.read_text(encoding="utf-8"))
+        description = f"{text.strip()}\n\nebmcore train --recipe {component.name}"
+    else:
+        summary = description = inspect.getdoc(loaded) or ""
     return {
         "kind": component.kind,
         "name": component.name,
         "id": component.id,
         "version": component.version,
         "class": component.import_path,
-        "summary": (inspect.getdoc(cls) or "").partition("\n")[0],
-        "description": inspect.getdoc(cls) or "no description",
-        "options": options,
+        "summary": summary.partition("\n")[0],
+        "description": description or "no description",
+        "options": _options(component.kind, loaded),
     }
+
+
+def _options(kind: str, loaded: Any) -> Sequence[dict[str, str]]:
+    """Options of a component's constructor that the user gives, not the run."""
+    if kind not in CLASSES:
+        return []
+    given = {"loss": ("energy", "sampler"), "energy": ("shape",)}.get(kind, ())
+    return [
+        {"name": p.name, "type": _text(p.annotation), "default": "required" if p.default is p.empty else repr(p.default)}
+        for p in inspect.signature(loaded).parameters.values()
+        if p.name not in given
+    ]
+
+
+def _comment(text: str) -> str:
+    """The first line of a YAML file's comment."""
+    first = text.partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
 def _text(annotation: object) -> str:

@@ -19,7 +19,7 @@ from packaging.version import Version
 from ebmcore import host
 from ebmcore.cli.listing import Parser
 from ebmcore.errors import UsageError
-from ebmcore.host.registry import FIRST_PARTY
+from ebmcore.host.registry import known_plugins
 
 _CI = "ci.yml"
 # Which file of the template becomes which file of the plugin.
@@ -111,11 +111,11 @@ def _checked_name(given: str, kind: str) -> str:
         raise UsageError(f"{given!r} is no valid project name: use letters, digits and '-', as in my-cd") from error
     distribution = f"ebm-plugin-{name}"
     taken = {c.name: c.id for c in host.list_components(kind)} | {
-        n: f"{d}:{n}" for (k, n), d in FIRST_PARTY.items() if k == kind
+        n: f"{d}:{n}" for (k, n), d in known_plugins().items() if k == kind
     }
     if name in taken:
         raise UsageError(f"the {kind} {name!r} exists already, as {taken[name]}: choose another name")
-    if distribution in {report.distribution for report in host.plugins()} | set(FIRST_PARTY.values()):
+    if distribution in {report.distribution for report in host.plugins()} | set(known_plugins().values()):
         raise UsageError(f"the distribution {distribution} exists already: choose another name")
     return name
 

@@ -1,4 +1,4 @@
-"""The plugin host: finds losses, samplers, energies, data sets, metrics and observers that other distributions provide.
+"""The plugin host: finds the components and commands that other distributions provide.
 
 How to write a plugin
 ---------------------
@@ -15,19 +15,25 @@ whose target is a light module (it must not import torch) that implements hooks:
     def ebmcore_register(register):
         register.loss("pcd", "ebm_plugin_pcd.loss:PersistentContrastiveDivergence")
 
-The class behind the import string is loaded when it is first asked for. Once the distribution is installed,
+The class behind the import string is loaded when it is first needed. Once the distribution is installed,
 ``ebmcore list`` shows ``pcd``, ``ebmcore.create_loss("pcd", energy, sampler)`` makes one, and its options appear on the
-command line; an installed plugin changes no run until it is named. `ebmcore.host.hookspecs` documents every hook.
+command line. An installed plugin changes no run until it is named. `ebmcore.host.hookspecs` documents every hook.
+
+Beside losses, samplers, energies, data sets, metrics and observers, a plugin can register recipes (YAML files for
+``ebmcore train --recipe NAME``) and commands (functions that become subcommands of ``ebmcore``)::
+
+        register.recipe("du-mordatch-2019", "ebm_plugin_pcd:recipes/du-mordatch-2019.yaml")
+        register.command("diagnose", "ebm_plugin_diagnose.cli:diagnose")
 
 In a notebook, ``ebmcore.register("loss", "my-cd", MyCD)`` registers a class for the session, and `ebmcore.refresh` looks again
 after an installation. In a plugin's tests, `ebmcore.temporary_plugin` registers a module for the length of a ``with`` block.
 
-Environment variables, all by distribution name and obeyed before any plugin is imported:
+Environment variables name plugins by distribution and are read before any plugin is imported:
 
-- ``EBMCORE_PLUGINS``: unset allows all plugins, empty none, else a comma-separated list of the allowed ones;
-- ``EBMCORE_DISABLED_PLUGINS``: a comma-separated list of plugins to leave out;
+- ``EBMCORE_PLUGINS``: comma-separated list of the allowed plugins; unset allows all, empty none;
+- ``EBMCORE_DISABLED_PLUGINS``: comma-separated list of plugins to leave out;
 - ``EBMCORE_PREFER``: ``name=distribution`` pairs that decide between two providers of one bare name;
-- ``EBMCORE_STRICT``: if true, a plugin that is failed, incompatible or in conflict is an error at once.
+- ``EBMCORE_STRICT``: if true, any plugin that is failed, incompatible or in conflict raises an error at once.
 
 A plugin that cannot be imported costs nothing until somebody asks for what it provides; then the error names the cause, the
 distribution and the remedy. ``ebmcore doctor`` examines every plugin in a process of its own.
@@ -35,19 +41,25 @@ distribution and the remedy. ``ebmcore doctor`` examines every plugin in a proce
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, overload
 
 import pluggy
 
-from ebmcore.errors import PluginError
-from ebmcore.host.registry import KINDS, SESSION, Component, Register
+from ebmcore._keywords import reject_unknown
+from ebmcore.errors import PluginError, UsageError
+from ebmcore.host.kinds import CLASSES, KINDS, Target
+from ebmcore.host.manager import get_manager, refresh
+from ebmcore.host.registry import SESSION, Component, Register
 from ebmcore.host.report import PluginReport
 
 __all__ = [
     "KINDS",
     "SESSION",
     "Component",
+    "PluginReport",
     "Register",
     "create",
     "find",
@@ -61,14 +73,19 @@ __all__ = [
     "temporary_plugin",
 ]
 
+ClassKind = Literal["loss", "sampler", "energy", "dataset", "metric", "observer"]
+
 hookimpl = pluggy.HookimplMarker("ebmcore")
+"""Decorator that marks a function as the implementation of the hook of the same name."""
 
 
 def list_components(kind: str | None = None) -> list[Component]:
-    """The installed components, sorted by kind and id. Imports the plugins' light modules, no component."""
-    from ebmcore.host.manager import get_manager
+    """The installed components, sorted by kind and id. Imports the plugins' light modules and no component.
 
-    return get_manager().registry.components(kind)
+    Args:
+        kind: One of `KINDS`; without it, components of all kinds are listed.
+    """
+    return get_manager().components(kind)
 
 
 def find(kind: str, name: str) -> Component:
@@ -79,27 +96,41 @@ def find(kind: str, name: str) -> Component:
         AmbiguousComponentError: If several do and ``EBMCORE_PREFER`` does not decide.
         PluginError: If the plugin that should provide it is broken.
     """
-    from ebmcore.host.manager import get_manager
-
     return get_manager().find(kind, name)
 
 
-def load(kind: str, name: str) -> type[Any]:
-    """The component's class, imported at first use.
+@overload
+def load(kind: ClassKind, name: str) -> type[Any]: ...
+@overload
+def load(kind: Literal["recipe"], name: str) -> Path: ...
+@overload
+def load(kind: Literal["command"], name: str) -> Callable[[Sequence[str]], int | None]: ...
+@overload
+def load(kind: str, name: str) -> Any: ...
+def load(kind: str, name: str) -> Any:
+    """What a name or canonical id stands for, imported when first needed.
+
+    Returns:
+        The class of a component; for a ``"recipe"`` the path of its YAML file, which is not read; for a ``"command"`` its
+        function.
 
     Raises:
-        PluginError: If it cannot be imported, or is not what its kind demands.
+        UnknownComponentError: If no plugin provides it.
+        PluginError: If it cannot be imported, or lacks what its kind demands.
     """
-    from ebmcore.host.manager import get_manager
-
     manager = get_manager()
     return manager.load(manager.find(kind, name))
 
 
 def create(kind: str, name: str, *args: Any, **kwargs: Any) -> Any:
-    """An instance of the component; unknown keywords are rejected with the accepted ones named."""
-    from ebmcore._keywords import reject_unknown
+    """Create an instance of a component; the ``create_...`` functions of `ebmcore` are this function with a type.
 
+    Raises:
+        UnknownKeywordError: For a keyword that its constructor does not take; the message lists the accepted ones.
+        UsageError: If the kind is ``"recipe"`` or ``"command"``, which have no instances.
+    """
+    if kind in KINDS and kind not in CLASSES:
+        raise UsageError(f"a {kind} has no instances: use ebmcore.host.load({kind!r}, {name!r})")
     cls = load(kind, name)
     reject_unknown(f"{kind} {name!r}", cls, kwargs)
     try:
@@ -110,30 +141,28 @@ def create(kind: str, name: str, *args: Any, **kwargs: Any) -> Any:
 
 def plugins() -> list[PluginReport]:
     """A `ebmcore.host.report.PluginReport` for each installed plugin, sorted by distribution. Imports no plugin."""
-    from ebmcore.host.manager import get_manager
-
     return get_manager().reports()
 
 
 def provenance(component: object) -> dict[str, str | None]:
     """Canonical id, distribution and version of an object's class, and its import path; for checkpoints."""
-    from ebmcore.host.manager import get_manager
-
     return get_manager().provenance(type(component))
 
 
-def register(kind: str, name: str, target: str | type[Any]) -> None:
-    """Register a component for this session, in a notebook say; its canonical id is ``session:name``.
+def register(kind: str, name: str, target: Target) -> None:
+    """Register a component for this session, for example in a notebook; its canonical id is ``session:name``.
 
-    The same kind and name again replaces it. Like any other component, it is in conflict with an installed one of that name.
+    Registering the same kind and name again replaces it. Like any other component, it conflicts with an installed one of that
+    name.
 
     Args:
-        kind: ``"loss"``, ``"sampler"``, ``"energy"``, ``"dataset"``, ``"metric"`` or ``"observer"``.
-        name: What it is to be called.
-        target: The class, or the import string ``"package.module:Class"``.
+        kind: One of `KINDS`, for example ``"loss"``.
+        name: The name under which it is found.
+        target: The class of a component or the function of a command; or the import string ``"package.module:Class"``, and
+            ``"package:path.yaml"`` for a recipe.
 
     Raises:
-        TypeError: If the class is not what its kind demands.
+        TypeError: If the class or function lacks what its kind demands.
 
     Example:
         >>> import ebmcore
@@ -142,8 +171,6 @@ def register(kind: str, name: str, target: str | type[Any]) -> None:
         >>> type(ebmcore.create_sampler("stay"))
         <class 'ebmcore.testing.samplers.Identity'>
     """
-    from ebmcore.host.manager import get_manager
-
     get_manager().register(kind, name, target)
 
 
@@ -152,7 +179,7 @@ def temporary_plugin(plugin: object, distribution: str = "temporary-plugin") -> 
 
     Args:
         plugin: A module, or any object, with implementations of hooks.
-        distribution: What it is called in the ids of its components.
+        distribution: The distribution named in the ids of its components.
 
     Returns:
         A context manager that gives the list of its components.
@@ -170,17 +197,4 @@ def temporary_plugin(plugin: object, distribution: str = "temporary-plugin") -> 
         ...     type(ebmcore.create_sampler("still"))
         <class 'ebmcore.testing.samplers.Identity'>
     """
-    from ebmcore.host.manager import get_manager
-
     return get_manager().temporary(plugin, distribution)
-
-
-def refresh() -> None:
-    """Look again at what is installed, after a ``pip install`` in a live session.
-
-    New plugins give their components, removed ones lose them, and one that had failed gets another chance. A plugin that is
-    imported stays as it is: another version of it needs a new Python, and a warning says so.
-    """
-    from ebmcore.host import manager
-
-    manager.refresh()

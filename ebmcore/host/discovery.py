@@ -16,7 +16,7 @@ from importlib_metadata import Distribution, EntryPoint, MetadataPathFinder, Pac
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from ebmcore.host.registry import KINDS
+from ebmcore.host.kinds import KINDS
 from ebmcore.host.report import PluginReport, State
 
 GROUP = "ebmcore"

@@ -6,6 +6,8 @@ writes what it is about to do and what it found into the file, a line of JSON fo
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import subprocess
@@ -95,11 +97,11 @@ def _leave_out(distribution: str) -> str:
 
 def _serve(distribution: str, path: str) -> None:
     with Path(path).open("w") as file:
-        _tell(file, found=vars(_examine_here(distribution, file)))
+        _write(file, found=vars(_examine_here(distribution, file)))
     os._exit(0)  # threads that a plugin started must not keep the process
 
 
-def _tell(file: TextIO, **line: Any) -> None:
+def _write(file: TextIO, **line: Any) -> None:
     print(json.dumps(line), file=file, flush=True)
 
 
@@ -109,11 +111,12 @@ def _examine_here(distribution: str, file: TextIO) -> Examination:
 
     manager = get_manager()
     report = next(r for r in manager.reports() if r.distribution == distribution)
-    _tell(file, version=report.version, doing=f"importing {', '.join(report.modules)}")
+    _write(file, version=report.version, doing=f"importing {', '.join(report.modules)}")
+    _import_if_installed("numpy.random")  # so that a plugin that seeds it is seen
     start = time.perf_counter()
-    components = manager.registry.components()
+    components = manager.components()
     seconds = time.perf_counter() - start
-    problems = [] if not report.reason else [f"{report.reason}{_place(report.error)}. {_leave_out(distribution)}"]
+    problems = [] if not report.reason else [f"{report.reason}{place(report.error)}. {_leave_out(distribution)}"]
     if "torch" in sys.modules:
         problems.append(
             f"importing {', '.join(report.modules)} imports torch, which costs every 'ebmcore list' {seconds:.1f} s: "
@@ -123,19 +126,25 @@ def _examine_here(distribution: str, file: TextIO) -> Examination:
         problems.append(
             "ebmcore_register registers nothing: call register.loss(name, target), or another method of register"
         )
+    _import_if_installed("torch")  # so that a component that changes its settings is seen
     for component in components:
-        _tell(file, doing=f"loading the {component.kind} {component.name} ({component.import_path})")
+        _write(file, doing=f"loading the {component.kind} {component.name} ({component.import_path})")
         try:
             manager.load(component)
         except EbmcoreError as error:
-            problems.append(f"{error}{_place(error.__cause__)}")
+            problems.append(f"{error}{place(error.__cause__)}")
             report.state = State.FAILED
     names = [(c.kind, c.name) for c in components]
     return Examination(distribution, report.version, report.state, names, seconds, problems + report.notes)
 
 
-def _place(error: BaseException | None) -> str:
-    """File and line where an error was raised."""
+def _import_if_installed(module: str) -> None:
+    with contextlib.suppress(ImportError):
+        importlib.import_module(module)
+
+
+def place(error: BaseException | None) -> str:
+    """File and line where an error was raised, in parentheses; empty if unknown."""
     if isinstance(error, SyntaxError):
         return f" ({error.filename}:{error.lineno})"
     frames = traceback.extract_tb(error.__traceback__) if error is not None else []

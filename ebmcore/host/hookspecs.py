@@ -9,12 +9,13 @@ from ebmcore.host.registry import Register
 hookspec = pluggy.HookspecMarker("ebmcore")
 
 
-@hookspec(historic=True)
+@hookspec
 def ebmcore_register(register: Register) -> None:
-    """Called once, when the plugin is first needed: name the components that the distribution provides.
+    """Register the components that the distribution provides. Called once, when any component is first needed.
 
     Args:
-        register: Has one method for each kind, ``register.loss(name, target)`` and so on. The target is a class, or the
-            import string ``"package.module:Class"``, which is imported at first use. If the hook raises, nothing of what it
-            registered stays.
+        register: Has one method for each kind: ``register.loss(name, target)`` and so on. The target is a class, or the
+            import string ``"package.module:Class"``, which is imported when the component is first used. The target of
+            ``register.command`` is a function or its import string, that of ``register.recipe`` a YAML file as
+            ``"package:path/in/the/package.yaml"``. If the hook raises, nothing that it registered stays.
     """

@@ -1,4 +1,4 @@
-"""Importing what others wrote without letting it change the settings of the whole process."""
+"""Importing a plugin without letting it change the settings of the whole process."""
 
 from __future__ import annotations
 
@@ -7,75 +7,58 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass
-class _Setting:
-    """One setting of the process and its value when the import began."""
+class _Setting(NamedTuple):
+    """One setting of the process, by the module that holds it and the functions that read and write it."""
 
-    name: str
-    read: Callable[[], Any]
-    write: Callable[[Any], object]
+    module: str
+    description: str
+    read: str
+    write: str
 
-    def __post_init__(self) -> None:
-        self.value = self.read()
 
-    def put_back(self) -> bool:
-        """Restore the value; whether there was anything to restore."""
-        changed = not _equal(self.read(), self.value)
-        if changed:
-            self.write(self.value)
-        return changed
+_SETTINGS = (
+    _Setting("numpy.random", "the random state of NumPy", "get_state", "set_state"),
+    _Setting("torch", "the random state of torch", "get_rng_state", "set_rng_state"),
+    _Setting("torch", "the default dtype", "get_default_dtype", "set_default_dtype"),
+    _Setting("torch", "the number of threads", "get_num_threads", "set_num_threads"),
+)
 
 
 @contextmanager
-def undisturbed() -> Iterator[list[str]]:
-    """Run an import; afterwards put back the settings of the process that it changed, and name them in the list.
+def preserve_global_state() -> Iterator[list[str]]:
+    """Context manager that restores global settings on exit and appends the names of those that were changed to its list.
 
-    These are the warning filters, the global random states of Python, NumPy and torch, torch's default dtype and its number of
-    threads. NumPy's and torch may be imported only inside: their settings are then those right after their own import. What is
-    printed goes to stderr, because the output of the command line may be read by a program.
+    The settings are the warning filters, the global random states of Python, NumPy and torch, torch's default dtype and its
+    number of threads; those of NumPy and torch only where the library is imported already. Standard output is redirected to
+    standard error, because programs read the output of the command line.
     """
     changed: list[str] = []
-    of_python = random.getstate()
-    settings: list[_Setting] = []
-    watching = []
-    for name, settings_of in _SETTINGS.items():
-        if name in sys.modules:
-            settings += settings_of(sys.modules[name])
-        else:
-            watching.append(_FirstImport(name, settings_of, settings))
-    sys.meta_path[:0] = watching
+    python_state = random.getstate()
     filters = list(warnings.filters)
+    saved = [(setting, _read(setting)) for setting in _SETTINGS if setting.module in sys.modules]
     try:
         with redirect_stdout(sys.stderr):
             yield changed
     finally:
-        sys.meta_path[:] = [finder for finder in sys.meta_path if finder not in watching]
-        random.setstate(of_python)  # not named: well-behaved libraries draw from Python's generator when they are imported
-        if _put_back_filters(filters):
+        random.setstate(python_state)  # not reported: well-behaved libraries draw from it when they are imported
+        if _restore_filters(filters):
             changed.append("the warning filters")
-        changed += [setting.name for setting in settings if setting.put_back()]
+        for setting, value in saved:
+            if not _equal(_read(setting), value):
+                _function(setting, setting.write)(value)
+                changed.append(setting.description)
 
 
-def _settings_of_numpy(numpy_random: ModuleType) -> list[_Setting]:
-    return [_Setting("the random state of NumPy", numpy_random.get_state, numpy_random.set_state)]
+def _function(setting: _Setting, name: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(sys.modules[setting.module], name)
+    return function
 
 
-def _settings_of_torch(torch: ModuleType) -> list[_Setting]:
-    return [
-        _Setting("the random state of torch", torch.get_rng_state, torch.set_rng_state),
-        _Setting("the default dtype", torch.get_default_dtype, torch.set_default_dtype),
-        _Setting("the number of threads", torch.get_num_threads, torch.set_num_threads),
-    ]
-
-
-_SETTINGS = {"numpy.random": _settings_of_numpy, "torch": _settings_of_torch}
+def _read(setting: _Setting) -> Any:
+    return _function(setting, setting.read)()
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -85,46 +68,17 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(same.all()) if hasattr(same, "all") else bool(same)
 
 
-def _put_back_filters(before: list[Any]) -> bool:
-    """Undo changes of the warning filters that concern everyone's warnings; whether there were any.
+def _restore_filters(before: list[Any]) -> bool:
+    """Undo changes of the warning filters that concern everyone's warnings, and return whether there were any.
 
-    Filters with a message, a module or a category of their own stay: libraries add such when they are imported.
+    New filters that name a message, a module or a category of their own stay: libraries add such filters on import.
     """
     now = list(warnings.filters)
     new = [f for f in now if f not in before]
-    own = [f for f in new if f[1] or f[3] or f[2].__module__ != "builtins"]  # message, module, category
-    if own == new and [f for f in now if f in before] == before:
+    specific = [f for f in new if f[1] or f[3] or f[2].__module__ != "builtins"]  # message, module, category
+    if specific == new and [f for f in now if f in before] == before:
         return False
-    warnings.filters[:] = own + before  # type: ignore[index]
+    warnings.filters[:] = specific + before  # type: ignore[index]
     with warnings.catch_warnings():
         pass  # makes Python notice that the list has changed
     return True
-
-
-class _FirstImport:
-    """Adds the settings of a module to others right after its import, before whoever imports it can change them."""
-
-    def __init__(self, name: str, settings_of: Callable[[ModuleType], list[_Setting]], settings: list[_Setting]) -> None:
-        self.name = name
-        self.settings_of = settings_of
-        self.settings = settings
-        self.looking = False
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if name != self.name or self.looking:
-            return None
-        self.looking = True
-        try:
-            spec = find_spec(name)
-        finally:
-            self.looking = False
-        if spec is None or spec.loader is None:
-            return spec
-        execute = spec.loader.exec_module
-
-        def execute_and_tell(module: ModuleType) -> None:
-            execute(module)
-            self.settings += self.settings_of(module)
-
-        spec.loader.exec_module = execute_and_tell  # type: ignore[method-assign]
-        return spec

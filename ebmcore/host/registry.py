@@ -4,56 +4,50 @@ from __future__ import annotations
 
 import difflib
 import functools
-import os
-import sys
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from importlib.resources import files
+from typing import Protocol
 
 from ebmcore.errors import AmbiguousComponentError, UnknownComponentError
+from ebmcore.host.kinds import KINDS, Target, check_form, check_kind
 
-KINDS = ("loss", "sampler", "energy", "dataset", "metric", "observer")
-SESSION = "session"  # stands for a distribution in the ids of components that no distribution brings
+SESSION = "session"  # takes the place of the distribution in the ids of components that are registered by hand
 
-# Only for advice: which distribution to install for a name that nobody provides.
-FIRST_PARTY = {
-    ("loss", "cd"): "ebm-plugin-cd",
-    ("loss", "pcd"): "ebm-plugin-pcd",
-    ("loss", "fpcd"): "ebm-plugin-fpcd",
-    ("loss", "ptcd"): "ebm-plugin-tempering",
-    ("energy", "rbm"): "ebm-plugin-rbm",
-    ("energy", "gaussian-rbm"): "ebm-plugin-rbm",
-    ("energy", "potts-rbm"): "ebm-plugin-rbm",
-    ("sampler", "tempering"): "ebm-plugin-tempering",
-    ("sampler", "gibbs"): "ebm-plugin-rbm",
-    ("sampler", "langevin"): "ebm-plugin-langevin",
-    ("sampler", "mala"): "ebm-plugin-langevin",
-    ("energy", "mlp"): "ebm-plugin-nets",
-    ("energy", "conv"): "ebm-plugin-nets",
-    ("dataset", "mnist"): "ebm-plugin-datasets",
-    ("dataset", "digits"): "ebm-plugin-datasets",
-    ("dataset", "bars-and-stripes"): "ebm-plugin-datasets",
-    ("dataset", "two-moons"): "ebm-plugin-datasets",
-    ("dataset", "ring-of-gaussians"): "ebm-plugin-datasets",
-    ("metric", "exact-ll"): "ebm-plugin-likelihood",
-    ("metric", "grid-ll"): "ebm-plugin-likelihood",
-    ("metric", "reverse-ais-ll"): "ebm-plugin-likelihood",
-    ("metric", "ais-ll"): "ebm-plugin-likelihood",
-    ("metric", "pseudo-ll"): "ebm-plugin-likelihood",
-}
+
+@functools.cache
+def known_plugins() -> dict[tuple[str, str], str]:
+    """The distribution that provides each known kind and name, installed or not. Used only to advise what to install."""
+    text = (files("ebmcore.host") / "known-plugins.toml").read_text(encoding="utf-8")
+    return {(kind, name): plugin for kind, names in tomllib.loads(text).items() for name, plugin in names.items()}
 
 
 @dataclass(frozen=True)
 class Component:
-    """One registered component: a name, where its class is, and the distribution that brings it."""
+    """One registered component: a name, its target, and the distribution that provides it.
+
+    Raises:
+        UnknownComponentError: If the kind does not exist.
+        ValueError: If the name cannot be used on a command line or in an id.
+        TypeError: If the target does not have the form that the kind takes.
+    """
 
     kind: str
     name: str
-    target: str | type[Any]
+    target: Target
     distribution: str
     version: str
-    deprecated_aliases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_kind(self.kind)
+        name = self.name
+        if not (isinstance(name, str) and name and name[0] != "-" and not set(name) & set(":=, \t\n")):
+            raise ValueError(
+                "a component's name must be a non-empty string without ':', '=', commas and spaces that does not begin "
+                f"with '-', got {name!r}"
+            )
+        check_form(self.kind, name, self.target)
 
     @property
     def id(self) -> str:
@@ -62,16 +56,16 @@ class Component:
 
     @property
     def import_path(self) -> str:
-        """``package.module:Class``."""
+        """``package.module:Class``, or the file of a recipe."""
         if isinstance(self.target, str):
             return self.target
         return f"{self.target.__module__}:{self.target.__qualname__}"
 
 
 class RegisterKind(Protocol):
-    """``register.loss(name, target, deprecated_aliases=())``, and the same for each other kind."""
+    """``register.loss(name, target)``, and the same for each other kind."""
 
-    def __call__(self, name: str, target: str | type[Any], *, deprecated_aliases: Sequence[str] = ()) -> None: ...
+    def __call__(self, name: str, target: Target) -> None: ...
 
 
 class Register:
@@ -83,10 +77,12 @@ class Register:
     dataset: RegisterKind
     metric: RegisterKind
     observer: RegisterKind
+    recipe: RegisterKind
+    command: RegisterKind
 
-    def __init__(self, stage: Callable[..., None]) -> None:
+    def __init__(self, register: Callable[[str, str, Target], None]) -> None:
         for kind in KINDS:
-            setattr(self, kind, functools.partial(stage, kind))
+            setattr(self, kind, functools.partial(register, kind))
 
 
 class Registry:
@@ -94,7 +90,6 @@ class Registry:
 
     def __init__(self) -> None:
         self._components: dict[tuple[str, str], list[Component]] = {}
-        self._warned: set[tuple[str, str]] = set()
         self.prefer: Mapping[str, str] = {}
 
     def add(self, components: Iterable[Component]) -> None:
@@ -114,71 +109,38 @@ class Registry:
         return sorted(found, key=lambda c: (KINDS.index(c.kind), c.id))
 
     def conflicts(self) -> list[Component]:
-        """What is provided under a bare name that another distribution provides too, with no preference that decides."""
+        """Components whose bare name another distribution provides too, where no preference decides."""
         shared = (p for p in self._components.values() if len(p) > 1 and self.prefer.get(p[0].name) is None)
         return sorted((c for p in shared for c in p), key=lambda c: c.name)
 
     def find(self, kind: str, name: str) -> Component:
         """The component of that name or canonical id; see `ebmcore.host.find`."""
-        check_kind(kind)
-        components = self.components(kind)
-        matching = [c for c in components if name in (c.name, c.id)]
-        renamed = not matching
-        if renamed:
-            matching = [c for c in components if name.removeprefix(f"{c.distribution}:") in c.deprecated_aliases]
+        matching = [c for c in self.components(kind) if name in (c.name, c.id)]
         preferred = [c for c in matching if self.prefer.get(name) == c.distribution]
         if len(preferred or matching) == 1:
-            found = (preferred or matching)[0]
-            if renamed:
-                self._warn_once(found, name)
-            return found
+            return (preferred or matching)[0]
         if matching:
             ids = ", ".join(c.id for c in matching)
             raise AmbiguousComponentError(
                 f"several plugins provide the {kind} {name!r}: {ids}. Use one of these ids, or decide with "
                 f"EBMCORE_PREFER={name}={matching[0].distribution}"
             )
-        raise UnknownComponentError(self._unknown(kind, name))
+        raise UnknownComponentError(self._advice(kind, name))
 
-    def _warn_once(self, component: Component, alias: str) -> None:
-        if (component.id, alias) in self._warned:
-            return
-        self._warned.add((component.id, alias))
-        new = component.id if ":" in alias else component.name
-        warnings.warn(
-            f"the {component.kind} {alias!r} of {component.distribution} is now called {new!r}: use that name",
-            FutureWarning,
-            stacklevel=callers_level(),
-        )
-
-    def _distributions(self) -> set[str]:
-        return {SESSION, *(c.distribution for c in self.components())}
-
-    def _unknown(self, kind: str, name: str) -> str:
+    def _advice(self, kind: str, name: str) -> str:
+        """What to do about a name that nobody provides: install its distribution, or correct the name."""
+        nobody = f"no installed plugin provides the {kind} {name!r}"
         distribution, _, bare = name.rpartition(":")
-        distribution = distribution if distribution not in self._distributions() else ""
-        distribution = distribution or FIRST_PARTY.get((kind, bare), "")
+        known = known_plugins()
+        if distribution in {SESSION, *(c.distribution for c in self.components())}:
+            distribution = ""
+        distribution = distribution or known.get((kind, bare), "")
         if distribution:
-            return f"no installed plugin provides the {kind} {name!r}: pip install {distribution}"
+            return f"{nobody}: pip install {distribution}"
         installed = [c.name for c in self.components(kind)]
-        known = installed + [known for k, known in FIRST_PARTY if k == kind and known not in installed]
-        close = difflib.get_close_matches(bare, known, n=3)
+        elsewhere = {n: plugin for (k, n), plugin in known.items() if k == kind and n not in installed}
+        close = difflib.get_close_matches(bare, [*installed, *elsewhere], n=3)
         if close:
-            hints = [c if c in installed else f"{c} (pip install {FIRST_PARTY[kind, c]})" for c in close]
-            return f"no installed plugin provides the {kind} {name!r}; did you mean {' or '.join(hints)}?"
-        names = ", ".join(installed) or "none"
-        return f"no installed plugin provides the {kind} {name!r}; installed: {names} (see 'ebmcore list {kind}')"
-
-
-def callers_level() -> int:
-    """The stack level, counted from the caller of this function, of the first line outside ebmcore."""
-    package = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
-        level, frame = level + 1, frame.f_back
-    return level
-
-
-def check_kind(kind: str) -> None:
-    if kind not in KINDS:
-        raise UnknownComponentError(f"there is no kind {kind!r} of components; the kinds are {', '.join(KINDS)}")
+            hints = [c if c in installed else f"{c} (pip install {elsewhere[c]})" for c in close]
+            return f"{nobody}; did you mean {' or '.join(hints)}?"
+        return f"{nobody}; installed: {', '.join(installed) or 'none'} (see 'ebmcore list {kind}')"

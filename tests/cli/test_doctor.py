@@ -96,15 +96,6 @@ def test_a_list_without_a_broken_plugin_says_so(install):
     assert listed.stderr.endswith("see 'ebmcore doctor'\n")
 
 
-def test_an_import_that_takes_long_is_named(install):
-    install(Broken(hook("import time; time.sleep(0.5)")))
-    program = "from ebmcore.host import manager; manager.SLOW = 0.1; import ebmcore; ebmcore.list_components()"
-    assert (
-        f"imports have taken 0.1 s, now that of {NAME}; EBMCORE_DISABLED_PLUGINS={NAME} leaves it out"
-        in python(["-c", program]).stderr
-    )
-
-
 def test_the_doctor_writes_json(install, capsys):
     install(Broken(hook(before="import torch")))
     assert main(["doctor", "--json", NAME, "ebm-plugin-pcd"]) == 1

@@ -1,4 +1,4 @@
-"""What changes while a session runs: old names, components registered by hand, plugins installed meanwhile."""
+"""What changes while a session runs: components registered by hand, plugins installed meanwhile."""
 
 from __future__ import annotations
 
@@ -11,28 +11,6 @@ from ebmcore.errors import PluginError, UnknownComponentError
 from ebmcore.testing import Identity
 
 BROKEN = "import a_module_that_does_not_exist"
-RENAMED = GOOD.replace('Identity")', 'Identity", deprecated_aliases=("same",))')
-
-
-@pytest.mark.parametrize("name", ["same", "test-plugin-a:same"])
-def test_an_old_name_warns_once_with_the_callers_line(plugin, name):
-    host_ = manager(plugin("test-plugin-a", RENAMED))
-    new = "test-plugin-a:identity" if ":" in name else "identity"
-    with pytest.warns(FutureWarning, match=f"the sampler '{name}' of test-plugin-a is now called '{new}'") as caught:
-        assert host_.find("sampler", name).name == "identity"
-    assert [w.filename for w in caught] == [__file__]
-    assert host_.find("sampler", name).name == "identity"  # a warning would be an error here
-
-
-def test_an_old_name_gives_way_to_the_component_that_has_it_now(plugin):
-    host_ = manager(plugin("test-plugin-a", RENAMED), plugin("test-plugin-b", GOOD.replace("identity", "same")))
-    assert host_.find("sampler", "same").distribution == "test-plugin-b"
-
-
-def test_aliases_given_as_a_string_are_refused(plugin):
-    host_ = manager(plugin("test-plugin-a", RENAMED.replace('("same",)', '"same"')))
-    with pytest.raises(PluginError, match="must be a sequence of names, got the string 'same'"):
-        host_.find("sampler", "identity")
 
 
 def test_a_class_can_be_registered_for_the_session_and_replaced():
@@ -44,7 +22,7 @@ def test_a_class_can_be_registered_for_the_session_and_replaced():
         assert host_.load(found) is cls
     assert host_.find("sampler", "still") is found
     host_.register("sampler", "other", Identity)
-    assert [c.name for c in host_.registry.components()] == ["other", "still"]
+    assert [c.name for c in host_.components()] == ["other", "still"]
 
 
 @pytest.mark.parametrize(
@@ -100,11 +78,11 @@ def test_after_an_installation_the_host_can_look_again(plugin):
     assert host_.find("sampler", "other").distribution == "test-plugin-b"
     assert host_.load(host_.find("sampler", "identity")) is identity
     host_.rescan([second], {})
-    assert [c.name for c in host_.registry.components()] == ["other"]
+    assert [c.name for c in host_.components()] == ["other"]
     host_.rescan([second], {"EBMCORE_PLUGINS": ""})
-    assert host_.registry.components() == []
+    assert host_.components() == []
     host_.rescan([second], {})
-    assert [c.name for c in host_.registry.components()] == ["other"]
+    assert [c.name for c in host_.components()] == ["other"]
 
 
 def test_looking_again_gives_a_failed_plugin_another_chance_and_keeps_the_session(plugin):
