@@ -2,76 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ebmcore.distributed import world
 from ebmcore.distributions import InitialDistribution
-from ebmcore.energies import set_plainly
 from ebmcore.errors import UsageError
-from ebmcore.samplers import ChainState, select_chains, tensors_where
+from ebmcore.samplers import ChainState, as_rows, conditions_among, select_chains
+
+__all__ = ["PersistentChains", "Slots"]
 
 State = TypeVar("State", bound=ChainState)
 
 
-class _Drawn(NamedTuple):
-    slots: Tensor
-    fresh: ChainState
+@dataclass(frozen=True, eq=False)
+class Slots:
+    """Where drawn chains go back to: what `PersistentChains.draw` returns beside the state, for `PersistentChains.write`.
+
+    Args:
+        some: Slots of the drawn chains ``(n,)``, int64; `None` stands for all slots in their order.
+        ages: Ages of the drawn chains ``(n,)``; 0 for those that were restarted.
+        fresh: Newly started chains: what a chain becomes that turns out to be NaN or infinite.
+    """
+
+    some: Tensor | None
     ages: Tensor
+    fresh: ChainState
+
+    @property
+    def index(self) -> Tensor:
+        """Slots of the drawn chains ``(n,)``, int64."""
+        return torch.arange(self.ages.shape[0], device=self.ages.device) if self.some is None else self.some
 
 
 class PersistentChains(nn.Module):
     """Markov chains that live from one training step to the next, more of them than a batch holds.
 
-    `draw` takes chains without replacement; `write` puts them back into the very slots that they came from, so no lineage
-    is lost or duplicated, whatever the batch size. The store holds whole sampler states (`ChainState.tensors`), conditions
-    included, and for each chain its ``id``, which never changes, and its ``age``, the number of times it was written back
-    since it was last started from the initial distribution.
+    `draw` takes chains without replacement; `write` puts them back into the slots that they came from, so no lineage is lost
+    or duplicated, for any batch size. The store holds whole sampler states (`ChainState.tensors`), conditions included, and
+    for each chain its ``id``, which never changes, and its ``age``, the number of writes since it was last started.
 
-    The tensors are in ``state_dict()``. They are no buffers: `DistributedDataParallel` would overwrite every rank's chains
-    with those of rank 0. In a process group the chains are sharded over the ranks, and ``state_dict()`` gives DTensors
-    (sharded over dim 0), so that ``torch.distributed.checkpoint`` writes each chain once and reads them back on any number
-    of ranks.
+    The tensors are in ``state_dict()`` but are not buffers: `DistributedDataParallel` would overwrite every rank's chains with
+    those of rank 0. In a process group the chains are sharded over the ranks, and ``state_dict()`` gives DTensors (sharded over
+    dim 0), so that ``torch.distributed.checkpoint`` writes each chain once and reads them back on any number of ranks.
+
+    Attributes:
+        tensors: Everything that the store holds, by name, live; ``"x"``, ``"id"`` and ``"age"`` among them.
 
     Example:
         >>> from ebmcore.distributions import Normal
         >>> chains = PersistentChains()
         >>> x = chains.allocate((100, 2), Normal(torch.zeros(2)))
-        >>> state = chains.draw(ChainState(torch.zeros(64, 2)))
-        >>> chains.write(state)
+        >>> state, slots = chains.draw(ChainState(torch.zeros(64, 2)))
+        >>> chains.write(state, slots)
         >>> int(chains.ages.sum())
         64
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._tensors: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor] = {}
         self._n_chains = 0
-        self._drawn: _Drawn | None = None
 
     @property
     def x(self) -> Tensor | None:
         """Positions ``(chains, *shape)``, live; in a process group, this rank's. `None` before `allocate`."""
-        return self._tensors.get("x")
+        return self.tensors.get("x")
 
     @property
     def ids(self) -> Tensor:
         """Identity of the chain in each slot, int64."""
-        return self._tensors["id"]
+        return self.tensors["id"]
 
     @property
     def ages(self) -> Tensor:
         """How often the chain in each slot was written back since it was started, int64."""
-        return self._tensors["age"]
+        return self.tensors["age"]
 
     @property
     def conditions(self) -> dict[str, Tensor]:
         """The conditions of the chain in each slot, by name."""
-        prefix = "conditions."
-        return {n.removeprefix(prefix): t for n, t in self._tensors.items() if n.startswith(prefix)}
+        return conditions_among(self.tensors)
 
     def __len__(self) -> int:
         """Number of chains, over all ranks."""
@@ -81,7 +96,7 @@ class PersistentChains(nn.Module):
         return True  # an empty store is still a module
 
     def extra_repr(self) -> str:
-        return f"{self._n_chains} chains" if self._tensors else "not allocated"
+        return f"{self._n_chains} chains" if self.tensors else "not allocated"
 
     def allocate(
         self,
@@ -92,7 +107,7 @@ class PersistentChains(nn.Module):
         device: torch.device | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Start ``shape[0]`` new chains of ``shape[1:]`` from ``initial`` and return their live positions.
+        """Starts ``shape[0]`` new chains of ``shape[1:]`` from ``initial`` and returns their live positions.
 
         In a process group ``shape[0]`` counts the chains of all ranks, and the result holds this rank's share.
         """
@@ -109,17 +124,16 @@ class PersistentChains(nn.Module):
             )
         x = x.to(device=device, dtype=dtype, copy=True).contiguous()  # the store writes in place
         self._n_chains = n_chains
-        self._drawn = None
         ids = torch.arange(start, stop, device=x.device)
-        self._tensors = {"x": x, "id": ids, "age": torch.zeros_like(ids)}
+        self.tensors = {"x": x, "id": ids, "age": torch.zeros_like(ids)}
         return x
 
-    def hold(self, shape: Sequence[int]) -> bool:
-        """Whether these are ``shape[0]`` chains of ``shape[1:]``."""
+    def matches(self, shape: Sequence[int]) -> bool:
+        """Whether the store holds ``shape[0]`` chains of ``shape[1:]``."""
         return self.x is not None and (self._n_chains, *self.x.shape[1:]) == tuple(shape)
 
-    def share(self) -> None:
-        """Keep this rank's chains alone, where all were started before the process group was."""
+    def keep_local_shard(self) -> None:
+        """Keeps this rank's chains alone, where all were started before the process group was."""
         start, stop = _shard(self._n_chains)
         n = self.ids.shape[0]
         if n == stop - start:
@@ -129,130 +143,178 @@ class PersistentChains(nn.Module):
                 f"these are {n} of {self._n_chains} chains, one rank's share of a process group that is no more: load the "
                 "checkpoint of all ranks, or initialize_persistent_chain() to start new ones; to keep weights, save the energy"
             )
-        self._drawn = None
-        self._tensors = {name: tensor[start:stop].clone() for name, tensor in self._tensors.items()}
+        self.tensors = {name: tensor[start:stop].clone() for name, tensor in self.tensors.items()}
 
-    def follow(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Go to a device, and take positions, and what is of their type, to another; what is of a wider type stays so."""
+    def move_to(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Moves all tensors to a device, and those of the positions' dtype to another dtype; wider ones keep theirs."""
         x = self.x
         if x is None or (x.dtype, x.device) == (dtype, device):
             return
-        self._drawn = None
-        self._tensors = {
-            name: t.to(device=device, dtype=dtype if t.dtype == x.dtype else None) for name, t in self._tensors.items()
+        self.tensors = {
+            name: t.to(device=device, dtype=dtype if t.dtype == x.dtype else None) for name, t in self.tensors.items()
         }
 
     def missing(self, like: ChainState) -> list[str]:
-        """Which tensors of a state like this the chains do not hold yet."""
-        return [name for name in like.tensors() if name not in self._tensors]
+        """Returns the names of the tensors of a state like this that the store does not hold yet."""
+        return [name for name in like.tensors() if name not in self.tensors]
 
-    def complete(self, state: ChainState) -> None:
-        """Take over whatever tensors of ``state``, one row for each chain, are missing."""
-        for name in self.missing(state):
-            self._tensors[name] = state.tensors()[name].clone()
+    def fill_missing(self, state: ChainState) -> None:
+        """Takes over the tensors of ``state``, one row for each chain, that are missing."""
+        for name, tensor in state.tensors().items():
+            self.tensors.setdefault(name, tensor.clone())
 
-    def draw(self, fresh: State, *, restart_prob: float = 0.0, generator: torch.Generator | None = None) -> State:
-        """Draw as many different chains as ``fresh`` has, each started anew with probability ``restart_prob``.
+    def draw(
+        self, fresh: State, *, restart_prob: float = 0.0, generator: torch.Generator | None = None
+    ) -> tuple[State, Slots]:
+        """Draws as many different chains as ``fresh`` has: all in the order of their slots, or a random subset in random order.
 
         Args:
-            fresh: Newly started chains: what a restarted chain becomes, now or when it turns out not to be finite.
+            fresh: Newly started chains: what a restarted chain becomes, now or when it turns out to be NaN or infinite.
             restart_prob: Probability of a restart, for each drawn chain.
             generator: Source of randomness.
 
         Returns:
-            The drawn states, copies. Hand them to `write` after the transitions.
+            The drawn states, copies, and their slots. Hand both to `write` after the transitions.
         """
-        if self.missing(fresh):
-            raise UsageError(
-                f"the chains hold {sorted(self._tensors)} but the sampler's state also needs {self.missing(fresh)}: "
-                "they were made by another sampler; use that one, or allocate new chains"
-            )
-        for name, tensor in fresh.tensors().items():
-            own, needed = self._tensors[name].shape[1:], tensor.shape[1:]
-            if own != needed:
+        started = fresh.tensors()
+        for name, tensor in started.items():
+            own = self.tensors.get(name)
+            if own is None or own.shape[1:] != tensor.shape[1:]:
+                held = "no such tensor" if own is None else f"the shape {tuple(own.shape[1:])}"
                 raise UsageError(
-                    f"{name} of the chains has the shape {tuple(own)} for each, of the sampler's state {tuple(needed)}: "
-                    "they were made by a sampler with other options; use that one, or allocate new chains"
+                    f"the sampler's state has {name} of shape {tuple(tensor.shape[1:])} for each chain, the store holds {held}: "
+                    "its chains were made by another sampler or with other options; use that one, or allocate new chains"
                 )
-        n = len(fresh)
-        local = self._tensors["x"].shape[0]
-        if n > local:
-            raise UsageError(f"cannot draw {n} different chains from {local}")
-        slots = torch.randperm(local, generator=generator, device=fresh.x.device)[:n]
-        state = fresh.with_tensors({name: self._tensors[name].index_select(0, slots) for name in fresh.tensors()})
-        ages = self.ages.index_select(0, slots)
+        n, n_local = len(fresh), self.ids.shape[0]
+        if n > n_local:
+            raise UsageError(f"cannot draw {n} different chains from {n_local}")
+        # All chains need no permutation, and without one a PCD-1 step of a 64 x 128 RBM takes 6 % less time.
+        some = None if n == n_local else torch.randperm(n_local, generator=generator, device=fresh.x.device)[:n]
+        state = fresh.with_tensors({name: _take(self.tensors[name], some) for name in started})
+        ages = _take(self.ages, some)
         if restart_prob:
             restarted = torch.rand(n, generator=generator, device=fresh.x.device) < restart_prob
             state = select_chains(restarted, fresh, state)
             ages = ages.masked_fill(restarted, 0)
-        set_plainly(self, "_drawn", _Drawn(slots, fresh, ages))
-        return state
+        return state, Slots(some, ages, fresh)
 
-    def write(self, state: ChainState) -> None:
-        """Put the drawn chains back into their slots; those that are not finite are started anew instead."""
-        if self._drawn is None or self._drawn.slots.shape[0] != len(state):
-            raise UsageError("write() puts back the chains of the last draw(): draw them first, and write all of them")
-        slots, fresh, ages = self._drawn
-        set_plainly(self, "_drawn", None)
-        finite = state.finite()
-        kept = tensors_where(finite, state, fresh) | {"age": (ages + 1) * finite}  # the slot's chain keeps its id
-        for name, tensor in kept.items():
-            self._tensors[name].index_copy_(0, slots, tensor.to(self._tensors[name].dtype))
+    def write(self, state: ChainState, slots: Slots) -> None:
+        """Puts the chains of a `draw` back into their slots; those that are NaN or infinite are restarted instead."""
+        if len(state) != slots.index.shape[0]:
+            raise UsageError(
+                f"{slots.index.shape[0]} chains were drawn, but {len(state)} are to be written: write all of them"
+            )
+        finite, fresh = state.finite(), slots.fresh.tensors()
+        for name, tensor in state.tensors().items():
+            _put(self.tensors[name], slots.some, torch.where(as_rows(finite, tensor), tensor, fresh[name]))
+        _put(self.ages, slots.some, (slots.ages + 1) * finite)  # the slot's chain keeps its id
+
+    def resample(self, weights: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Replaces chains of small weight by copies of those of large weight; a copy gets an id that no chain had before.
+
+        Systematic resampling: chain ``i`` is kept ``n w_i`` times on average, rounded up or down. A kept chain stays in its slot
+        with its id; its copies take the slots of those that are not. In a process group each rank resamples its own chains.
+        Weights in the chains' state are copied with them: the caller resets them.
+
+        Args:
+            weights: Weights of this rank's chains ``(chains,)``, at least 0 and not all 0.
+            generator: Source of randomness.
+
+        Returns:
+            For each slot, the slot that its chain was copied from ``(chains,)``, int64; its own where the chain was kept.
+
+        Source: J. Carpenter, P. Clifford and P. Fearnhead (1999), "Improved particle filter for nonlinear problems".
+
+        Example:
+            >>> from ebmcore.distributions import Normal
+            >>> chains = PersistentChains()
+            >>> x = chains.allocate((4, 2), Normal(torch.zeros(2)))
+            >>> chains.resample(torch.tensor([0.0, 1.0, 0.0, 0.0]))
+            tensor([1, 1, 1, 1])
+            >>> chains.ids
+            tensor([4, 1, 6, 7])
+        """
+        n = self.ids.shape[0]
+        if weights.shape != (n,):
+            raise UsageError(f"resample() needs one weight for each of the {n} chains, got {tuple(weights.shape)}")
+        upto = weights.double().cumsum(0)
+        points = (torch.arange(n, device=upto.device) + torch.rand((), generator=generator, device=upto.device)) / n
+        ancestors = torch.searchsorted(upto, points * upto[-1], right=True).clamp(max=n - 1)  # sorted
+        repeated = torch.cat([ancestors.new_zeros(1, dtype=torch.bool), ancestors[1:] == ancestors[:-1]])
+        kept = torch.zeros_like(repeated).index_fill_(0, ancestors, True)
+        # Without a size that depends on values: the k-th slot that is not kept takes the k-th repetition.
+        free, copies = kept.int().argsort(stable=True), (~repeated).int().argsort(stable=True)
+        own = torch.arange(n, device=ancestors.device)
+        source = own.index_copy(0, free, torch.where(kept[free], free, ancestors[copies]))
+        ids = torch.where(
+            kept, self.ids, self.ids + self._n_chains
+        )  # unique: a slot's ids are equal modulo the number of chains
+        for name, tensor in self.tensors.items():
+            tensor.copy_(ids if name == "id" else tensor.index_select(0, source))
+        return source
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PersistentChains:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._tensors = {name: fn(tensor) for name, tensor in self._tensors.items()}
-        self._drawn = None
+        self.tensors = {name: fn(tensor) for name, tensor in self.tensors.items()}
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        if self._tensors:
-            self.share()
-        for name, tensor in self._tensors.items():
+        if self.tensors:
+            self.keep_local_shard()
+        for name, tensor in self.tensors.items():
             destination[prefix + name] = _as_sharded(tensor, self._n_chains)
 
     def _load_from_state_dict(
         self,
-        state_dict: Mapping[str, Any],
+        state_dict: Any,
         prefix: str,
-        local_metadata: dict[str, Any],
+        _: Any,
         strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
     ) -> None:
         loaded = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
         if not loaded:
-            if self._tensors and strict:
-                missing_keys.extend(prefix + name for name in self._tensors)
+            if self.tensors and strict:
+                missing.extend(prefix + name for name in self.tensors)
             return
         _refuse_inference_mode()
         if not {"x", "id", "age"} <= set(loaded):
-            error_msgs.append(f"{prefix}: holds {sorted(loaded)}, but chains need x, id and age")
+            errors.append(f"{prefix}: holds {sorted(loaded)}, but chains need x, id and age")
             return
         sizes = {len(value) for value in loaded.values()}
         if len(sizes) > 1:
-            error_msgs.append(f"{prefix}: its tensors disagree about the number of chains: {sorted(sizes)}")
+            errors.append(f"{prefix}: its tensors disagree about the number of chains: {sorted(sizes)}")
             return
         try:
+            # Gathered whole on every rank and cut again below: the ranks that saved it may have been fewer or more.
             whole = {name: _whole(value) for name, value in loaded.items()}
         except RuntimeError as error:
-            error_msgs.append(f"{prefix}: its chains cannot be gathered ({error}): {_SAVE_TOGETHER}")
+            errors.append(f"{prefix}: its chains cannot be gathered ({error}): {_SAVE_TOGETHER}")
             return
         n_chains = sizes.pop()
         if not whole["id"].is_meta and len(whole["id"].unique()) < n_chains:
-            error_msgs.append(
-                f"{prefix}: some of its {n_chains} chains are missing and others there twice: {_SAVE_TOGETHER}"
-            )
+            errors.append(f"{prefix}: some of its {n_chains} chains are missing, others are there twice: {_SAVE_TOGETHER}")
             return
         self._n_chains = n_chains
-        self._drawn = None
         start, stop = _shard(n_chains)
-        self._tensors = {name: tensor[start:stop].clone() for name, tensor in whole.items()}
+        self.tensors = {name: tensor[start:stop].clone() for name, tensor in whole.items()}
+
+
+def _take(stored: Tensor, some: Tensor | None) -> Tensor:
+    return stored.clone() if some is None else stored.index_select(0, some)
+
+
+def _put(stored: Tensor, some: Tensor | None, values: Tensor) -> None:
+    if some is None:
+        stored.copy_(values)
+    else:
+        stored.index_copy_(0, some, values.to(stored.dtype))
 
 
 def _shard(n_chains: int) -> tuple[int, int]:
-    """This rank's chains ``[start, stop)``, cut as DTensor cuts dimension 0: like ``torch.chunk``."""
+    """Returns this rank's chains ``[start, stop)``, cut as DTensor cuts dimension 0: like ``torch.chunk``."""
     rank, n_ranks = world()
     size = -(-n_chains // n_ranks)
     if (n_ranks - 1) * size >= n_chains:
@@ -261,12 +323,13 @@ def _shard(n_chains: int) -> tuple[int, int]:
 
 
 def _as_sharded(tensor: Tensor, n_chains: int) -> Tensor:
-    if world()[1] == 1:
+    n_ranks = world()[1]
+    if n_ranks == 1:
         return tensor.detach()
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard
 
-    mesh = init_device_mesh(tensor.device.type, (world()[1],))
+    mesh = init_device_mesh(tensor.device.type, (n_ranks,))
     size = torch.Size((n_chains, *tensor.shape[1:]))
     stride = torch.empty(size, device="meta").stride()
     sharded: Tensor = DTensor.from_local(tensor.detach(), mesh, [Shard(0)], shape=size, stride=stride)

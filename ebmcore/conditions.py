@@ -1,49 +1,35 @@
-"""Labels and other conditions that travel with examples and chains."""
+"""Labels and other conditions that travel with examples and chains.
+
+``energy(x, labels)`` may take further arguments with one row for each row of ``x``. The kernel names them (positional ones
+by their number, ``"0"``; the others by their keyword), keeps them with each chain, and hands the energy to samplers as a
+function of ``x`` alone: `condition`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor, nn
 
-
-class Conditioned(nn.Module):
-    """An energy with its conditions filled in, capabilities included: ``x -> E(x, labels)``."""
-
-    _CONDITIONED_METHODS = ("value_and_grad", "sample_hidden", "sample_visible")
-
-    def __init__(self, energy: nn.Module, conditions: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.energy = energy
-        self.conditions = conditions
-        self.args, self.kwargs = split_conditions(conditions)
-
-    def forward(self, x: Tensor) -> Tensor:
-        energies: Tensor = self.energy(x, *self.args, **self.kwargs)
-        return energies
-
-    def around(self, energy: nn.Module) -> Conditioned:
-        """Another energy under the same conditions."""
-        return Conditioned(energy, self.conditions)
-
-    def repeated(self, n: int) -> Conditioned:
-        """See `repeat_conditions`."""
-        return Conditioned(self.energy, {name: t.repeat_interleave(n, 0) for name, t in self.conditions.items()})
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in self._CONDITIONED_METHODS:
-            return super().__getattr__(name)
-        method = getattr(self.energy, name)
-
-        def conditioned(first: Tensor, **kwargs: Any) -> Any:
-            return method(first, *self.args, **self.kwargs, **kwargs)
-
-        return conditioned
+__all__ = ["Conditioned", "condition", "name_conditions", "repeat_conditions", "split_conditions"]
 
 
 def name_conditions(args: tuple[Any, ...], kwargs: Mapping[str, Any], x: Tensor) -> dict[str, Tensor]:
-    """Name the further arguments of ``forward``: positional ones by their number, the others by their keyword."""
+    """Names the further arguments of ``forward``: positional ones by their number, the others by their keyword.
+
+    Raises:
+        ValueError: If one of them is no tensor with a row for each row of ``x``.
+
+    Example:
+        >>> import torch
+        >>> name_conditions((torch.tensor([3, 7]),), {}, torch.zeros(2, 4))
+        {'0': tensor([3, 7])}
+    """
+    if not args and not kwargs:
+        return {}
     conditions = {str(i): value for i, value in enumerate(args)} | dict(kwargs)
     for name, value in conditions.items():
         if not isinstance(value, Tensor) or value.shape[:1] != x.shape[:1]:
@@ -55,16 +41,69 @@ def name_conditions(args: tuple[Any, ...], kwargs: Mapping[str, Any], x: Tensor)
 
 
 def split_conditions(conditions: Mapping[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """The inverse of `name_conditions`."""
+    """Returns positional and keyword arguments: the inverse of `name_conditions`."""
     args = [conditions[name] for name in sorted((n for n in conditions if n.isdigit()), key=int)]
     return args, {name: value for name, value in conditions.items() if not name.isdigit()}
 
 
 def condition(energy: nn.Module, conditions: Mapping[str, Tensor]) -> nn.Module:
-    """``energy`` as a function of the positions alone; itself where there are no conditions."""
+    """Returns ``energy`` as a function of the positions alone; ``energy`` itself where there are no conditions."""
     return Conditioned(energy, conditions) if conditions else energy
 
 
 def repeat_conditions(energy: nn.Module, n: int) -> nn.Module:
-    """``energy`` for ``n`` rows of each chain in place of one, row ``i * n + j`` under the conditions of chain ``i``."""
-    return energy.repeated(n) if isinstance(energy, Conditioned) else energy
+    """Returns ``energy`` for ``n`` rows of each chain: row ``i * n + j`` has the conditions of chain ``i``."""
+    if not isinstance(energy, Conditioned):
+        return energy
+    repeated = {name: t.repeat_interleave(n, 0) for name, t in energy.conditions.items()}
+    return Conditioned(energy.energy, repeated)
+
+
+class Conditioned(nn.Module):
+    """An energy with its conditions filled in: ``x -> E(x, labels)``.
+
+    Every attribute of the energy is forwarded, and so is every capability. A method that takes the conditions after its first
+    argument, as ``forward`` does, receives them: ``conditioned.score(x)`` is ``energy.score(x, labels)``. Another method, such as
+    ``log_partition()``, is called as it is. Options of a method should be keyword-only or have a default other than `None`, so
+    that they are not taken for conditions.
+    """
+
+    def __init__(self, energy: nn.Module, conditions: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.energy = energy
+        self.conditions = conditions
+        self.args, self.kwargs = split_conditions(conditions)
+
+    def forward(self, x: Tensor) -> Tensor:
+        energies: Tensor = self.energy(x, *self.args, **self.kwargs)
+        return energies
+
+    def __getattr__(self, name: str) -> Any:
+        modules = self.__dict__.get("_modules", {})
+        if name in modules or "energy" not in modules:  # the latter while it is being copied
+            return super().__getattr__(name)
+        attribute = getattr(modules["energy"], name)
+        if not callable(attribute) or isinstance(attribute, nn.Module):
+            return attribute
+        if name == "tempered":  # another energy, under the same conditions
+            return lambda *args, **kwargs: Conditioned(attribute(*args, **kwargs), self.conditions)
+        function = getattr(attribute, "__func__", attribute)
+        if not _takes_conditions(function, function is not attribute, len(self.args), tuple(self.kwargs)):
+            return attribute
+
+        def conditioned(first: Any, *args: Any, **kwargs: Any) -> Any:
+            return attribute(first, *self.args, *args, **self.kwargs, **kwargs)
+
+        return conditioned
+
+
+@lru_cache  # every step of a chain asks; bounded, so that classes made in a notebook can be freed
+def _takes_conditions(function: Callable[..., Any], bound: bool, n_args: int, names: tuple[str, ...]) -> bool:
+    """Whether a method takes ``n_args`` conditions after its first argument, and those of ``names`` by keyword."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())[bound:]  # without self
+        given = inspect.Signature(parameters).bind(None, *[None] * n_args, **dict.fromkeys(names))
+    except (TypeError, ValueError):
+        return False
+    accepted = [p for p in parameters if p.name in given.arguments][1:]
+    return all(p.name in names or p.default in (p.empty, None) for p in accepted)

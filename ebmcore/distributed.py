@@ -1,29 +1,58 @@
-"""The processes of a distributed run."""
+"""The processes of a distributed run: rank, number of ranks, and what they do together.
+
+Everything here also works outside a process group, where there is one rank.
+"""
 
 from __future__ import annotations
 
 import torch.distributed as dist
 from torch import Tensor
 
+__all__ = ["barrier", "mean_over_ranks", "rank", "shutdown", "world", "world_size"]
+
 
 def world() -> tuple[int, int]:
-    """This process's rank and the number of processes; ``(0, 1)`` outside of a process group."""
+    """Returns this process's rank and the number of ranks; ``(0, 1)`` outside a process group."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
+def rank() -> int:
+    """Returns this process's rank; 0 outside a process group."""
+    return world()[0]
+
+
+def world_size() -> int:
+    """Returns the number of ranks; 1 outside a process group."""
+    return world()[1]
+
+
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """The mean of what each process has, a new tensor; every process must call it. ``value`` itself where there is but one.
+    """Returns the mean of ``value`` over all ranks, as a new tensor; ``value`` itself where there is one rank.
+
+    Collective: every rank calls it.
 
     Example:
         >>> import torch
         >>> mean_over_ranks(torch.tensor(2.0))
         tensor(2.)
     """
-    n = world()[1]
+    n = world_size()
     if n == 1:
         return value
     total = value.detach().clone()  # autograd may hand out one tensor twice, or an expanded one
     dist.all_reduce(total)
     return total / n
+
+
+def barrier() -> None:
+    """Waits until every rank is here. Collective."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def shutdown() -> None:
+    """Destroys the process group, if there is one; a job that ends without it may abort at exit."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

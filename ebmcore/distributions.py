@@ -1,6 +1,6 @@
 """Simple distributions with explicit generators: where chains start and where annealing begins.
 
-``torch.distributions`` draws from the global generator only, and a sampler must not (its contract), hence these.
+``torch.distributions`` draws from the global generator only, which a sampler must leave alone.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, one_hot
 
+__all__ = [
+    "BaseDistribution", "Bernoulli", "Categorical", "InitialDistribution", "Normal", "Uniform", "at_least_float32",
+    "one_hot_sample",
+]  # fmt: skip
+
 
 @runtime_checkable
 class InitialDistribution(Protocol):
-    """Where a Markov chain may start."""
+    """A distribution that Markov chains may start from."""
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``(n, *shape)`` independent positions."""
+        """Draws ``(n, *shape)`` independent positions."""
         ...
 
 
@@ -27,7 +32,7 @@ class BaseDistribution(InitialDistribution, Protocol):
     """A normalised distribution to sample from exactly: the base of annealed importance sampling."""
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density ``(N,)`` of ``x`` ``(N, *shape)`` in nats, summed over all but the first axis."""
+        """Returns the log-density ``(N,)`` of ``x`` ``(N, *shape)`` in nats, summed over all but the first axis."""
         ...
 
 
@@ -45,23 +50,16 @@ class Normal:
 
     def __init__(self, mean: Tensor, std: Tensor | float = 1.0) -> None:
         self.mean = mean
-        self._std = std if isinstance(std, int | float) else torch.as_tensor(std)
-
-    @property
-    def std(self) -> Tensor:
-        """Standard deviations, of the shape of the mean."""
-        return torch.as_tensor(self._std, dtype=self.mean.dtype, device=self.mean.device).expand(self.mean.shape)
+        self.std = torch.as_tensor(std, dtype=mean.dtype, device=mean.device)
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         mean = self.mean
         noise = torch.randn((n, *mean.shape), generator=generator, dtype=mean.dtype, device=mean.device)
-        if isinstance(self._std, Tensor):
-            return mean + self.std * noise
-        return torch.add(mean, noise, alpha=self._std)  # chains start here in every step
+        return mean + self.std * noise
 
     def log_prob(self, x: Tensor) -> Tensor:
         z = (x - self.mean) / self.std
-        log_density = -0.5 * (z.square() + torch.log(2 * torch.pi * self.std.square()))
+        log_density = -0.5 * (z.square() + torch.log(2 * torch.pi * self.std.square()))  # broadcast to the shape of z
         return log_density.flatten(1).sum(1)
 
 
@@ -110,15 +108,9 @@ class Bernoulli:
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
 
-    @classmethod
-    def from_data(cls, x: Tensor, pseudo_count: float = 1.0) -> Bernoulli:
-        """Base rates of binary data ``(N, *shape)``, smoothed so that no pixel is impossible."""
-        ones = x.double().sum(0)
-        return cls(torch.log(ones + pseudo_count) - torch.log(len(x) - ones + pseudo_count))
-
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         logits = self.logits.detach()
-        wide = logits if logits.dtype.itemsize >= 4 else logits.float()  # half precision knows no p of 0.001
+        wide = at_least_float32(logits)  # uniform numbers in half precision are too coarse for p = 0.001
         uniform = torch.rand((n, *wide.shape), generator=generator, dtype=wide.dtype, device=wide.device)
         return uniform.lt_(wide.sigmoid()).to(logits.dtype)
 
@@ -141,11 +133,6 @@ class Categorical:
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
 
-    @classmethod
-    def from_data(cls, x: Tensor, pseudo_count: float = 1.0) -> Categorical:
-        """Base rates of one-hot data ``(N, *units, values)``, smoothed so that no value is impossible."""
-        return cls(torch.log(x.double().sum(0) + pseudo_count))
-
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         return one_hot_sample(self.logits.expand(n, *self.logits.shape), generator)
 
@@ -153,21 +140,15 @@ class Categorical:
         return (x * self.logits.log_softmax(-1)).flatten(1).sum(1)
 
 
+def at_least_float32(t: Tensor) -> Tensor:
+    """Returns ``t`` in float32 if it is in half precision, else ``t`` itself."""
+    return t if t.dtype.itemsize >= 4 else t.float()
+
+
 def one_hot_sample(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One-hot vectors along the last axis of ``logits`` ``(N, *units, values)``, drawn with ``softmax(logits)``."""
-    # By uniform numbers, not torch.multinomial: each chain's draw is its own, and a step can be compiled.
-    wide = logits if logits.dtype.itemsize >= 4 else logits.float()
+    """Draws one-hot vectors along the last axis of ``logits`` ``(N, *units, values)`` with ``p = softmax(logits)``."""
+    # Uniform numbers instead of torch.multinomial: each chain's draw is its own, and a step can be compiled.
+    wide = at_least_float32(logits)
     below = wide.softmax(-1).cumsum(-1)[..., :-1]
     uniform = torch.rand(wide.shape[:-1], generator=generator, dtype=wide.dtype, device=wide.device)
     return one_hot((uniform.unsqueeze(-1) >= below).sum(-1), logits.shape[-1]).to(logits.dtype)
-
-
-class Empirical:
-    """The rows of a data batch, drawn with replacement."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.x = x
-
-    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        rows = torch.randint(len(self.x), (n,), generator=generator, device=self.x.device)
-        return self.x.index_select(0, rows)

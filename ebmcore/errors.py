@@ -6,6 +6,11 @@ Python programmer would catch.
 
 from __future__ import annotations
 
+__all__ = [
+    "AmbiguousComponentError", "CheckpointError", "DivergenceError", "EbmcoreError", "MissingCapabilityError",
+    "PluginError", "UnknownComponentError", "UnknownKeywordError", "UsageError",
+]  # fmt: skip
+
 
 class EbmcoreError(Exception):
     """Base of all errors that ebmcore raises about its input or its plugins."""
@@ -32,11 +37,19 @@ class PluginError(EbmcoreError, RuntimeError):
 
 
 class MissingCapabilityError(EbmcoreError, TypeError):
-    """A sampler or metric asks the energy for something that it does not offer."""
+    """A sampler or metric asks the energy for something that it does not offer.
+
+    Attributes:
+        capability: The protocol that the energy lacks, such as `ebmcore.energies.SupportsBlockGibbs`.
+    """
+
+    def __init__(self, message: str, capability: type | None = None) -> None:
+        super().__init__(message)
+        self.capability = capability
 
 
 class DivergenceError(EbmcoreError, RuntimeError):
-    """The energy or the chains have left the finite numbers."""
+    """The energy, the chains or the parameters are NaN or infinite."""
 
 
 class CheckpointError(EbmcoreError, RuntimeError):

@@ -1,9 +1,9 @@
-"""Bases of losses: what a contrastive-divergence variant is assembled from."""
+"""Bases of losses: what a contrastive-divergence variant, and any other loss of an energy, is assembled from."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
@@ -12,55 +12,132 @@ from torch import Tensor, nn
 
 from ebmcore._keywords import StrictKeywords
 from ebmcore.chains import PersistentChains
-from ebmcore.conditions import condition, name_conditions, split_conditions
-from ebmcore.diagnostics import Diagnostics
-from ebmcore.distributed import world
-from ebmcore.distributions import InitialDistribution, Normal
-from ebmcore.energies import (
-    SupportsDataStatistics,
-    SupportsInitialDistribution,
-    check_energies,
-    first_tensor,
-    frozen,
-    set_plainly,
-    supports,
-)
+from ebmcore.compiling import CompiledTransitions
+from ebmcore.conditions import name_conditions, split_conditions
+from ebmcore.distributed import rank, world_size
+from ebmcore.distributions import InitialDistribution, Normal, at_least_float32
+from ebmcore.energies import SupportsDataStatistics, SupportsInitialDistribution, check_energies, frozen, supports
 from ebmcore.errors import DivergenceError, UsageError
-from ebmcore.samplers import ChainState, Sampler, advance, as_rows, check_sampler, finite_rows
+from ebmcore.random import stream_generator
+from ebmcore.samplers import (
+    ChainState,
+    Sampler,
+    Transitions,
+    as_rows,
+    check_sampler,
+    eager_transitions,
+    finite_rows,
+    new_chains,
+    quarantine,
+)
+
+__all__ = ["BaseContrastiveDivergence", "BaseLoss"]
 
 
 class BaseLoss(StrictKeywords, nn.Module, ABC):
-    """A loss that trains an energy.
+    """A loss that trains an energy, which it keeps as ``self.energy``.
 
-    What a loss says of itself in class attributes is what the conformance kit (`ebmcore.testing`) holds it to.
+    ``loss(x)`` returns a 0-dim tensor, or a tuple whose first item it is. What a loss declares in class attributes decides how
+    the command line, `ebmcore.training.fit` and the conformance kit (`ebmcore.testing`) treat it. Keep each option under its own
+    name, so that a schedule can change it.
 
     Attributes:
         family: ``"contrastive-divergence"`` or ``"other"``.
         needs_sampler: Whether its constructor takes a sampler after the energy.
-        example_options: Further options with which the conformance kit makes one.
-        metrics: Detached 0-dim diagnostics of the last call. Reading one (``.item()``) is the only synchronisation.
+        state_space: ``"continuous"``, ``"binary"`` or ``"categorical"``; `None` for data of any.
+        labels: What further arguments of ``forward`` are: ``"conditions"`` of the energy, ``"targets"`` that the energy never
+            sees, or `None` where it takes none.
+        example_options: Further options (plain data) with which the conformance kit makes one.
+        expected_failures: Checks of the kit that are known to fail, each with its reason.
+        metrics: Detached 0-dim diagnostics of the last call, by name; a new mapping at each call.
         generator: Source of the loss's randomness, on its device; `None` uses torch's global generator.
+        step: Number of the training step, from 0. `ebmcore.training.fit` sets it; it is in ``state_dict()``.
+        built: Whether `build` was called.
+        transitions: What makes the transitions of its samplers: hand it to `ebmcore.samplers.run` or ``sample``; see `compile`.
+
+    Example:
+        >>> from ebmcore.testing import Quadratic
+        >>> class ScoreMatching(BaseLoss):
+        ...     def __init__(self, energy):
+        ...         super().__init__()
+        ...         self.energy = energy
+        ...
+        ...     def forward(self, x, *args, **kwargs):
+        ...         x = x.detach().requires_grad_()
+        ...         (grad,) = torch.autograd.grad(self.energies(x, *args, **kwargs).sum(), x, create_graph=True)
+        ...         second = [torch.autograd.grad(grad[:, i].sum(), x, create_graph=True)[0][:, i] for i in range(x.shape[1])]
+        ...         return (0.5 * grad.square().sum(1) - sum(second)).mean()
+        >>> ScoreMatching(Quadratic((2,)))(torch.zeros(8, 2)).item()
+        -2.0
     """
 
     family: ClassVar[str] = "other"
     needs_sampler: ClassVar[bool] = False
+    state_space: ClassVar[str | None] = None
+    labels: ClassVar[str | None] = "conditions"
     example_options: ClassVar[Mapping[str, Any]] = {}
+    expected_failures: ClassVar[Mapping[str, str]] = {}
+    energy: nn.Module
 
     def __init__(self) -> None:
         super().__init__()
-        self.metrics: MutableMapping[str, Tensor] = {}
+        self.metrics: dict[str, Tensor] = {}
         self.generator: torch.Generator | None = None
-
-    def fitted_precision(self, variance: float) -> float:
-        """The precision of a quadratic energy that minimises the loss on normal data of that variance: 1 over it.
-
-        A loss that smooths the data, such as denoising score matching with ``1 / (variance + sigma**2)``, overrides it.
-        """
-        return 1 / variance
+        self.step = 0
+        self.built = False
+        self.transitions: Transitions = eager_transitions
 
     @abstractmethod
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The scalar loss (0-dim) of a batch ``x`` ``(B, *shape)``, or a tuple whose first item is it."""
+        """Returns the 0-dim loss of data ``x`` ``(B, *shape)``, or a tuple whose first item is it.
+
+        Further arguments, by position or name, are `labels`: tensors with one row for each example.
+        """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.metrics = {}
+        return super().__call__(*args, **kwargs)
+
+    def energies(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns the energies ``(B,)`` of ``x`` under its conditions: one number for each example, at least in float32."""
+        return at_least_float32(check_energies(self.energy(x, *args, **kwargs), x))
+
+    def build(self, shape: Sequence[int]) -> None:
+        """Makes the parts that depend on the ``shape`` of an example, such as a second network; nothing unless overridden.
+
+        `ebmcore.training.fit` and the conformance kit call it once, before an optimizer is made; so does a training loop by hand.
+        """
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Returns the parameter groups that an optimizer trains, as ``torch.optim`` takes them: one unless overridden.
+
+        A second network gets its own rate in a group of its own, ``{"params": [...], "lr": 1e-4}``.
+        """
+        return [{"params": list(self.parameters())}]
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles what the loss samples, see `ebmcore.compiling`; for a loss that samples nothing this changes nothing.
+
+        The loss itself is never compiled: ``torch.compile`` of a loss with a double backward pass fails. A graph is of what was
+        there when it was made: call this again after changing layers of the energy.
+        """
+        if args or kwargs:
+            raise UsageError("compile() of a loss takes no options: for others, compile the energy yourself")
+        self.transitions = CompiledTransitions()
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "step"] = torch.tensor(self.step)  # a tensor as checkpoints need, a number to those who read it
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str], *rest: Any
+    ) -> None:
+        step = state_dict.pop(prefix + "step", None)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *rest)
+        if step is not None:
+            self.step = int(step)
+        elif strict:
+            missing_keys.append(prefix + "step")
 
 
 class BaseContrastiveDivergence(BaseLoss):
@@ -70,28 +147,26 @@ class BaseContrastiveDivergence(BaseLoss):
 
     .. math:: \nabla_\theta L = E_{data}[\nabla_\theta E_\theta(x)] - E_{model}[\nabla_\theta E_\theta(x)],
 
-    and a CD variant is a way to draw the negative samples of the second term: from where the chains start
-    (`start_chains`), by which sampler and for how many steps, and what becomes of the chains (`keep_chains`). A variant
-    writes ``forward`` and ``compute_loss`` from the pieces below; plain CD-k is two lines of the one and one of the other.
+    and a CD variant is a way to draw the negative samples of the second term: where the chains start (`start_chains`), by
+    which sampler they move and for how many steps, and what becomes of them (`keep_chains`). A variant writes ``forward`` and
+    ``compute_loss`` from the pieces below; plain CD-k is two lines of the one and one of the other.
 
     Args:
         energy: The model, any module ``(B, *shape) -> (B,)``.
         sampler: A `Sampler`. It receives the energy at each call.
         k_steps: Transitions per call, at least 1.
-        energy_l2: Weight of the mean squared energies of data and negatives, a regulariser (Du and Mordatch, 2019,
-            "Implicit generation and modeling with energy-based models"). Off by default: with it the loss is no longer
-            invariant to a constant added to the energy.
-        joint_forward: Score data and negatives in one forward of the concatenated batch, which is faster on small batches
-            and gives both the same batch statistics. Set it to `False` for an energy whose value for one example must not
-            depend on the other half, or whose memory does not allow it.
+        energy_l2: Weight of the mean squared energies of data and negatives, a regulariser (Du and Mordatch, 2019). With it the
+            loss is no longer invariant to a constant added to the energy.
+        joint_forward: Score data and negatives in one forward of the concatenated batch, which is faster on small batches and
+            gives both the same batch statistics. `False` saves memory, and lets no example depend on the other half.
 
     Attributes:
-        persistent: Whether chains go on where they stopped in the last call. Its constructor then takes ``n_chains``.
+        persistent: Whether chains continue where they stopped in the last call. The constructor then takes ``n_chains``.
         starts_at_data: Whether new chains start at a copy of the data; a persistent variant's do not.
+        trains_more: Whether parameters beside the energy's are trained, such as those of a second network.
         chains: The store of persistent chains; empty in a variant that has none.
-        generator: As in `BaseLoss`. Without one the chains of a process group's ranks are drawn from generators that are seeded
-            from the global one and the rank, for ranks with the same seed must not draw the same chains.
-        compiled: Whether transitions are compiled, see `compile`.
+        negatives: The state of the last draw, with the conditions of each negative; `None` before it.
+        generator: As in `BaseLoss`; without one, ranks of a process group draw from generators seeded by the global one and rank.
 
     Source: G. E. Hinton (2002), "Training products of experts by minimizing contrastive divergence".
 
@@ -104,17 +179,16 @@ class BaseContrastiveDivergence(BaseLoss):
         ...
         ...     def compute_loss(self, x, pred_x, *args, **kwargs):
         ...         return self.energy_gap(x, pred_x, *args, **kwargs)
-        >>> cd = CD(Quadratic((2,)), ExactGaussian(), k_steps=1)
-        >>> loss, pred_x = cd(torch.randn(8, 2))
-        >>> loss.backward()
-        >>> loss.shape, pred_x.shape, cd.energy.precision.grad is not None
-        (torch.Size([]), torch.Size([8, 2]), True)
+        >>> loss, pred_x = CD(Quadratic((2,)), ExactGaussian(), k_steps=1)(torch.randn(8, 2))
+        >>> loss.shape, pred_x.shape
+        (torch.Size([]), torch.Size([8, 2]))
     """
 
     family = "contrastive-divergence"
     needs_sampler = True
     persistent: ClassVar[bool] = False
     starts_at_data: ClassVar[bool] = True
+    trains_more: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -142,33 +216,22 @@ class BaseContrastiveDivergence(BaseLoss):
         self.energy_l2 = energy_l2
         self.joint_forward = joint_forward
         self.chains = PersistentChains()
-        self.compiled = False
-        self._negatives: ChainState | None = None
+        self.negatives: ChainState | None = None
         self.register_load_state_dict_post_hook(_move_loaded_chains)  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """The loss of a batch and the negative samples.
+        """Returns the 0-dim loss of data ``(B, *shape)`` and the detached negative samples ``pred_x``.
 
-        Args:
-            x: Real data ``(B, *shape)`` in the loss's dtype, on its device.
-            args: Conditions of the data (labels), tensors with one row for each example. The energy receives them with
-                ``x``, and each chain keeps its own.
-            kwargs: Conditions by name.
-
-        Returns:
-            The 0-dim loss, and the detached negative samples ``pred_x``.
+        Further arguments, by position or name, are conditions of the data: the energy takes them, and each chain keeps its own.
         """
 
     @abstractmethod
     def compute_loss(self, x: Tensor, pred_x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The 0-dim loss for given negatives: its gradient is the CD estimate of the likelihood's.
+        """Returns the 0-dim loss for given negatives: its gradient is the CD estimate of the likelihood's.
 
-        Args:
-            x: Real data ``(B, *shape)``.
-            pred_x: Negative samples ``(M, *shape)``, detached. A row that is not finite has weight 0.
-            args: Conditions of the data.
-            kwargs: Conditions by name.
+        A function of the values of its arguments, data ``(B, *shape)`` and negatives ``(M, *shape)``, and of named state
+        (`negatives`), never of which tensor object holds the values. A negative that is NaN or infinite has weight 0.
         """
 
     @property
@@ -178,22 +241,20 @@ class BaseContrastiveDivergence(BaseLoss):
 
     @property
     def device(self) -> torch.device:
-        """Where the energy is."""
-        first = first_tensor(self.energy)
+        """Device of the energy."""
+        first = _first_tensor(self.energy)
         return torch.device("cpu") if first is None else first.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The floating-point type of the energy, and so of data and chains."""
-        first = first_tensor(self.energy, floating=True)
+        first = _first_tensor(self.energy, floating=True)
         return torch.get_default_dtype() if first is None else first.dtype
 
     def initial_distribution(self, shape: Sequence[int], x: Tensor | None = None) -> InitialDistribution:
-        """Where chains of examples of ``shape`` start: the energy's own distribution, else a standard normal.
+        """Returns where chains of examples of ``shape`` start: the energy's own distribution, else a standard normal.
 
-        Args:
-            shape: The shape of one example.
-            x: The current batch, for variants that start chains from data; `None` where there is none yet.
+        ``x`` is the current batch, for variants that start chains from data; `None` where there is none yet.
         """
         if supports(self.energy, SupportsInitialDistribution):
             own: InitialDistribution = self.energy.initial_distribution(torch.Size(shape))  # type: ignore[operator]
@@ -201,75 +262,85 @@ class BaseContrastiveDivergence(BaseLoss):
         return Normal(torch.zeros(tuple(shape), dtype=self.dtype, device=self.device))
 
     def initialize_persistent_chain(self, shape: Sequence[int]) -> Tensor:
-        """The chain state of ``shape`` (number of chains first), from the initial distribution.
+        """Returns the live chains of ``shape`` (number of chains first), allocated from the initial distribution at first.
 
-        The same shape again returns the same live tensor, in the loss's dtype and on its device; another shape starts the
-        chains anew.
+        The same shape again returns the same tensor, in the loss's dtype and on its device; another shape re-initialises.
         """
-        with self._apart():
-            return self._allocate(tuple(shape), None)
+        chains = self.chains
+        if not chains.matches(shape):
+            with self._rank_generator():
+                return self._allocate(tuple(shape), None)
+        chains.move_to(self.dtype, self.device)
+        chains.keep_local_shard()
+        return chains.tensors["x"]
 
     def draw_negatives(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Start chains, make ``k_steps`` transitions, keep the chains; return their positions, detached.
+        """Starts chains, makes ``k_steps`` transitions and keeps the chains; returns their positions, detached.
 
-        A chain that has left the finite numbers is not finite in the result, counted in ``metrics["quarantined"]`` and without
-        influence on the loss.
-
-        Raises:
-            DivergenceError: If no chain is finite.
+        A chain that became NaN or infinite is so in the result, is counted in ``metrics["quarantined"]`` and has no influence on
+        the loss. What the sampler reports is in ``metrics``, averaged over the steps and the finite chains.
         """
         self._check_batch(x)
-        if self.training and torch.is_grad_enabled() and supports(self.energy, SupportsDataStatistics):
-            with torch.no_grad():
-                self.energy.observe_data(x, *args, **kwargs)  # type: ignore[operator]
-        with self._apart(), self.negative_phase(), frozen(self.energy), torch.no_grad():
-            state = self.start_chains(x, *args, **kwargs)
-            state, info = advance(
-                self.sampler, self.energy, state, self.k_steps, generator=self.generator, compile=self.compiled
-            )
-            self.keep_chains(state)
-        told = Diagnostics()
-        for name, value in info.items():
-            told.later(name, _mean_of_finite, state, value)
-        set_plainly(self, "_negatives", state)
-        set_plainly(self, "metrics", told)
-        return state.x
-
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Draw negatives by compiled graphs from now on, see `ebmcore.samplers.run`.
-
-        Unlike ``torch.nn.Module.compile`` it takes no options, and leaves scoring as it is: a step's time is in its transitions.
-        """
-        if args or kwargs:
-            raise UsageError("compile() of a loss takes no options: compile the energy yourself for others")
-        self.compiled = True
+        energy, training = self.energy, self.training and torch.is_grad_enabled()
+        with torch.no_grad(), self._rank_generator():
+            if training and supports(energy, SupportsDataStatistics):
+                energy.observe_data(x, *args, **kwargs)  # type: ignore[operator]
+            with self.negative_phase(), frozen(energy):
+                state = self.start_chains(x, *args, **kwargs)
+                state, totals = self.transitions(self.sampler, energy, state, self.k_steps, generator=self.generator)
+                state = quarantine(state)
+                self.keep_chains(state)
+        self.negatives = state
+        if totals:
+            finite = state.finite()
+            n = self.k_steps * finite.sum()
+            self.metrics |= {name: torch.where(finite, total, 0).sum() / n for name, total in totals.items()}
+        pred_x: Tensor = state.x
+        return pred_x
 
     def negative_phase(self) -> AbstractContextManager[None]:
-        """What holds while chains start and move: nothing, unless a variant's negatives are those of another energy."""
-        return nullcontext()
+        """Context in which chains start and move; nothing unless a variant's negatives are those of another energy."""
+        return _NOTHING
 
     def start_chains(self, x: Tensor, *args: Any, **kwargs: Any) -> ChainState:
-        """Where the chains of this call start: a copy of the data, unless a variant says otherwise."""
+        """Returns the chains that this call moves: a copy of the data unless overridden. Called with the energy frozen."""
         return self.new_chains(x.detach().clone(), name_conditions(args, kwargs, x))
 
     def keep_chains(self, state: ChainState) -> None:
-        """What becomes of the chains after their transitions: nothing, unless a variant keeps them."""
+        """Receives the chains after their transitions; nothing unless a variant keeps them."""
 
     def new_chains(self, x: Tensor, conditions: Mapping[str, Tensor]) -> ChainState:
-        """Sampler state of chains at ``x`` that carry ``conditions``."""
-        state = self.sampler.init(condition(self.energy, conditions), x, generator=self.generator)
-        if not conditions:
-            return state
-        return state.with_tensors(state.tensors() | {f"conditions.{name}": t for name, t in conditions.items()})
+        """Returns the sampler's state of new chains at ``x`` that carry ``conditions``."""
+        return new_chains(self.sampler, self.energy, x, conditions, generator=self.generator)
 
-    def energy_gap(self, x: Tensor, pred_x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        r"""Mean energy of the data minus mean energy of the finite negatives, plus the L2 term; 0-dim.
+    def energy_gap(
+        self,
+        x: Tensor,
+        pred_x: Tensor,
+        *args: Any,
+        data_weights: Tensor | None = None,
+        negative_weights: Tensor | None = None,
+        negative_conditions: Mapping[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        r"""Returns the mean energy of the data minus that of the finite negatives, plus the L2 term; 0-dim.
 
-        .. math:: \frac1B\sum_i E(x_i) - \frac1M\sum_j E(\hat x_j)
-                  + \lambda \Big(\frac1B\sum_i E(x_i)^2 + \frac1M\sum_j E(\hat x_j)^2\Big)
+        .. math:: \sum_i w_i E(x_i) - \sum_j v_j E(\hat x_j)
+                  + \lambda \Big(\sum_i w_i E(x_i)^2 + \sum_j v_j E(\hat x_j)^2\Big)
 
-        Negatives of the last `draw_negatives` (that tensor or a detached view of it) are scored under their own conditions, any
-        others under those given here, row by row. An energy that is not finite at finite negatives makes the loss not finite.
+        with weights that sum to 1, equal unless given. Negatives of a persistent loss are scored under the conditions of the
+        last draw (`negatives`), those of another loss under the conditions of the data, row by row.
+
+        Args:
+            x: Real data ``(B, *shape)``.
+            pred_x: Negative samples ``(M, *shape)``. A row that is NaN or infinite has weight 0.
+            args: Conditions of the data, by position or (``kwargs``) by name.
+            data_weights: Weights of the data ``(B,)``, at least 0, normalised here.
+            negative_weights: Weights of the negatives ``(M,)``, at least 0, normalised here.
+            negative_conditions: Conditions of the negatives by name (``"0"`` is the first positional one), in place of the above.
+
+        Raises:
+            DivergenceError: If no negative sample is finite; on an accelerator the error is raised asynchronously.
         """
         self._check_batch(x)
         if pred_x.shape[1:] != x.shape[1:]:
@@ -277,69 +348,76 @@ class BaseContrastiveDivergence(BaseLoss):
                 f"data and negatives must be examples of one shape, got {tuple(x.shape[1:])} and {tuple(pred_x.shape[1:])}"
             )
         conditions = name_conditions(args, kwargs, x)
-        negative_conditions = self._conditions_of(pred_x, conditions)
+        negative_conditions = self._conditions_of_negatives(pred_x, conditions, negative_conditions)
         finite = finite_rows(pred_x)
         # A stand-in with weight 0 where a chain is not finite: 0 * NaN would still be NaN in the gradient.
-        stand_in = x if x.shape == pred_x.shape else x[:1]
-        scored = torch.where(as_rows(finite, pred_x), pred_x.detach() if pred_x.requires_grad else pred_x, stand_in)
+        negatives = pred_x.detach() if pred_x.requires_grad else pred_x
+        scored = torch.where(as_rows(finite, pred_x), negatives, x if x.shape == pred_x.shape else x[:1])
         energies = self._score(x, scored, conditions, negative_conditions)
-        counted = finite.to(energies.dtype)
-        n_finite = counted.sum()
-        _assert_async(n_finite, "every negative sample has left the finite numbers")
+        weights = -_normalised(negative_weights, finite, energies.dtype)
         n = x.shape[0]
-        weights = torch.cat([energies.new_full((n,), 1 / n), counted / -n_finite])
-        gap = (weights * energies).sum()  # a dot product would be autocast
-        told, values = Diagnostics(self.metrics), energies.detach()
-        for name, measure in _MEASURES.items():
-            told.later(name, measure, values, weights, n)
-        set_plainly(self, "metrics", told)
+        if data_weights is None:
+            weights = torch.constant_pad_nd(weights, (n, 0), 1 / n)
+        else:
+            weights = torch.cat([_normalised(data_weights, finite_rows(data_weights), energies.dtype), weights])
+        weighted = weights * energies
+        gap = weighted.sum()
+        energy_gap, energy_data = gap.detach(), weighted.detach().narrow(0, 0, n).sum()
+        self.metrics |= {
+            "energy_data": energy_data,
+            "energy_negatives": energy_data - energy_gap,
+            "energy_gap": energy_gap,
+            "quarantined": finite.logical_not().sum(),
+        }
         if not self.energy_l2:
             return gap
         l2 = self.energy_l2 * (weights.abs() * energies.square()).sum()
-        told["energy_l2"] = l2.detach()
+        self.metrics["energy_l2"] = l2.detach()
         return gap + l2
 
-    def _score(
-        self, x: Tensor, pred_x: Tensor, conditions: Mapping[str, Tensor], negative_conditions: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Energies of the data, then of the negatives."""
+    def _score(self, x: Tensor, pred_x: Tensor, of_data: Mapping[str, Tensor], of_negatives: Mapping[str, Tensor]) -> Tensor:
+        """Returns the energies of the data, then of the negatives, each under its conditions."""
+        halves = [(x, of_data), (pred_x, of_negatives)]
         if self.joint_forward:
-            both = {name: torch.cat([t, negative_conditions[name]]) for name, t in conditions.items()}
-            return self._energies(torch.cat([x, pred_x]), both)
-        return torch.cat([self._energies(x, conditions), self._energies(pred_x, negative_conditions)])
+            halves = [(torch.cat([x, pred_x]), {name: torch.cat([t, of_negatives[name]]) for name, t in of_data.items()})]
+        energies = []
+        for positions, conditions in halves:
+            args, kwargs = split_conditions(conditions)
+            energies.append(self.energies(positions, *args, **kwargs))
+        return energies[0] if self.joint_forward else torch.cat(energies)
 
-    def _energies(self, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
-        args, kwargs = split_conditions(conditions)
-        values = check_energies(self.energy(x, *args, **kwargs), x)
-        return values if values.dtype.itemsize >= 4 else values.float()  # for means of half-precision energies
+    def _conditions_of_negatives(
+        self, pred_x: Tensor, of_data: Mapping[str, Tensor], given: Mapping[str, Tensor] | None
+    ) -> Mapping[str, Tensor]:
+        if given is None:
+            given = of_data
+            if of_data and self.persistent:
+                n = 0 if self.negatives is None else len(self.negatives)
+                if self.negatives is None or n != len(pred_x):
+                    raise UsageError(
+                        f"the conditions of these {len(pred_x)} negatives are unknown, as the last draw gave {n}: pass "
+                        "negative_conditions to energy_gap()"
+                    )
+                given = self.negatives.conditions
+        if given.keys() != of_data.keys():
+            raise UsageError(f"the data have the conditions {sorted(of_data)}, the negatives {sorted(given)}: pass the same")
+        return name_conditions((), given, pred_x)  # one row for each negative, or an error that says so
 
-    def _conditions_of(self, pred_x: Tensor, conditions: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        last = None if self._negatives is None else self._negatives.x
-        if last is not None and (last.data_ptr(), last.shape) == (pred_x.data_ptr(), pred_x.shape):
-            assert self._negatives is not None
-            return self._negatives.conditions
-        return name_conditions((), conditions, pred_x)  # one row for each negative, or an error that says so
-
-    def _apart(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.generator is not None or world()[1] == 1 else self._generator_of_the_rank()
+    def _rank_generator(self) -> AbstractContextManager[None]:
+        return _NOTHING if self.generator is not None or world_size() == 1 else self._generator_of_rank()
 
     @contextmanager
-    def _generator_of_the_rank(self) -> Iterator[None]:
-        seed = int(torch.randint(2**62, ())) ^ (world()[0] * _GOLDEN % 2**62)
-        self.generator = torch.Generator(self.device).manual_seed(seed)
+    def _generator_of_rank(self) -> Iterator[None]:
+        seed = int(torch.randint(2**62, ()))  # equal on all ranks where their global seeds are
+        self.generator = stream_generator(seed, "chains", rank=rank(), device=self.device)
         try:
             yield
         finally:
             self.generator = None
 
     def _allocate(self, shape: tuple[int, ...], x: Tensor | None) -> Tensor:
-        chains, dtype, device = self.chains, self.dtype, self.device
-        chains.follow(dtype, device)  # the energy may have been moved by itself
-        if chains.x is not None and chains.hold(shape):
-            chains.share()
-            return chains.x
         initial = self.initial_distribution(shape[1:], x)
-        return chains.allocate(shape, initial, dtype=dtype, device=device, generator=self.generator)
+        return self.chains.allocate(shape, initial, dtype=self.dtype, device=self.device, generator=self.generator)
 
     def _check_batch(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or x.ndim < 2 or not x.shape[0]:
@@ -348,51 +426,53 @@ class BaseContrastiveDivergence(BaseLoss):
         if x.dtype != self.dtype and not torch.is_autocast_enabled(x.device.type):
             raise UsageError(f"x is {x.dtype} but the loss is {self.dtype}: pass x.to(loss.dtype), or move the loss")
 
-
-_GOLDEN = 0x9E3779B97F4A7C15  # spreads small numbers over all bits
-
-
-def _mean_of_finite(state: ChainState, value: Tensor) -> Tensor:
-    finite = state.finite()
-    return torch.where(finite, value, 0).sum() / finite.sum()
+    def _apply(self, fn: Any, recurse: bool = True) -> BaseContrastiveDivergence:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.negatives is not None:
+            self.negatives = self.negatives.with_tensors({name: fn(t) for name, t in self.negatives.tensors().items()})
+        return self
 
 
-# What a loss tells: of the energies of a batch's ``n`` data and its negatives, and of their weights.
-def _mean_data(energies: Tensor, weights: Tensor, n: int) -> Tensor:
-    return energies[:n].mean()
+_NOTHING = nullcontext()
 
 
-def _mean_negatives(energies: Tensor, weights: Tensor, n: int) -> Tensor:
-    return -(weights * energies)[n:].sum()
+def _first_tensor(energy: nn.Module, floating: bool = False) -> Tensor | None:
+    for module in energy.modules():
+        for tensors in (module._parameters, module._buffers):
+            for tensor in tensors.values():
+                if tensor is not None and (tensor.is_floating_point() or not floating):
+                    return tensor
+    return None
 
 
-def _gap(energies: Tensor, weights: Tensor, n: int) -> Tensor:
-    return (weights * energies).sum()
+def _normalised(weights: Tensor | None, counted: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns weights that sum to 1, equal unless given, and 0 where not ``counted``."""
+    if weights is None:
+        weights = counted.to(dtype)
+    else:
+        if weights.shape != counted.shape:
+            raise UsageError(f"weights must be {tuple(counted.shape)}, one for each example, got {tuple(weights.shape)}")
+        weights = torch.where(counted, weights.detach(), 0).to(dtype)
+        _assert_async((weights >= 0).all(), UsageError("a weight is negative: weights must be at least 0"))
+    total = weights.sum()
+    _assert_async(total, DivergenceError(_ALL_LOST))
+    return weights / total
 
 
-def _number_lost(energies: Tensor, weights: Tensor, n: int) -> Tensor:
-    return (weights[n:] == 0).sum()
-
-
-_MEASURES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
-    "energy_data": _mean_data,
-    "energy_negatives": _mean_negatives,
-    "energy_gap": _gap,
-    "quarantined": _number_lost,
-}
-
-
-def _assert_async(condition: Tensor, message: str) -> None:
-    """Raise unless ``condition`` holds; on an accelerator without waiting for the device."""
+def _assert_async(condition: Tensor, error: Exception) -> None:
+    """Raises ``error`` unless ``condition`` holds; on an accelerator without waiting for the device."""
     try:
-        torch._assert_async(condition, message)
-    except RuntimeError as error:
-        raise DivergenceError(
-            f"{message}: lower the step size or the learning rate, or regularise the energy "
-            "(energy_l2, spectral normalisation)"
-        ) from error
+        torch._assert_async(condition, str(error))
+    except RuntimeError as cause:
+        raise error from cause
+
+
+_ALL_LOST = (
+    "every negative sample is NaN or infinite, or has weight 0: lower the step size or the learning rate, or regularise the "
+    "energy (energy_l2, spectral normalisation)"
+)
 
 
 def _move_loaded_chains(loss: nn.Module, _: Any) -> None:
     assert isinstance(loss, BaseContrastiveDivergence)
-    loss.chains.follow(loss.dtype, loss.device)
+    loss.chains.move_to(loss.dtype, loss.device)

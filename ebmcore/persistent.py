@@ -1,33 +1,46 @@
-"""Base of the persistent contrastive-divergence variants: chains that go on where they stopped in the last step."""
+"""Base of the persistent contrastive-divergence variants: chains that continue where they stopped in the last step."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 
+from ebmcore.chains import Slots
 from ebmcore.conditions import condition, name_conditions
 from ebmcore.distributions import InitialDistribution, Uniform
 from ebmcore.errors import UsageError
 from ebmcore.losses import BaseContrastiveDivergence
 from ebmcore.samplers import ChainState, Sampler
 
+__all__ = ["BasePersistentContrastiveDivergence", "PersistentOptions"]
+
+
+class PersistentOptions(TypedDict, total=False):
+    """The keywords of every persistent variant, for a constructor that ends in ``**options: Unpack[PersistentOptions]``."""
+
+    n_chains: int
+    restart_prob: float
+    initial: Literal["model", "data", "uniform"] | InitialDistribution
+    energy_l2: float
+    joint_forward: bool
+
 
 class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
-    """Base of variants whose negative chains persist.
+    """Base of variants whose negative chains persist; a variant is only what differs.
 
     Each call draws as many different chains as the batch has examples (all of them, if they are fewer), moves them and writes
-    them back into their slots. A variant writes ``forward`` and ``compute_loss``.
+    them back into their slots.
 
     Args:
         energy: The model, any module ``(B, *shape) -> (B,)``.
         sampler: A `Sampler`; its whole state persists with the chain.
         k_steps: Transitions per call, at least 1.
         n_chains: Number of chains, independent of the batch size; in distributed training over all ranks.
-        restart_prob: Probability that a drawn chain starts anew from the initial distribution, in [0, 1].
+        restart_prob: Probability that a drawn chain restarts from the initial distribution, in [0, 1].
         initial: Where chains start: ``"model"``, the energy's own initial distribution (Bernoulli for binary units) or a
             standard normal where it has none; ``"data"``, the rows of the batch in turn; ``"uniform"``, uniform noise in
             [-1, 1]; or an object with ``sample(n, *, generator)``.
@@ -40,12 +53,7 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
     Example:
         >>> from ebmcore.testing import Identity, Quadratic
         >>> class PCD(BasePersistentContrastiveDivergence):
-        ...     def forward(self, x, *args, **kwargs):
-        ...         pred_x = self.draw_negatives(x, *args, **kwargs)
-        ...         return self.compute_loss(x, pred_x, *args, **kwargs), pred_x
-        ...
-        ...     def compute_loss(self, x, pred_x, *args, **kwargs):
-        ...         return self.energy_gap(x, pred_x, *args, **kwargs)
+        ...     pass
         >>> pcd = PCD(Quadratic((2,)), Identity(), n_chains=10)
         >>> loss, pred_x = pcd(torch.ones(4, 2))
         >>> pred_x.shape, pcd.chain.shape
@@ -54,6 +62,7 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
 
     persistent = True
     starts_at_data = False
+    slots: Slots  # where the chains of the last draw go back to
 
     def __init__(
         self,
@@ -82,35 +91,47 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
         self.restart_prob = restart_prob
         self.initial = initial
 
-    def start_chains(self, x: Tensor, *args: Any, **kwargs: Any) -> ChainState:
-        """Draw persistent chains, one for each row of ``x`` or all of them if they are fewer.
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        pred_x = self.draw_negatives(x, *args, **kwargs)
+        return self.compute_loss(x, pred_x, *args, **kwargs), pred_x
 
-        The store is filled from the initial distribution at first use. Drawn chains are restarted from it with probability
-        ``restart_prob``, with the conditions of the rows of ``x``; what the sampler had cached under older parameters is
-        refreshed.
+    def compute_loss(self, x: Tensor, pred_x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.energy_gap(x, pred_x, *args, **kwargs)
+
+    def start_chains(self, x: Tensor, *args: Any, **kwargs: Any) -> ChainState:
+        """Draws persistent chains, one for each row of ``x`` or all of them if they are fewer.
+
+        The store is filled from the initial distribution at first use. Drawn chains restart from it with probability
+        ``restart_prob``, under the conditions of the rows of ``x``; what the sampler cached under older parameters is refreshed.
         """
-        conditions, chains = name_conditions(args, kwargs, x), self.chains
+        chains, conditions = self.chains, name_conditions(args, kwargs, x)
         shape = (self.n_chains, *x.shape[1:])
-        if chains.x is not None and not chains.hold(shape):
+        if chains.matches(shape):
+            if (x.dtype, x.device) != (chains.tensors["x"].dtype, chains.tensors["x"].device):
+                chains.move_to(self.dtype, self.device)  # the energy may have been moved alone
+            chains.keep_local_shard()  # the process group may be younger than the chains
+        elif chains.x is None:
+            self._allocate(shape, x)
+        else:
             raise UsageError(
                 f"the loss holds {len(chains)} chains of shape {tuple(chains.x.shape[1:])}, but {self.n_chains} of shape "
                 f"{tuple(x.shape[1:])} were asked for: initialize_persistent_chain({shape}) starts new ones"
             )
-        own = self._allocate(shape, x)
-        n = min(x.shape[0], own.shape[0])
+        stored = chains.tensors["x"]
+        n = min(x.shape[0], stored.shape[0])
         started = self.initial_distribution(x.shape[1:], x).sample(n, generator=self.generator)
         fresh = self.new_chains(started.to(x), {name: t[:n] for name, t in conditions.items()})
         if chains.missing(fresh):
             # First use: every chain takes over conditions in turn, and gets whatever else its sampler carries.
-            turn = torch.arange(len(own), device=x.device) % len(x)
+            turn = torch.arange(len(stored), device=x.device) % len(x)
             known = {name: t[turn] for name, t in conditions.items()} | chains.conditions
-            chains.complete(self.new_chains(own, known))
-        state = chains.draw(fresh, restart_prob=self.restart_prob, generator=self.generator)
+            chains.fill_missing(self.new_chains(stored, known))
+        state, self.slots = chains.draw(fresh, restart_prob=self.restart_prob, generator=self.generator)
         return self.sampler.refresh(condition(self.energy, state.conditions), state)
 
     def keep_chains(self, state: ChainState) -> None:
-        """Write the chains back into the slots that they were drawn from."""
-        self.chains.write(state)
+        """Writes the chains back into the slots that they were drawn from."""
+        self.chains.write(state, self.slots)
 
     def initial_distribution(self, shape: Sequence[int], x: Tensor | None = None) -> InitialDistribution:
         if self.initial == "model":

@@ -1,6 +1,6 @@
 """Named random streams, each a pure function of (seed, stream, step, rank).
 
-A run that is killed and resumed draws the same numbers again because there is no generator state to lose.
+A run that is killed and resumed draws the same numbers again, because there is no generator state to lose.
 """
 
 from __future__ import annotations
@@ -9,9 +9,17 @@ import hashlib
 
 import torch
 
+__all__ = ["stream_generator", "stream_seed"]
+
 
 def stream_seed(seed: int, stream: str, step: int = 0, rank: int = 0) -> int:
-    """A 63-bit seed; any two different arguments give unrelated ones.
+    """Returns a 63-bit seed; any two different sets of arguments give unrelated seeds.
+
+    Args:
+        seed: Seed of the run.
+        stream: Name of what the numbers are for, such as ``"sampler"``.
+        step: Training step.
+        rank: Rank of the process.
 
     Example:
         >>> stream_seed(0, "data", step=1) == stream_seed(0, "data", step=1)
@@ -26,5 +34,5 @@ def stream_seed(seed: int, stream: str, step: int = 0, rank: int = 0) -> int:
 def stream_generator(
     seed: int, stream: str, step: int = 0, rank: int = 0, device: torch.device | str = "cpu"
 ) -> torch.Generator:
-    """A generator at the beginning of a stream."""
+    """Returns a generator at the beginning of a stream; see `stream_seed` for the arguments."""
     return torch.Generator(device=device).manual_seed(stream_seed(seed, stream, step, rank))

@@ -34,6 +34,8 @@ HEADINGS = {
     "dataset": "Data sets",
     "metric": "Metrics",
     "observer": "Observers",
+    "recipe": "Recipes",
+    "command": "Commands",
 }
 
 

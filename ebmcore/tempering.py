@@ -6,17 +6,19 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from ebmcore.conditions import Conditioned, condition, name_conditions
+from ebmcore.conditions import condition, name_conditions
 from ebmcore.distributions import BaseDistribution
 from ebmcore.energies import supports, value_and_grad
+
+__all__ = ["SupportsTempering", "Tempered", "tempered"]
 
 
 @runtime_checkable
 class SupportsTempering(Protocol):
-    """Its own path from a base distribution to itself, where ``beta * E`` is not the right one."""
+    """A tempered path of its own, where ``beta * E`` is not the right one."""
 
     def tempered(self, beta: Tensor, base: BaseDistribution | None = None) -> nn.Module:
-        """The energy at inverse temperatures ``beta`` ``(N,)`` or ``(K, N)``: see `tempered`."""
+        """Returns the energy at inverse temperatures ``beta`` ``(N,)`` or ``(K, N)``: see `tempered`."""
         ...
 
 
@@ -36,7 +38,7 @@ class Tempered(nn.Module):
         return energies
 
     def value_and_grad(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Energies ``(N,)`` and their gradient; in closed form where the energy has one."""
+        """Returns energies ``(N,)`` and their gradient, in closed form where the energy has one."""
         value, grad = value_and_grad(condition(self.energy, name_conditions(args, kwargs, x)), x)
         beta = self.beta.expand(len(x))
         rows = beta.view(-1, *(1,) * (x.ndim - 1))
@@ -48,7 +50,7 @@ class Tempered(nn.Module):
 
 
 def tempered(energy: nn.Module, beta: Tensor, base: BaseDistribution | None = None) -> nn.Module:
-    """The energy at inverse temperatures ``beta``, one for each chain.
+    """Returns the energy at inverse temperatures ``beta``, one for each chain.
 
     At ``beta = 1`` it is the energy. At ``beta = 0`` it is ``-log p_0(x)``, normalised, where ``base`` gives ``p_0``, and
     constant where it does not. An energy with the capability `SupportsTempering` brings its own path: an RBM scales its
@@ -66,8 +68,6 @@ def tempered(energy: nn.Module, beta: Tensor, base: BaseDistribution | None = No
         >>> tempered(Quadratic((2,)), torch.tensor([0.0, 0.5, 1.0]))(torch.ones(3, 2)).tolist()
         [0.0, 0.5, 1.0]
     """
-    if isinstance(energy, Conditioned):  # the energy itself is tempered, so that its capabilities stay
-        return energy.around(tempered(energy.energy, beta, base))
     if supports(energy, SupportsTempering):
         own: nn.Module = energy.tempered(beta, base)  # type: ignore[operator]
         return own

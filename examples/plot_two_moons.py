@@ -22,7 +22,7 @@ pcd = ebmcore.create_loss("pcd", energy, langevin, k_steps=20, n_chains=2000, re
 
 # %%
 # Train. All randomness is a function of the seed.
-fit(pcd, moons, steps=400, batch_size=256, lr=2e-3, lr_schedule="linear", seed=0, progress=False)
+fit(pcd, moons, steps=400, batch_size=256, lr=2e-3, schedules={"optimizer.lr": "linear(end=0)"}, seed=0, progress=False)
 
 # %%
 # The learned density up to its constant, and where the persistent chains are at the end.

@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+import wheels as builder
 from broken_plugins import NAME
+from environments import Environment
 from installed_plugins import Installed
 
-from ebmcore.compiling import graph as tracing
+from ebmcore.compiling import graph
 
 torch.set_num_threads(1)
 
@@ -47,6 +49,41 @@ def install(tmp_path, monkeypatch):
     return make
 
 
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory):
+    """One wheel of each of our distributions."""
+    return builder.build(tmp_path_factory.mktemp("wheels"))
+
+
+class Site(Environment):
+    """An environment in which commands are written as a user types them."""
+
+    def __call__(self, command, cwd=None):
+        return self.run("/bin/sh", "-c", command, cwd=cwd)
+
+    def check(self, *command, cwd=None):
+        return super().check(*(["/bin/sh", "-c", *command] if len(command) == 1 else command), cwd=cwd)
+
+
+@pytest.fixture
+def environment(tmp_path, wheels, tmp_path_factory):
+    """Makes a clean environment with the named requirements."""
+    links = tmp_path_factory.getbasetemp() / "links"
+
+    def make(*requirements):
+        return Site(tmp_path / f"environment-{len(list(tmp_path.iterdir()))}", wheels, requirements, links)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def everything(tmp_path_factory, wheels):
+    """An environment with all our distributions, and with what plugins are built and tested with; shared, as it takes seconds."""
+    folder = tmp_path_factory.mktemp("everything")
+    requirements = ("ebmcore[all]", "hatchling", "editables", "build", "pytest")
+    return Site(folder / "environment", wheels, requirements, folder / "links")
+
+
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
     """Makes a distribution whose plugin is a module of the given source."""
@@ -67,5 +104,5 @@ def plugin(tmp_path, monkeypatch):
 
 @pytest.fixture
 def interpreted(monkeypatch):
-    """Graphs run as they were traced: what inductor makes of them is tested once."""
-    monkeypatch.setattr(tracing, "by_inductor", lambda graph, inputs: graph)
+    """Makes graphs run as they were traced: what inductor makes of them has tests of its own."""
+    monkeypatch.setattr(graph, "compile_with_inductor", lambda module, inputs: module)

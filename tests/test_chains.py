@@ -7,7 +7,7 @@ import torch
 
 from ebmcore.chains import PersistentChains
 from ebmcore.distributions import Normal
-from ebmcore.errors import UsageError
+from ebmcore.errors import EbmcoreError, UsageError
 from ebmcore.samplers import ChainState
 
 
@@ -21,34 +21,37 @@ def fresh(n=64, dim=2, value=0.0):
     return ChainState(torch.full((n, dim), value))
 
 
-def test_ten_thousand_updates_keep_every_chain_and_its_id():
+def test_updates_lose_no_chain():
+    """Ten thousand draws of 64 of 100 chains leave each chain with its id and position."""
     chains = store()
     before = {int(i): x.clone() for i, x in zip(chains.ids, chains.x, strict=True)}
     generator = torch.Generator().manual_seed(1)
     for _ in range(10_000):
-        chains.write(chains.draw(fresh(), generator=generator))
+        chains.write(*chains.draw(fresh(), generator=generator))
     assert sorted(chains.ids.tolist()) == list(range(100))
     assert all(torch.equal(before[int(i)], x) for i, x in zip(chains.ids, chains.x, strict=True))
 
 
-def test_identity_and_age_travel_with_the_chain_through_the_store():
+def test_id_and_age_follow_the_chain():
+    """What is written back reaches the slot of the chain's id, whatever number the slot has."""
     chains = store(10)
-    chains._tensors["id"].copy_(torch.arange(10).flip(0))  # not the slot's number
-    moved = chains.draw(fresh(10))
+    chains.tensors["id"].copy_(torch.arange(10).flip(0))  # not the slot's number
+    moved, slots = chains.draw(fresh(10))
     before = chains.x.clone()
-    chains.write(ChainState(moved.x + chains.ids[chains._drawn.slots, None]))
+    chains.write(ChainState(moved.x + chains.ids[slots.index, None]), slots)
     assert torch.equal(chains.ids, torch.arange(10).flip(0))
     assert torch.equal(chains.x, before + chains.ids[:, None])
     assert chains.ages.tolist() == [1] * 10
 
 
-def test_a_draw_holds_no_chain_twice_and_every_slot_is_reached():
+def test_draw_without_replacement():
+    """A draw holds no chain twice, and all slots are reached equally often, also where the batch does not divide them."""
     chains = store(100)
-    chains._tensors["x"].copy_(torch.arange(100.0)[:, None].expand(100, 2))
+    chains.tensors["x"].copy_(torch.arange(100.0)[:, None].expand(100, 2))
     generator = torch.Generator().manual_seed(0)
     seen = torch.zeros(100)
     for _ in range(200):
-        drawn = chains.draw(fresh(64), generator=generator).x[:, 0].long()
+        drawn = chains.draw(fresh(64), generator=generator)[0].x[:, 0].long()
         assert len(drawn.unique()) == 64
         seen[drawn] += 1
     # 200 draws of 64 of 100: mean 128, standard deviation 6.8; all slots alike.
@@ -56,12 +59,13 @@ def test_a_draw_holds_no_chain_twice_and_every_slot_is_reached():
     assert seen.max() < 128 + 5 * 6.8
 
 
-def test_a_restart_is_a_fresh_sample_of_the_initial_distribution():
+def test_restarts_are_fresh_samples():
+    """At the given rate, with mean and spread of the initial distribution; the others stay as they are."""
     chains = store(20_000, 1)
     initial = Normal(torch.tensor([3.0]), 2.0)
     generator = torch.Generator().manual_seed(0)
     state = ChainState(initial.sample(20_000, generator=generator))
-    drawn = chains.draw(state, restart_prob=0.25, generator=generator)
+    drawn, _ = chains.draw(state, restart_prob=0.25, generator=generator)
     restarted = (drawn.x == state.x).squeeze(1)
     assert restarted.double().mean().item() == pytest.approx(0.25, abs=0.012)  # 4 standard errors
     assert drawn.x[restarted].mean().item() == pytest.approx(3.0, abs=0.12)
@@ -69,69 +73,108 @@ def test_a_restart_is_a_fresh_sample_of_the_initial_distribution():
     assert drawn.x[~restarted].mean().item() == pytest.approx(0.0, abs=0.04)
 
 
-def test_a_restarted_chain_is_young_again_and_keeps_its_id():
+def test_restarts_reset_age_not_id():
     chains = store(10)
     for _ in range(3):
-        chains.write(chains.draw(fresh(10)))
-    chains.write(chains.draw(fresh(10), restart_prob=1.0))
+        chains.write(*chains.draw(fresh(10)))
+    chains.write(*chains.draw(fresh(10), restart_prob=1.0))
     assert chains.ages.tolist() == [1] * 10
     assert sorted(chains.ids.tolist()) == list(range(10))
 
 
-def test_a_chain_that_is_not_finite_is_started_anew():
+def test_a_lost_chain_restarts():
+    """A chain written back as NaN becomes the fresh one of its draw, with age 0."""
     chains = store(10)
-    state = chains.draw(fresh(10, value=7.0))
+    state, slots = chains.draw(fresh(10, value=7.0))
     lost = torch.arange(10) == 3
-    slot = chains._drawn.slots[3]
-    chains.write(ChainState(state.x.masked_fill(lost[:, None], torch.nan)))
+    slot = slots.index[3]
+    chains.write(ChainState(state.x.masked_fill(lost[:, None], torch.nan)), slots)
     assert chains.x.isfinite().all()
     assert chains.x[slot].tolist() == [7.0, 7.0]
     assert chains.ages[slot] == 0
 
 
-def test_labels_travel_with_their_chain():
+def test_labels_follow_their_chain():
+    """Over a hundred draws each chain keeps its own label."""
     chains = store(50)
     labels = torch.arange(50)
-    chains.complete(ChainState(chains.x, conditions={"0": labels}))
+    chains.fill_missing(ChainState(chains.x, conditions={"0": labels}))
     tagged = chains.x.clone()
     generator = torch.Generator().manual_seed(0)
     for _ in range(100):
-        state = chains.draw(ChainState(torch.zeros(16, 2), conditions={"0": torch.zeros(16).long()}), generator=generator)
+        start = ChainState(torch.zeros(16, 2), conditions={"0": torch.zeros(16).long()})
+        state, slots = chains.draw(start, generator=generator)
         assert torch.equal(state.x, tagged[state.conditions["0"]])
-        chains.write(state)
+        chains.write(state, slots)
     assert sorted(chains.conditions["0"].tolist()) == list(range(50))
 
 
-def test_the_drawn_state_is_a_copy():
+@pytest.mark.parametrize("n", [10, 4], ids=["all", "some"])
+def test_a_drawn_state_is_a_copy(n):
+    """Writing into what was drawn changes nothing in the store."""
     chains = store(10)
     before = chains.x.clone()
-    chains.draw(fresh(10)).x.fill_(9.0)
+    chains.draw(fresh(n))[0].x.fill_(9.0)
     assert torch.equal(chains.x, before)
 
 
-def test_the_store_keeps_its_tensors_in_place():
+def test_a_full_draw_is_in_order():
+    """All chains are drawn in the order of their slots, and no random number is used for it."""
+    chains, generator = store(10), torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    state, slots = chains.draw(fresh(10), generator=generator)
+    assert torch.equal(state.x, chains.x)
+    assert slots.index.tolist() == list(range(10))
+    assert torch.equal(before, generator.get_state())
+
+
+def test_draw_returns_its_slots():
+    """``slots.index`` says, row by row, in which slot of the store a drawn chain lives."""
     chains = store(10)
-    live = chains.x
-    chains.write(chains.draw(fresh(4)))
-    assert chains.x is live
+    state, slots = chains.draw(fresh(4), generator=torch.Generator().manual_seed(0))
+    assert slots.index.dtype == torch.int64
+    assert slots.index.tolist() != sorted(slots.index.tolist())
+    assert torch.equal(state.x, chains.x[slots.index])
+    before = chains.x.clone()
+    chains.write(ChainState(state.x + 1), slots)
+    before[slots.index] += 1
+    assert torch.equal(chains.x, before)
+    assert chains.ages[slots.index].tolist() == [1] * 4
+    assert chains.ages.sum() == 4
 
 
-def test_writing_and_reading_many_times_changes_no_value():
-    # Integer storage would floor 0.95 to 0.878 in twenty visits.
+def test_the_live_tensor_stays():
+    """The positions are the same tensor object over draws of all chains and of some, and over a resampling."""
+    chains = store(10)
+    live, pointer = chains.x, chains.x.data_ptr()
+    for n in (10, 4, 10):
+        state, slots = chains.draw(fresh(n))
+        chains.write(ChainState(state.x + 1), slots)
+    chains.resample(torch.arange(10.0))
+    assert chains.x is chains.tensors["x"] is live
+    assert live.data_ptr() == pointer
+    assert torch.equal(live, chains.draw(fresh(10))[0].x)
+
+
+def test_visits_change_no_value():
+    """Integer storage would floor 0.95 to 0.878 in twenty visits."""
     chains = PersistentChains()
     chains.allocate((10, 4), Normal(torch.full((4,), 0.95), 0.0))
     for _ in range(20):
-        chains.write(chains.draw(ChainState(torch.zeros(10, 4))))
+        chains.write(*chains.draw(ChainState(torch.zeros(10, 4))))
     assert chains.x.dtype == torch.float32
     assert chains.x.mean().item() == pytest.approx(0.95, abs=1e-6)
 
 
-def test_chains_take_the_dtype_asked_for_whatever_the_initial_distribution_gives():
+def test_allocate_casts_to_the_dtype():
+    """Whatever dtype the initial distribution gives."""
     chains = PersistentChains()
     assert chains.allocate((10, 2), Normal(torch.zeros(2).double()), dtype=torch.float32).dtype == torch.float32
 
 
-def test_chains_never_write_into_the_tensor_that_they_started_from():
+def test_chains_share_no_initial_tensor():
+    """An initial distribution that hands out its own tensor finds it unchanged."""
+
     class Own:
         x = torch.zeros(10, 2)
 
@@ -140,12 +183,12 @@ def test_chains_never_write_into_the_tensor_that_they_started_from():
 
     chains, initial = PersistentChains(), Own()
     chains.allocate((10, 2), initial)
-    state = chains.draw(fresh(10))
-    chains.write(ChainState(state.x + 1))
+    state, slots = chains.draw(fresh(10))
+    chains.write(ChainState(state.x + 1), slots)
     assert torch.equal(initial.x, torch.zeros(10, 2))
 
 
-def test_an_initial_distribution_that_raises_is_not_swallowed():
+def test_initial_errors_reach_the_caller():
     class Broken:
         def sample(self, n, *, generator=None):
             raise ZeroDivisionError("no chains today")
@@ -154,10 +197,11 @@ def test_an_initial_distribution_that_raises_is_not_swallowed():
         PersistentChains().allocate((10, 2), Broken())
 
 
-def test_a_used_store_loads_into_a_fresh_one():
+def test_a_fresh_store_loads_a_used_one():
+    """Every tensor, conditions included, by a strict load."""
     used = store(10)
-    used.complete(ChainState(used.x, conditions={"label": torch.arange(10)}))
-    used.write(used.draw(ChainState(torch.zeros(4, 2), conditions={"label": torch.zeros(4).long()})))
+    used.fill_missing(ChainState(used.x, conditions={"label": torch.arange(10)}))
+    used.write(*used.draw(ChainState(torch.zeros(4, 2), conditions={"label": torch.zeros(4).long()})))
     loaded = PersistentChains()
     assert loaded.load_state_dict(used.state_dict()).missing_keys == []
     assert len(loaded) == 10
@@ -165,14 +209,15 @@ def test_a_used_store_loads_into_a_fresh_one():
         assert torch.equal(loaded.state_dict()[name], tensor)
 
 
-def test_a_loaded_store_shares_no_memory_with_its_source():
+def test_loading_shares_no_memory():
     used, loaded = store(10), PersistentChains()
     loaded.load_state_dict(used.state_dict())
     loaded.x.zero_()
     assert used.x.abs().sum() > 0
 
 
-def test_loading_nothing_into_a_used_store_is_a_missing_key_and_loses_nothing():
+def test_loading_nothing_loses_nothing():
+    """A strict load names the missing keys; one that is not strict leaves the chains."""
     chains = store(10)
     with pytest.raises(RuntimeError, match=r"Missing key.*x"):
         chains.load_state_dict({})
@@ -188,59 +233,168 @@ def test_an_incomplete_state_is_refused(left_out):
         PersistentChains().load_state_dict(state)
 
 
-def test_moving_the_store_moves_floating_tensors_only():
+def test_double_moves_floating_tensors_only():
     chains = store(10).double()
     assert chains.x.dtype == torch.float64
     assert chains.ids.dtype == chains.ages.dtype == torch.int64
 
 
-def test_chains_are_no_buffers_that_data_parallel_would_broadcast():
+def test_chains_are_no_buffers():
+    """`DistributedDataParallel` would overwrite those of every rank."""
     assert list(store(10).buffers()) == []
 
 
-def test_drawing_more_than_there_are_is_an_error():
+def test_draw_refuses_too_many():
     with pytest.raises(UsageError, match="cannot draw 64 different chains from 10"):
         store(10).draw(fresh(64))
 
 
-def test_writing_without_a_draw_is_an_error():
-    with pytest.raises(UsageError, match="draw them first"):
-        store(10).write(fresh(10))
+def test_write_needs_every_drawn_chain():
+    chains = store(10)
+    _, slots = chains.draw(fresh(10))
+    with pytest.raises(UsageError, match="10 chains were drawn, but 9 are to be written"):
+        chains.write(fresh(9), slots)
 
 
-def test_a_state_of_another_sampler_is_an_error():
+def test_draw_refuses_another_samplers_state():
+    """A state with a tensor that the store does not hold."""
     with pytest.raises(UsageError, match="another sampler"):
         store(10).draw(ChainState(torch.zeros(4, 2), conditions={"0": torch.zeros(4)}))
 
 
 @pytest.mark.parametrize("shape", [(0, 2), ()])
-def test_no_chains_is_an_error(shape):
+def test_allocate_refuses_no_chains(shape):
     with pytest.raises(UsageError, match="number of chains"):
         PersistentChains().allocate(shape, Normal(torch.zeros(2)))
 
 
-def test_a_file_in_which_chains_are_missing_and_others_twice_is_an_error():
+def test_loading_refuses_doubled_chains():
+    """As in one rank's file of two; the message says how to save instead."""
     saved = store(8).state_dict()
     saved["id"] = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])  # as one rank's file of two
-    with pytest.raises(RuntimeError, match=r"missing and others there twice.*torch.distributed.checkpoint on all ranks"):
+    with pytest.raises(RuntimeError, match=r"missing, others are there twice.*torch.distributed.checkpoint on all ranks"):
         PersistentChains().load_state_dict(saved)
 
 
-def test_following_the_energy_to_another_type_leaves_what_a_sampler_keeps_in_float64():
+def test_move_to_keeps_float64_tensors():
+    """What a sampler keeps wider than the positions stays so when they follow the energy to another type."""
     chains = store(4)
-    chains._tensors["log_step"] = torch.zeros(4, dtype=torch.float64)
-    chains.follow(torch.bfloat16, torch.device("cpu"))
+    chains.tensors["log_step"] = torch.zeros(4, dtype=torch.float64)
+    chains.move_to(torch.bfloat16, torch.device("cpu"))
     assert chains.x.dtype == torch.bfloat16
-    assert chains._tensors["log_step"].dtype == torch.float64
+    assert chains.tensors["log_step"].dtype == torch.float64
     assert chains.ids.dtype == torch.int64
 
 
-def test_chains_of_a_sampler_with_other_options_are_an_error_with_advice():
+def test_draw_refuses_another_shape():
+    """The message names the tensor and both shapes."""
     chains = store(4)
-    with pytest.raises(UsageError, match=r"x of the chains has the shape \(2,\) for each, of the sampler's state \(3,\)"):
+    with pytest.raises(
+        UsageError, match=r"the sampler's state has x of shape \(3,\) for each chain, the store holds the shape \(2,\)"
+    ):
         chains.draw(fresh(2, dim=3))
 
 
-def test_chains_do_not_start_under_inference_mode():
+def test_allocate_refuses_inference_mode():
     with torch.inference_mode(), pytest.raises(UsageError, match="use torch.no_grad"):
         store(4)
+
+
+def test_resampling_renames_copies():
+    """Chains of weight 0 give way to copies; a survivor keeps slot and id, a copy gets an id that no chain had."""
+    chains = store(6)
+    chains.tensors["x"].copy_(torch.arange(6.0)[:, None].expand(6, 2))
+    source = chains.resample(torch.tensor([0.0, 3.0, 0.0, 1.0, 2.0, 0.0]), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(chains.x[:, 0].long(), source)
+    assert source[[1, 3, 4]].tolist() == [1, 3, 4]
+    assert sorted(source.tolist()) == [1, 1, 1, 3, 4, 4]
+    assert chains.ids[[1, 3, 4]].tolist() == [1, 3, 4]
+    assert len(chains.ids.unique()) == 6
+    assert chains.ids[[0, 2, 5]].tolist() == [6, 8, 11]
+    chains.resample(torch.tensor([1.0, 0, 0, 0, 0, 0]))
+    assert chains.ids.tolist() == [6, 7, 14, 9, 10, 17]
+
+
+def test_resampling_is_unbiased():
+    """Over many calls a chain is kept in proportion to its weight."""
+    weights = torch.tensor([0.1, 0.2, 0.3, 0.4]).double()
+    generator, counts = torch.Generator().manual_seed(0), torch.zeros(4)
+    for _ in range(4000):
+        counts += torch.bincount(store(4).resample(weights, generator=generator), minlength=4)
+    # Each count is rounded up or down: its standard deviation is below 0.5.
+    assert ((counts / 4000 - 4 * weights).abs() < 4 * 0.5 / 4000**0.5).all()
+
+
+def test_resampling_needs_a_weight_per_chain():
+    with pytest.raises(UsageError, match="one weight for each of the 4 chains"):
+        store(4).resample(torch.ones(3))
+
+
+def test_resampling_never_reuses_an_id():
+    """Over fifty resamplings the ids are unique, and a chain that is new has an id that no chain had before."""
+    chains, generator = store(8), torch.Generator().manual_seed(0)
+    used = set(chains.ids.tolist())
+    for _ in range(50):
+        before = chains.ids.clone()
+        source = chains.resample(torch.rand(8, generator=generator) ** 4, generator=generator)
+        kept = source == torch.arange(8)
+        assert torch.equal(chains.ids[kept], before[kept])
+        assert len(chains.ids.unique()) == 8
+        new = set(chains.ids[~kept].tolist())
+        assert not new & used
+        used |= new
+    assert len(used) > 100
+
+
+def test_resampling_copies_the_whole_chain():
+    """State tensors, age and conditions of a copy are those of the chain that it was copied from."""
+    chains = store(6)
+    number = torch.arange(6)
+    chains.fill_missing(ChainState(chains.x, conditions={"label": 10 * number}))
+    chains.tensors["momentum"] = number[:, None].double().expand(6, 3).clone()
+    chains.tensors["age"].copy_(100 * number)
+    before = chains.x.clone()
+    source = chains.resample(torch.tensor([0.0, 3.0, 0.0, 1.0, 2.0, 0.0]), generator=torch.Generator().manual_seed(0))
+    assert len(source.unique()) < 6
+    assert torch.equal(chains.x, before[source])
+    assert torch.equal(chains.conditions["label"], 10 * source)
+    assert torch.equal(chains.tensors["momentum"], source[:, None].double().expand(6, 3))
+    assert chains.tensors["momentum"].dtype == torch.float64
+    assert torch.equal(chains.ages, 100 * source)
+
+
+def test_resampling_keeps_equal_weights():
+    """Chains of equal weight stay as they are, each in its slot with its id."""
+    chains = store(7)
+    before = chains.x.clone()
+    for seed in range(20):
+        source = chains.resample(torch.full((7,), 0.3), generator=torch.Generator().manual_seed(seed))
+        assert source.tolist() == list(range(7))
+    assert torch.equal(chains.x, before)
+    assert chains.ids.tolist() == list(range(7))
+
+
+def test_resampling_counts_in_float64():
+    """Of 100,000 chains the last, of weight 0, is never kept; positions in float32 round up to the end of the weights."""
+    seed = next(s for s in range(10_000) if torch.rand((), generator=torch.Generator().manual_seed(s)) > 0.998)
+    chains, weights = store(100_000, 1), torch.ones(100_000)
+    weights[-1] = 0
+    assert chains.resample(weights, generator=torch.Generator().manual_seed(seed))[-1] != 99_999
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0.0, 0.0], [1.0, torch.nan, 1.0], [1.0, -1.0, 1.0], [1.0, torch.inf, 1.0]])
+def test_resampling_refuses_impossible_weights(weights):
+    """Weights that are NaN, infinite, negative or all 0 raise; they do not make every chain a copy of the last."""
+    chains = store(3)
+    before = chains.x.clone()
+    with pytest.raises((EbmcoreError, ValueError)):
+        chains.resample(torch.tensor(weights))
+    assert torch.equal(chains.x, before)
+
+
+@pytest.mark.parametrize("narrowed", [lambda c: c.float(), lambda c: c.to(torch.float32)], ids=["float", "to"])
+def test_float_keeps_float64_records(narrowed):
+    """A float32 store stays as it is under ``.float()``: a log-weight that a sampler keeps in float64 is not narrowed."""
+    chains = store(4)
+    chains.tensors["log_weight"] = torch.full((4,), 1e6, dtype=torch.float64) + 1e-3
+    assert narrowed(chains).tensors["log_weight"].dtype == torch.float64

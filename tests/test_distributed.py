@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import replace
 from tempfile import TemporaryDirectory
 
@@ -15,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import ebmcore
-from ebmcore import BaseSampler
+from ebmcore import BaseSampler, distributed
 from ebmcore.errors import UsageError
 from ebmcore.testing import Identity, Quadratic
 
@@ -31,9 +32,9 @@ def enter(rank, world, meeting, function, *args):
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     try:
         function(rank, *args)
-        dist.barrier()
+        distributed.barrier()
     finally:
-        dist.destroy_process_group()
+        distributed.shutdown()
 
 
 def pcd(n_chains=11):
@@ -91,7 +92,10 @@ def written_by_one(rank, path):
     if rank == 0:
         torch.save(loss.state_dict(), path)
     dist.barrier()
-    with pytest.raises(RuntimeError, match=r"others there twice.*torch.distributed.checkpoint on all ranks"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"some of its 8 chains are missing, others are there twice.*torch.distributed.checkpoint on all ranks",
+    ):
         pcd(8).load_state_dict(torch.load(path, weights_only=False))
 
 
@@ -152,27 +156,73 @@ def read(rank, path, expected):
     assert loss.chains.ids.tolist() == list(range(first, last))
 
 
-def test_chains_are_shared_between_ranks_and_data_parallel_leaves_them_alone():
+def test_outside_a_group_there_is_one_rank():
+    assert (distributed.rank(), distributed.world_size()) == distributed.world() == (0, 1)
+
+
+def test_outside_a_group_nothing_waits():
+    """`barrier` and `shutdown` return at once, also twice; the mean over one rank is the value itself."""
+    for _ in range(2):
+        assert distributed.barrier() is None
+        assert distributed.shutdown() is None
+    value = torch.ones(2)
+    assert distributed.mean_over_ranks(value) is value
+
+
+def in_a_group(rank):
+    assert (distributed.rank(), distributed.world_size()) == distributed.world() == (rank, 2)
+    value = torch.tensor([1.0, 3.0])[rank].expand(3)
+    assert distributed.mean_over_ranks(value).tolist() == [2.0, 2.0, 2.0]
+    assert value.tolist() == [1.0 + 2 * rank] * 3
+    distributed.shutdown()
+    assert not dist.is_initialized()
+    assert distributed.world() == (0, 1)
+
+
+def test_ranks_in_a_group():
+    """Rank and number of ranks; the mean is a new tensor; after `shutdown` there is one rank again."""
+    run(in_a_group, 2)
+
+
+def in_turn(rank, path):
+    if rank == 0:
+        time.sleep(0.5)
+        path.write_text("written")
+    distributed.barrier()
+    assert path.exists()
+
+
+def test_a_barrier_waits_for_all(tmp_path):
+    """A file that rank 0 writes late is there for rank 1 after the barrier."""
+    run(in_turn, 2, tmp_path / "file")
+
+
+def test_ranks_share_the_chains():
+    """Each rank has its own chains; `DistributedDataParallel` leaves them alone."""
     run(shards_and_broadcast, 3)
 
 
-def test_gradients_of_two_ranks_are_those_of_the_whole_batch():
+def test_two_ranks_give_one_gradient():
+    """That of the whole batch on one process."""
     loss = ebmcore.create_loss("cd", Quadratic((2,)), Identity())
     x = torch.arange(16.0).view(8, 2)
     loss.compute_loss(x, 2 * x).backward()
     run(gradients, 2, loss.energy.precision.grad)
 
 
-def test_fast_weights_of_two_ranks_are_those_of_the_whole_batch_and_move_the_chains_of_both():
+def test_two_ranks_share_fast_weights():
+    """They are those of the whole batch, and move the chains of both ranks."""
     run(fast_weights, 2, *two_steps_of_fpcd(0, 1))
 
 
-def test_too_few_chains_for_the_ranks_are_an_error_with_advice():
+def test_too_few_chains_are_refused():
+    """The message says how many to ask for, where a rank would have none."""
     run(too_few, 3)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
-def test_chains_saved_by_two_ranks_are_read_by_three_and_by_one(tmp_path):
+def test_chains_resume_on_other_ranks(tmp_path):
+    """Saved by two ranks and read by three, two and one, each chain is there once."""
     from torch.distributed.checkpoint.state_dict_loader import load
 
     run(written, 2, tmp_path / "saved")
@@ -184,24 +234,49 @@ def test_chains_saved_by_two_ranks_are_read_by_three_and_by_one(tmp_path):
         run(read, world, tmp_path / "saved", whole["chains.x"])
 
 
-def test_chains_that_were_started_before_the_process_group_are_shared_in_it():
+def test_chains_older_than_the_group():
+    """Chains started before the process group are shared in it."""
     loss = pcd(8)
     loss.initialize_persistent_chain((8, 2))
     run(share_after_the_start, 2, loss)
 
 
-def test_ranks_with_the_same_seed_draw_different_chains():
+def resamples(rank):
+    loss = pcd(8)
+    own = loss.initialize_persistent_chain((8, 2)).clone()
+    ids = list(range(8))
+    used = set(ids)
+    for i in range(5):
+        source = loss.chains.resample(torch.tensor([0.0, 1.0, 0.0, 2.0]).roll(i + rank))
+        own = own[source]
+        assert torch.equal(loss.chain, own)
+        before, ids = ids, loss.state_dict()["chains.id"].full_tensor().tolist()
+        new = {now for was, now in zip(before, ids, strict=True) if now != was}
+        assert not new & used
+        used |= new
+        assert len(set(ids)) == 8
+
+
+def test_ranks_resample_their_own_chains():
+    """Chains stay on their rank; a copy has an id that no chain of any rank had before."""
+    run(resamples, 2)
+
+
+def test_equal_seeds_give_different_chains():
+    """Ranks whose global seeds are equal draw different chains, and repeat with that seed."""
     run(the_same_seed, 2)
 
 
-def test_a_file_that_one_rank_saved_is_refused(tmp_path):
+def test_one_ranks_file_is_refused(tmp_path):
+    """One rank's ``torch.save`` holds its share twice and not the others'; the message says how to save."""
     run(written_by_one, 2, tmp_path / "saved")
 
 
-def test_one_ranks_share_is_no_whole_after_the_process_group():
+def test_a_share_is_no_whole():
+    """One rank's share is neither trained on nor saved after the process group."""
     loss = pcd(8)
     loss.initialize_persistent_chain((8, 2))
-    loss.chains._tensors = {name: tensor[:4] for name, tensor in loss.chains._tensors.items()}
+    loss.chains.tensors = {name: tensor[:4] for name, tensor in loss.chains.tensors.items()}
     with pytest.raises(UsageError, match="4 of 8 chains, one rank's share of a process group that is no more"):
         loss(torch.zeros(4, 2))
     with pytest.raises(UsageError, match="4 of 8 chains"):

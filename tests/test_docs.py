@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import inspect
+import os
 import re
 import shlex
 import subprocess
@@ -18,6 +20,7 @@ from ebmcore.cli import COMMANDS, main
 from ebmcore.host import hookspecs
 from ebmcore.host.report import State
 from ebmcore.host.settings import VARIABLES
+from ebmcore.testing import run_checks
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -40,14 +43,14 @@ def test_every_hook_is_documented_with_its_signature(hook):
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_has_a_test(hook):
-    tests = (ROOT / "tests/test_host.py").read_text()
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_host.py"))
     assert re.search(rf"def test_hook_{hook}\b", tests)
 
 
 def test_each_method_of_register_is_documented():
-    signature = str(inspect.signature(host.registry.RegisterKind.__call__)).replace("'", "")
-    assert signature == "(self, name: str, target: str | type[Any], *, deprecated_aliases: Sequence[str] = ()) -> None"
-    assert "register.loss(name, target, *, deprecated_aliases=())" in page("hooks.md")
+    _, *parameters = inspect.signature(host.registry.RegisterKind.__call__).parameters.values()
+    bare = inspect.Signature([p.replace(annotation=p.empty) for p in parameters])
+    assert f"register.loss{bare}" in page("hooks.md")
     for kind in host.KINDS:
         assert f"| `register.{kind}` |" in page("hooks.md")
 
@@ -111,13 +114,65 @@ def test_every_page_is_reached_from_the_index():
     }
 
 
-def test_the_commands_of_getting_started_run(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["getting-started", "training"])
+def test_commands_of_the_page_run(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    commands = re.findall(r"```bash\n(.*?)```", (DOCS / "getting-started.md").read_text(), re.DOTALL)
+    commands = re.findall(r"```bash\n(.*?)```", (DOCS / f"{name}.md").read_text(), re.DOTALL)
+    assert commands
     for command in "".join(commands).splitlines():
         program, *arguments = shlex.split(command)
         assert program == "ebmcore"
         assert main(arguments) == 0, f"{command}: {capsys.readouterr().err}"
+
+
+# Components on pages, which the kit tries: a module of the code blocks of each page, in their order.
+SHOWN = {
+    "losses-beyond-cd": ["DenoisingScoreMatching", "ClassifyingScoreMatching", "ShortRun", "LearntNoise"],
+    "write-a-plugin": ["MyLangevin"],
+}
+
+
+def code(name):
+    language = r"\{code-block\} python" if name == "write-a-plugin" else "python"
+    return "\n".join(re.findall(rf"```{language}\n(.*?)```", (DOCS / f"{name}.md").read_text(), re.DOTALL))
+
+
+@pytest.fixture
+def shown(tmp_path, monkeypatch):
+    """Imports what a page shows, in this process and in those that the kit starts."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+
+    def make(name):
+        module = f"shown_{name.replace('-', '_')}"
+        (tmp_path / f"{module}.py").write_text(code(name))
+        return importlib.import_module(module)
+
+    yield make
+    for module in [name for name in sys.modules if name.startswith("shown_")]:
+        del sys.modules[module]
+
+
+@pytest.mark.parametrize(("name", "component"), [(name, c) for name, all_ in SHOWN.items() for c in all_])
+def test_component_of_the_page_passes_the_kit(name, component, shown):
+    results = run_checks(getattr(shown(name), component))
+    assert [f"{r.check}: {r.detail}" for r in results if r.outcome not in ("passed", "did not apply")] == []
+    assert sum(r.outcome == "passed" for r in results) > 20
+
+
+def test_every_component_of_the_pages_is_tried():
+    for name, components in SHOWN.items():
+        classes = re.findall(r"^class (\w+)\((?!torch)", code(name), re.MULTILINE)
+        assert classes == components
+
+
+def test_how_to_choose_names_what_exists():
+    """The page names every loss, sampler, energy and metric of ours, and nothing that is not there."""
+    page = (DOCS / "how-to-choose.md").read_text()
+    ours = [c for c in ebmcore.list_components() if (ROOT / "plugins" / c.distribution).is_dir()]
+    named = {c.name for c in ours if c.kind in ("loss", "sampler", "energy", "metric")}
+    assert {name for name in named if f"`{name}`" not in page} == set()
+    assert len(page.splitlines()) <= 45
 
 
 def sphinx(source, tmp_path, **files):

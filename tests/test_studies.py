@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -94,18 +95,18 @@ def test_their_likelihoods_are_those_of_each_alone():
         torch.testing.assert_close(found, wanted)
 
 
-def test_no_study_asks_the_plugin_for_its_normaliser(monkeypatch):
+def test_no_study_asks_the_plugin_for_its_normaliser(monkeypatch, tmp_path):
     import bars
     import images
     import theory
-
-    from ebm_plugin_datasets.mnist import Mnist
 
     monkeypatch.delattr(RBM, "log_partition")
     monkeypatch.setattr(bars, "UPDATES", 1)
     monkeypatch.setattr(bars, "EVERY", 1)
     assert -356 < bars.tempered_curve(0)[0] < -353  # about 32 * 16 * log 2, that of fair coins
-    assert images.mnist("pcd", 0, **Mnist.example_options(), epochs=1) < 0
+    grey = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
+    np.savez(tmp_path / "mnist.npz", x_train=grey, x_test=grey[:2])
+    assert images.mnist("pcd", 0, directory=tmp_path, epochs=1) < 0
     monkeypatch.setattr(theory, "BOUNDS", {20: 3.0})
     assert theory.annealing(2)[0].verdict
 

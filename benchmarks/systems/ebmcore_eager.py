@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import ebmcore
+from ebmcore.compiling import CompiledTransitions
 from ebmcore.energies import frozen
+from ebmcore.samplers import eager_transitions
 
 COMPILE = False
 
@@ -19,11 +21,12 @@ def langevin(
     energy: nn.Module, x: Tensor, step_size: float, *, sampler: str = "langevin", compile: bool = COMPILE
 ) -> Callable[[int], Tensor]:
     kernel, generator = ebmcore.create_sampler(sampler, step_size=step_size), torch.Generator().manual_seed(0)
+    transitions = CompiledTransitions() if compile else eager_transitions
     with frozen(energy), torch.no_grad():
         states = [kernel.init(energy, x.clone(), generator=generator)]
 
     def move(n: int) -> Tensor:
-        states[0], _ = ebmcore.run(kernel, energy, states[0], n, generator=generator, compile=compile)
+        states[0], _ = ebmcore.run(kernel, energy, states[0], n, generator=generator, transitions=transitions)
         return states[0].x
 
     return move

@@ -22,26 +22,37 @@ from ebmcore.errors import UsageError
 from ebmcore.host.registry import known_plugins
 
 _CI = "ci.yml"
-# Which file of the template becomes which file of the plugin.
+# Which file of the template becomes which file of the plugin; that of the component is in `_COMPONENT`.
 _FILES = {
     "pyproject.toml": "pyproject.toml",
     "README.md": "README.md",
     "LICENSE": "LICENSE",
     "plugin.py": "$package/__init__.py",
-    "$kind.py": "$package/$kind.py",
     "py.typed": "$package/py.typed",
     "conftest.py": "tests/conftest.py",
     "conformance.py": "tests/test_${short}_conformance.py",
     _CI: ".github/workflows/test.yml",
 }
-# What else is needed to train with a component of each kind.
-_TRAIN = {
-    "loss": "--energy mlp --sampler langevin --sampler.step_size 0.01 --loss $name --data two-moons",
-    "sampler": "--energy mlp --sampler $name --sampler.step_size 0.01 --loss pcd --data two-moons",
-    "energy": "--energy $name --sampler langevin --sampler.step_size 0.01 --loss pcd --data two-moons",
-    "dataset": "--energy mlp --sampler langevin --sampler.step_size 0.01 --loss pcd --data $name",
-    "metric": "--energy mlp --sampler langevin --sampler.step_size 0.01 --loss pcd --data two-moons --metric $name",
-    "observer": "--energy mlp --sampler langevin --sampler.step_size 0.01 --loss pcd --data two-moons --observer $name",
+# The component's template, its file, and the target that the plugin registers, where they are not those of a class.
+_COMPONENT = {
+    "other loss": ("other_loss.py", "$package/loss.py", "$package.loss:$cls"),
+    "recipe": ("recipe.yaml", "$package/recipes/$name.yaml", "$package:recipes/$name.yaml"),
+    "command": ("command.py", "$package/command.py", "$package.command:main"),
+}
+_CLASS = ("$kind.py", "$package/$kind.py", "$package.$kind:$cls")
+_LANGEVIN = "--sampler langevin --sampler.step_size 0.01"
+_EPOCH = "--epochs 1 --out runs/first"
+# What is done first with a component of each kind.
+_FIRST = {
+    "loss": f"train --energy mlp {_LANGEVIN} --loss $name --data two-moons {_EPOCH}",
+    "other loss": f"train --energy mlp --loss $name --data two-moons {_EPOCH}",
+    "sampler": f"train --energy mlp --sampler $name --sampler.step_size 0.01 --loss pcd --data two-moons {_EPOCH}",
+    "energy": f"train --energy $name {_LANGEVIN} --loss pcd --data two-moons {_EPOCH}",
+    "dataset": f"train --energy mlp {_LANGEVIN} --loss pcd --data $name {_EPOCH}",
+    "metric": f"train --energy mlp {_LANGEVIN} --loss pcd --data two-moons --metric $name {_EPOCH}",
+    "observer": f"train --energy mlp {_LANGEVIN} --loss pcd --data two-moons --observer $name {_EPOCH}",
+    "recipe": f"train --recipe $name {_EPOCH}",
+    "command": "$name --name world",
 }
 _OPTIONS = {
     "loss": [
@@ -49,6 +60,7 @@ _OPTIONS = {
         ("energy_l2", "0", "weight of the mean squared energies, a regulariser"),
         ("joint_forward", "true", "score data and negatives in one forward"),
     ],
+    "other loss": [("sigma", "0.3", "standard deviation of the noise on the data")],
     "sampler": [("step_size", "required", "`h`, in squared units of `x`")],
     "energy": [
         ("shape", "required", "shape of one example; on the command line it comes from the data"),
@@ -61,6 +73,8 @@ _OPTIONS = {
     ],
     "metric": [("n_examples", "1000", "number of examples of each set that are used")],
     "observer": [("every", "10", "logged steps from one line to the next")],
+    "recipe": [("all of `ebmcore train`", "as in the file", "each overrides what the recipe says")],
+    "command": [("--name", "required", "whom to greet")],
 }
 
 
@@ -74,8 +88,14 @@ def new(arguments: Sequence[str]) -> None:
         "name", metavar="NAME", help="what the component is to be called; the distribution is ebm-plugin-NAME"
     )
     parser.add_argument("--kind", required=True, metavar="KIND", choices=host.KINDS, help=f"one of {', '.join(host.KINDS)}")
+    parser.add_argument(
+        "--base", choices=["cd", "other"], help="of a loss: on contrastive divergence (default), or outside it"
+    )
     parser.add_argument("--directory", type=Path, metavar="DIR", help="where to put it; default ebm-plugin-NAME")
     options = parser.parse_args(arguments)
+    if options.base is not None and options.kind != "loss":
+        raise UsageError(f"--base is for losses, not for a {options.kind}: leave it out")
+    variant = "other loss" if options.base == "other" else options.kind
     name = _checked_name(options.name, options.kind)
     distribution = f"ebm-plugin-{name}"
     repository = _kernel_repository(options.directory or Path.cwd())
@@ -84,7 +104,6 @@ def new(arguments: Sequence[str]) -> None:
         raise UsageError("the current directory cannot be made anew: give --directory a path below it, or leave it out")
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise UsageError(f"{directory} exists and is not an empty directory: choose another --directory")
-    command = f"ebmcore train {_TRAIN[options.kind]} --epochs 1 --out runs/first"
     values = {
         "name": name,
         "short": name.replace("-", "_"),
@@ -94,13 +113,15 @@ def new(arguments: Sequence[str]) -> None:
         "cls": _class_name(name, options.kind),
         "kernel": ".".join(map(str, Version(version("ebmcore")).release[:2])),
         "year": str(datetime.date.today().year),
-        "train": Template(command).substitute(name=name),
+        "first": Template(f"ebmcore {_FIRST[variant]}").substitute(name=name),
         "options": "\n".join(["| option | default | meaning |", "|---|---|---|"])
-        + "".join(f"\n| `{option}` | {default} | {meaning} |" for option, default, meaning in _OPTIONS[options.kind]),
+        + "".join(f"\n| `{option}` | {default} | {meaning} |" for option, default, meaning in _OPTIONS[variant]),
     }
-    _write(directory, _render(values, with_ci=repository is None))
+    source, file, target = _COMPONENT.get(variant, _CLASS)
+    values["target"] = Template(target).substitute(values)
+    _write(directory, _render({**_FILES, source: file}, values, with_ci=repository is None))
     print(f"{directory} holds the plugin {distribution} with the {options.kind} {name!r}. Next:\n")
-    for line in (f"cd {shlex.quote(str(directory))}", "pip install -e '.[dev]'", "pytest", values["train"]):
+    for line in (f"cd {shlex.quote(str(directory))}", "pip install -e '.[dev]'", "pytest", values["first"]):
         print(f"  {line}")
 
 
@@ -137,13 +158,13 @@ def _kernel_repository(path: Path) -> Path | None:
     return None
 
 
-def _render(values: Mapping[str, str], *, with_ci: bool) -> dict[Path, str]:
+def _render(chosen: Mapping[str, str], values: Mapping[str, str], *, with_ci: bool) -> dict[Path, str]:
     template = files("ebmcore.cli") / "template"
     return {
         Path(Template(target).substitute(values)): Template(
             (template / f"{Template(source).substitute(values)}.template").read_text(encoding="utf-8")
         ).substitute(values)
-        for source, target in _FILES.items()
+        for source, target in chosen.items()
         if with_ci or source != _CI
     }
 

@@ -2,7 +2,10 @@
 
 ``--energy rbm --energy.hidden 64`` on the command line is ``energy: {name: rbm, hidden: 64}`` in a YAML file. The options of
 a component, their types and their help come from its own constructor, so a third-party plugin's appear by themselves.
+The optimizers of ``torch.optim`` are named in the same way: ``--optimizer adamw --optimizer.betas "[0.0, 0.999]"``.
 ``--metric`` may stand several times, and ``--metric.OPTION`` belongs to the metric named before it; in a file they are a list.
+A schedule is the same text in both: ``--schedules.sampler.step_size "cosine(0.1, 0.01)"`` on the command line is
+``schedules: {sampler.step_size: "cosine(0.1, 0.01)"}`` in a file.
 """
 
 from __future__ import annotations
@@ -11,16 +14,19 @@ import argparse
 import difflib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser
 
 from ebmcore import host
-from ebmcore.errors import UsageError
+from ebmcore.energies import supports
+from ebmcore.errors import EbmcoreError, MissingCapabilityError, UsageError
 from ebmcore.training import fit
+from ebmcore.training.optimizers import OPTIMIZERS, optimizer_class
+from ebmcore.training.schedules import SCHEDULES
 
 Config = dict[str, Any]
 
@@ -32,23 +38,42 @@ PARTS: dict[str, tuple[str, set[str | int]]] = {
     "loss": ("loss", {"energy", "sampler"}),
     "metric": ("metric", set()),
     "observer": ("observer", set()),
+    "optimizer": ("optimizer", {"params", "lr"}),
 }
-REQUIRED = ("data", "energy", "sampler", "loss")
-_NOT_OPTIONS: set[str | int] = {"loss", "data", "resume", "observers", "optimizer", "measure"}
+REQUIRED = ("data", "energy", "loss")
+_NOT_OPTIONS: set[str | int] = {"loss", "data", "resume", "observers", "optimizer", "measure", "schedules", "config"}
 
 
 def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(PARTS), base: Config | None = None) -> Config:
-    """The resolved configuration: ``base``, then ``--config`` files, then the other arguments.
+    """The resolved configuration. Later sources take precedence: what the energy recommends, recipe, files, other arguments.
+
+    With a ``base``, such as the configuration of a run to resume, nothing is recommended.
 
     Raises:
         UsageError: For an unknown name or option or a value of the wrong type, in one line.
     """
     arguments, loaded = _split_off_files(_spelled_out(arguments))
-    sources = [_named_parts(config) for config in (base or {}, *loaded)]
+    arguments, schedules = _split_off_schedules(arguments)
+    sources = [_named_parts(config) for config in (base or {}, *loaded, {"schedules": schedules} if schedules else {})]
     known = [metrics for source in sources if (metrics := source.pop("metric", None))][-1:]
     normal, metrics = _split_off_metrics(_name_parts(arguments, parts), known[0] if known else [])
+    named = _names_in(normal, parts)
+    energy = named.get("energy") or _merge(*sources).get("energy", {}).get("name")
+    if base is None and "loss" in parts:
+        recommended = getattr(host.load("energy", energy), "training_defaults", {}) if energy else {}
+        sources = [_named_parts(recommended), *sources]
     merged = _merge(*sources)
-    names = {part: merged.get(part, {}).get("name") for part in parts} | _names_in(normal, parts)
+    given = {argument.partition("=")[0] for argument in arguments}
+    for length, other in (("epochs", "steps"), ("steps", "epochs")):  # a length replaces that of a file, in whatever unit
+        if f"--{length}" in given and f"--{other}" not in given:
+            merged.pop(other, None)
+    schedules = _schedule_texts(merged.pop("schedules", None) or {})
+    names = {part: merged.get(part, {}).get("name") for part in parts} | named
+    if (
+        "loss" in parts and not names["optimizer"] and not _asks_for_help(arguments)
+    ):  # the help shows options of what was named
+        names["optimizer"] = "adam"
+        merged["optimizer"] = {"name": "adam"} | merged.get("optimizer", {})
     for part in parts:  # another component than the base's takes none of the base's options
         if merged.get(part, {}).get("name") not in (None, names[part]):
             merged[part] = {"name": names[part]}
@@ -59,6 +84,8 @@ def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(P
         raise UsageError("resume is no option of a configuration file: ebmcore train --resume RUN")
     config = {key: value for key, value in config.items() if not (key in PARTS and not value.get("name"))}
     config.pop("metric", None)
+    if "loss" in parts:
+        config["schedules"] = schedules
     if metrics:
         parsed = [
             _parsed(prog, {"metric": options["name"]}, ("metric",), {"metric": options}, given) for options, given in metrics
@@ -78,7 +105,8 @@ def _spelled_out(arguments: Sequence[str]) -> list[str]:
 def _parsed(
     prog: str, names: dict[str, str | None], parts: Sequence[str], merged: Config, arguments: Sequence[str]
 ) -> Config:
-    parser = _parser(prog, {part: name for part, name in names.items() if name is not None}, parts)
+    known = {part: name for part, name in names.items() if name is not None}
+    parser = _parser(prog, known, parts, for_help=_asks_for_help(arguments))
     try:
         config = parser.parse_args(["--config", yaml.safe_dump(merged), *arguments]).as_dict()
     except argparse.ArgumentError as error:
@@ -87,7 +115,36 @@ def _parsed(
         if end.code:
             raise UsageError(f"wrong options; see '{prog} --help'") from end
         raise
-    return {key: _plain(value) for key, value in config.items() if key != "config"}
+    return {key: _plain(value) for key, value in config.items() if key not in ("config", "recipe", "schedules")}
+
+
+def _asks_for_help(arguments: Sequence[str]) -> bool:
+    return not {"-h", "--help"}.isdisjoint(arguments)
+
+
+def _split_off_schedules(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Arguments without ``--schedules.OPTION TEXT``, and the texts by option."""
+    rest, schedules = [], {}
+    following = iter(arguments)
+    for argument in following:
+        flag, sign, value = argument.partition("=")
+        if flag.startswith("--schedules."):
+            schedules[flag.removeprefix("--schedules.")] = value if sign else next(following, "")
+        else:
+            rest.append(argument)
+    return rest, schedules
+
+
+def _schedule_texts(schedules: Any) -> dict[str, str]:
+    if not isinstance(schedules, dict):
+        raise UsageError(f"schedules must be a mapping such as '{{optimizer.lr: \"linear(end=0)\"}}', got {schedules!r}")
+    return {option: str(text) for option, text in schedules.items()}
+
+
+def recipe_config(name: str) -> Config:
+    """The configuration that a component of the kind ``recipe`` stands for."""
+    recipe: Any = host.load("recipe", name)
+    return dict(recipe) if isinstance(recipe, Mapping) else read_config(Path(recipe))
 
 
 def _split_off_metrics(arguments: Sequence[str], known: list[Config]) -> tuple[list[str], list[tuple[Config, list[str]]]]:
@@ -134,11 +191,27 @@ def _create(kind: str, chosen: Config, **given: Any) -> Any:
     options = {name: value for name, value in chosen.items() if name != "name"}
     try:
         return host.create(kind, chosen["name"], **given, **options)
+    except MissingCapabilityError as error:
+        raise UsageError(f"the {kind} {chosen['name']!r}: {error} {fitting_energies(error)}") from error
     except (ValueError, TypeError) as error:
         raise UsageError(f"the {kind} {chosen['name']!r}: {error}") from error
     except Exception as error:  # no wrong value, but trouble of its own
         error.add_note(f"while making the {kind} {chosen['name']!r}")
         raise
+
+
+def fitting_energies(error: MissingCapabilityError) -> str:
+    """Advice on a capability that an energy lacks: the installed energies that have it."""
+    if error.capability is None:
+        return ""
+    fitting = []
+    for component in host.list_components("energy"):
+        try:
+            if supports(host.load("energy", component.id), error.capability):
+                fitting.append(component.id)
+        except EbmcoreError:  # a broken plugin offers nothing
+            continue
+    return f"Energies that have it: {', '.join(fitting)}." if fitting else "No installed energy has it."
 
 
 def read_config(path: Path) -> Config:
@@ -154,48 +227,66 @@ def read_config(path: Path) -> Config:
     return config
 
 
-def _parser(prog: str, names: dict[str, str], parts: Sequence[str]) -> ArgumentParser:
+def _parser(prog: str, names: dict[str, str], parts: Sequence[str], *, for_help: bool) -> ArgumentParser:
     parser = ArgumentParser(prog=prog, exit_on_error=False, description=__doc__, print_config=None, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with these options; the command line overrides it")
-    if set(REQUIRED) <= set(parts):
-        parser.add_argument("--resume", metavar="RUN", help="go on with the run in that directory")
+    training = "loss" in parts
+    if training:
+        parser.add_argument("--resume", metavar="RUN", help="resume the run in that directory")
+        parser.add_argument("--recipe", metavar="NAME", help="start from that configuration; all other options override it")
     for part in parts:
         kind, given = PARTS[part]
-        shown = "" if part in names else f"; then '{prog} --{part} NAME --help' shows its options"
+        shown = _losses_without_sampler() if part == "sampler" and training and for_help else ""
+        shown += "" if part in names else f"; then '{prog} --{part} NAME --help' shows its options"
         parser.add_argument(f"--{part}.name", type=str, metavar="NAME", help=f"the {kind}; also --{part} NAME{shown}")
         if part in names:
-            cls = host.load(kind, names[part])
+            cls = optimizer_class(names[part]) if part == "optimizer" else host.load(kind, names[part])
             parser.add_class_arguments(cls, part, skip=given, sub_configs=False, as_group=True)
             for action in parser._actions:
                 if action.option_strings == [f"--{part}"]:  # it would take a file; here it takes a name
                     action.help = argparse.SUPPRESS
-    if set(REQUIRED) <= set(parts):
+    if training:
         parser.add_function_arguments(fit, skip=_NOT_OPTIONS, as_group=True)
-        parser.add_argument("--optimizer", type=Literal["adam", "sgd"], default="adam", help="how to follow the gradient")
-        if "energy" in names:
-            parser.set_defaults(getattr(host.load("energy", names["energy"]), "training_defaults", {}))
+        text = f"how that option changes during training: {', '.join(SCHEDULES)}, e.g. 'cosine(0.1, 0.01)'; see the Python class"
+        parser.add_argument("--schedules.OPTION", type=str, metavar="SCHEDULE", help=text)
     return parser
 
 
+def _losses_without_sampler() -> str:
+    losses = []
+    for component in host.list_components("loss"):
+        try:
+            if not host.load("loss", component.id).needs_sampler:
+                losses.append(component.name)
+        except EbmcoreError:  # a broken plugin keeps nobody from the help
+            continue
+    return f" (a loss that takes none: {', '.join(losses)})" if losses else " (each installed loss needs one)"
+
+
 def _split_off_files(arguments: Sequence[str]) -> tuple[list[str], list[Config]]:
-    rest, loaded = [], []
+    rest, recipes, loaded = [], [], []
     following = iter(arguments)
     for argument in following:
         flag, sign, value = argument.partition("=")
-        if flag != "--config":
+        if flag not in ("--config", "--recipe"):
             rest.append(argument)
             continue
-        path = value if sign else next(following, None)
-        if not path:
-            raise UsageError("--config needs the path of a YAML file")
-        loaded.append(read_config(Path(path)))
-    return rest, loaded
+        name = value if sign else next(following, None)
+        if not name:
+            what = "the path of a YAML file" if flag == "--config" else "the name of a recipe: see 'ebmcore list recipe'"
+            raise UsageError(f"{flag} needs {what}")
+        if flag == "--config":
+            loaded.append(read_config(Path(name)))
+        else:
+            recipes.append(recipe_config(name))
+    return rest, [*recipes, *loaded]
 
 
 def _name_parts(arguments: Sequence[str], parts: Sequence[str]) -> list[str]:
     """``--energy rbm`` as ``--energy.name rbm``."""
-    short = re.compile(rf"--({'|'.join(parts)})(=.*)?")
-    return [re.sub(r"^--(\w+)", r"--\1.name", a, count=1) if short.fullmatch(a) else a for a in arguments]
+    flags = {f"--{part}" for part in parts}
+    pieces = [argument.partition("=") for argument in arguments]
+    return [f"{flag}.name{sign}{value}" if flag in flags else f"{flag}{sign}{value}" for flag, sign, value in pieces]
 
 
 def _names_in(arguments: Sequence[str], parts: Sequence[str]) -> dict[str, str]:
@@ -206,7 +297,8 @@ def _names_in(arguments: Sequence[str], parts: Sequence[str]) -> dict[str, str]:
         if part in parts and flag.endswith(".name"):
             names[part] = value if sign else following
             if not names[part] or names[part].startswith("-"):
-                raise UsageError(f"--{part} needs the name of a {PARTS[part][0]}: see 'ebmcore list {PARTS[part][0]}'")
+                where = ", ".join(OPTIMIZERS) if part == "optimizer" else f"see 'ebmcore list {PARTS[part][0]}'"
+                raise UsageError(f"--{part} needs the name of a component of the kind {PARTS[part][0]}: {where}")
     return names
 
 

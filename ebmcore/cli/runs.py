@@ -14,11 +14,12 @@ import yaml
 from torch import nn
 
 from ebmcore import host
-from ebmcore.cli.options import PARTS, REQUIRED, Config, create, read_config
-from ebmcore.errors import AmbiguousComponentError, CheckpointError, EbmcoreError, UsageError
+from ebmcore.cli.options import PARTS, REQUIRED, Config, create, fitting_energies, read_config
+from ebmcore.errors import AmbiguousComponentError, CheckpointError, EbmcoreError, MissingCapabilityError, UsageError
 from ebmcore.training import (
     BaseObserver,
     DataSource,
+    Run,
     check_compatible,
     check_installed,
     latest_checkpoint,
@@ -28,13 +29,14 @@ from ebmcore.training import (
     stream_seed,
     warn_of_other_versions,
 )
+from ebmcore.training.fit import build_loss
 
 CONFIG = "config.yaml"
 
 
 @dataclass
 class Parts:
-    """What a run is made of."""
+    """The components of a run; ``sampler`` is `None` where none was named."""
 
     data: DataSource
     energy: nn.Module
@@ -56,12 +58,14 @@ def build(config: Config) -> Parts:
     with torch.random.fork_rng():
         torch.manual_seed(stream_seed(config.get("seed", 0), "init"))
         energy = create(config, "energy", shape=data.shape)
-    sampler = create(config, "sampler")
-    check_compatible(energy, sampler, data)
-    given = {"energy": energy}
-    if host.load("loss", config["loss"]["name"]).needs_sampler:
-        given["sampler"] = sampler
-    return Parts(data, energy, sampler, create(config, "loss", **given))
+    sampler = create(config, "sampler") if "sampler" in config else None
+    kind = host.load("loss", config["loss"]["name"])
+    if kind.needs_sampler and sampler is None:
+        raise UsageError(f"the configuration names no sampler, which the loss {config['loss']['name']} needs")
+    check_compatible(energy, sampler, data, kind)
+    loss = create(config, "loss", energy=energy, **({"sampler": sampler} if kind.needs_sampler else {}))
+    build_loss(loss, data.shape, config.get("seed", 0))
+    return Parts(data, energy, sampler, loss)
 
 
 def load_run(run: Path) -> tuple[Config, Parts, int]:
@@ -74,7 +78,7 @@ def load_run(run: Path) -> tuple[Config, Parts, int]:
     parts = build(config)
     checkpoint = latest_checkpoint(run / "checkpoints")
     if checkpoint is None:
-        raise CheckpointError(f"{run} holds no checkpoint yet: train it, or go on with 'ebmcore train --resume {run}'")
+        raise CheckpointError(f"{run} holds no checkpoint yet: train it, or resume it with 'ebmcore train --resume {run}'")
     tensors, info = read_checkpoint(checkpoint)
     warn_of_other_versions(info, checkpoint)
     prefixes = ("average.module.", "loss.energy.")
@@ -100,7 +104,7 @@ def run_config(run: Path) -> Config:
     config = read_config(run / CONFIG)
     checkpoint = latest_checkpoint(run / "checkpoints")
     then = read_info(checkpoint).get("components", {}) if checkpoint is not None else {}
-    for part in REQUIRED:
+    for part in (*REQUIRED, "sampler"):
         kind = PARTS[part][0]
         try:
             host.find(kind, config[part]["name"])
@@ -122,12 +126,9 @@ def write_text(path: Path, text: str) -> None:
 class SavedConfig(BaseObserver):
     """Saves the resolved configuration, once training has accepted it."""
 
-    def __init__(self, path: Path, config: Config) -> None:
-        self.path = path
-        self.config = config
-
-    def on_start(self, step: int, n_steps: int) -> None:
-        write_text(self.path, yaml.safe_dump(self.config, sort_keys=False))
+    def on_start(self, run: Run) -> None:
+        assert run.directory is not None  # noqa: S101 - the command line has asked for one
+        write_text(run.directory / CONFIG, yaml.safe_dump(dict(run.config), sort_keys=False))
 
 
 def report(metric: str, result: dict[str, Any]) -> str:
@@ -160,6 +161,9 @@ def results(config: Config, metric: Any, parts: Parts, energy: nn.Module) -> dic
     generator = stream_generator(config.get("seed", 0), "metric")
     try:
         found: dict[str, Any] = metric(energy, parts.data, sampler=parts.sampler, generator=generator)
+    except MissingCapabilityError as error:
+        error.add_note(fitting_energies(error))
+        raise
     except Exception as error:
         error.add_note(f"while measuring with {type(metric).__name__} ({type(metric).__module__})")
         raise

@@ -13,16 +13,25 @@ from ebmcore.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ebmcore.cli.runs import Parts
+    from ebmcore.distributions import InitialDistribution
+
 
 def sample(arguments: Sequence[str]) -> None:
-    """Draw samples with the run's own sampler, from the initial distribution of its chains."""
-    parser = Parser("ebmcore sample", description="Draw samples from a trained energy and picture them.")
+    """Draw samples with the run's own sampler or another, from the initial distribution of its chains."""
+    prog = "ebmcore sample"
+    parser = Parser(
+        prog,
+        description="Draw samples from a trained energy and picture them.",
+        epilog="--sampler NAME [--sampler.OPTION ...]: another sampler than the run's, or one for a run that has none",
+        allow_abbrev=False,
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="directory of the run")
     parser.add_argument("-n", type=int, default=64, metavar="N", help="number of samples (64)")
     parser.add_argument("--steps", type=int, default=1000, help="transitions of each chain (1000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the chains (0)")
     parser.add_argument("--out", type=Path, required=True, help="a .png file, or .npy for the array (N, *shape)")
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
     if options.out.suffix not in (".png", ".npy"):
         raise UsageError(f"--out must end in .png or .npy, got {options.out}")
     if options.out.exists():
@@ -32,16 +41,23 @@ def sample(arguments: Sequence[str]) -> None:
     from ebmcore.training.fit import require_train_extra
 
     require_train_extra()
+    from ebmcore.cli.options import create, parse
     from ebmcore.cli.runs import load_run
-    from ebmcore.training import stream_generator
+    from ebmcore.training import check_compatible, stream_generator
 
+    asked = parse(prog, rest, parts=("sampler",)) if rest else {}
     _, parts, _ = load_run(options.run)
+    sampler = create(asked, "sampler") if asked else parts.sampler
+    if sampler is None:
+        raise UsageError(f"{options.run} was trained without a sampler: name one, '{prog} {options.run} --sampler NAME'")
+    check_compatible(parts.energy, sampler, parts.data)
     generator = stream_generator(options.seed, "sample")
-    # Samples have noise in them that is not of the training's chains: a fresh start for each.
-    start = parts.loss.initial_distribution(parts.data.shape, parts.data.train).sample(options.n, generator=generator)
-    x = parts.sampler.sample(parts.energy, start.to(parts.loss.dtype), options.steps, generator=generator)
+    # Chains of the training hold noise that is not of the model alone: each sample starts from the beginning.
+    start = _initial_distribution(parts).sample(options.n, generator=generator)
+    dtype = next((p.dtype for p in parts.energy.parameters() if p.is_floating_point()), start.dtype)
+    x = sampler.sample(parts.energy, start.to(dtype), options.steps, generator=generator)
     if not x.isfinite().all():
-        raise UsageError("some chains left the finite numbers: lower the sampler's step size, or take fewer --steps")
+        raise UsageError("some chains are NaN or infinite: lower the sampler's step size, or take fewer --steps")
     temporary = options.out.with_name(f".writing-{options.out.name}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.out.suffix == ".npy":
@@ -52,6 +68,23 @@ def sample(arguments: Sequence[str]) -> None:
         _picture(x, parts.energy, parts.data).savefig(temporary, dpi=150, bbox_inches="tight")
     temporary.replace(options.out)
     print(f"{options.n} samples in {options.out}")
+
+
+def _initial_distribution(parts: Parts) -> InitialDistribution:
+    """Where the loss starts its chains; for a loss that has none, the energy's own distribution or a standard normal."""
+    import torch
+
+    from ebmcore.distributions import Normal
+    from ebmcore.energies import SupportsInitialDistribution, supports
+
+    shape = torch.Size(parts.data.shape)
+    if hasattr(parts.loss, "initial_distribution"):
+        start: InitialDistribution = parts.loss.initial_distribution(shape, parts.data.train)
+        return start
+    if supports(parts.energy, SupportsInitialDistribution):
+        own: InitialDistribution = parts.energy.initial_distribution(shape)  # type: ignore[operator]
+        return own
+    return Normal(torch.zeros(shape))
 
 
 def _picture(x: Tensor, energy: nn.Module, data: Any) -> Any:

@@ -6,29 +6,33 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ebmcore import host
 from ebmcore.cli.listing import Parser
 from ebmcore.errors import UsageError
 
 
 def train(arguments: Sequence[str]) -> None:
-    """Train an energy; or, with ``--resume RUN``, go on with a run."""
+    """Train an energy; or, with ``--resume RUN``, resume a run."""
     from ebmcore.training.fit import require_train_extra
 
     require_train_extra()
     from ebmcore.cli.options import PARTS, REQUIRED, create, create_metrics, parse
-    from ebmcore.cli.runs import CONFIG, SavedConfig, build, check_plugins, measure, measuring, run_config
-    from ebmcore.training import fit
+    from ebmcore.cli.runs import SavedConfig, build, check_plugins, measure, measuring, run_config
+    from ebmcore.distributed import shutdown
+    from ebmcore.training import BaseObserver, fit
 
     prog = "ebmcore train"
     arguments, resumed = _split_off_resume(arguments)
     if resumed is None:
         config = parse(prog, arguments)
         missing = [f"--{part}" for part in (*REQUIRED, "out") if not config.get(part)]
+        if "loss" in config and "sampler" not in config and host.load("loss", config["loss"]["name"]).needs_sampler:
+            missing.append(f"--sampler (the loss {config['loss']['name']} needs one)")
         if missing:
             raise UsageError(f"{', '.join(missing)} missing; e.g. {_EXAMPLE}")
         run = Path(config["out"])
         if _is_first_process() and run.exists() and (not run.is_dir() or any(run.iterdir())):
-            raise UsageError(f"{run} exists: choose another --out, or go on with 'ebmcore train --resume {run}'")
+            raise UsageError(f"{run} exists: choose another --out, or resume it with 'ebmcore train --resume {run}'")
     else:
         run = resumed
         saved = run_config(run)
@@ -45,12 +49,13 @@ def train(arguments: Sequence[str]) -> None:
     metrics = create_metrics(config)  # a wrong option is told before training, not after it
     if config["measure_every"] is not None and not metrics:
         raise UsageError("--measure_every needs a metric: name it with --metric NAME")
-    options = {name: value for name, value in config.items() if name not in PARTS}
-    observers = [SavedConfig(run / CONFIG, config)]
+    options = {name: value for name, value in config.items() if name not in PARTS or name == "optimizer"}
+    observers: list[BaseObserver] = [SavedConfig()]
     if "observer" in config:
         observers.append(create(config, "observer"))
     options |= {"measure": measuring(config, metrics, parts) if metrics else None, "observers": observers}
-    result = fit(parts.loss, parts.data, **options, resume=resumed is not None)
+    result = fit(parts.loss, parts.data, **options, config=config, resume=resumed is not None)
+    shutdown()  # of the process group: what follows is the first process's alone
     parts.energy = result.energy.cpu()
     if not _is_first_process():
         return
@@ -58,9 +63,9 @@ def train(arguments: Sequence[str]) -> None:
     measure(config, metrics, parts, run, result.step)
 
 
-# What may be otherwise in a resumed run; all else would make it another run.
+# Options that may differ in a resumed run; any other would make it another run.
 CHANGEABLE = {
-    "epochs", "steps", "metric", "observer", "lr", "lr_schedule", "clip_grad", "accelerator", "devices", "precision",
+    "epochs", "steps", "metric", "observer", "lr", "schedules", "clip_grad", "accelerator", "devices", "precision",
     "log_every", "checkpoint_every", "measure_every", "compile", "progress",
 }  # fmt: skip
 

@@ -1,8 +1,8 @@
 """The conformance kit: what ``check_estimator`` is to scikit-learn, for losses and samplers of energy-based models.
 
-A component that passes keeps the rules that are easy to break and hard to notice: which chains go on, what sampling leaves
-behind on the model, whether the gradient is the likelihood's, whether a sampler samples what it says. One that does not
-fails with the rule and how far off it is.
+A component that passes keeps the rules that are easy to break and hard to notice: which chains continue, what sampling leaves
+behind on the model, whether the gradient is the likelihood's, whether losses learn and samplers sample what they say. One that
+does not fails with the rule and how far off it is.
 
 How to use it
 -------------
@@ -12,10 +12,10 @@ In a plugin's tests, one line::
 
 or none, with ``pytest --ebm-conformance ebm-plugin-pcd``; without pytest, ``ebmcore check pcd`` prints a table.
 
-Which checks apply is what a component declares of itself in class attributes: see `ebmcore.BaseLoss`,
-`ebmcore.BaseContrastiveDivergence` and `ebmcore.BaseSampler`. ``docs/conformance.md`` lists every check.
+Which checks apply is what a component declares in class attributes: see `ebmcore.BaseLoss`, `ebmcore.BaseContrastiveDivergence`
+and `ebmcore.BaseSampler`. ``docs/conformance.md`` lists every check.
 
-The targets, energies whose distribution is known exactly, and the samplers of the kit serve in tests of one's own too.
+The targets, energies whose distribution is known exactly, and the samplers of the kit are there for your own tests too.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ebmcore.testing.samplers import (
         Affine,
         Cached,
+        CachingDrift,
         Drift,
         ExactGaussian,
         ExactSamples,
@@ -53,7 +54,18 @@ _HOME = {
     "awkward": ("Holed", "Labelled", "Moody", "Raising", "Watched"),
     "runner": ("Result", "conformance", "run_checks", "summary"),
     "enumeration": ("outcomes", "stationary_law", "transition_matrix"),
-    "samplers": ("Affine", "Cached", "Drift", "ExactGaussian", "ExactSamples", "Identity", "Poison", "SiteGibbs", "Table"),
+    "samplers": (
+        "Affine",
+        "Cached",
+        "CachingDrift",
+        "Drift",
+        "ExactGaussian",
+        "ExactSamples",
+        "Identity",
+        "Poison",
+        "SiteGibbs",
+        "Table",
+    ),
     "targets": ("Boltzmann", "DoubleWell", "EnumerableRBM", "Gaussian", "Ising", "Mixture", "Potts", "Quadratic"),
 }
 _MODULES = {name: module for module, names in _HOME.items() for name in names}
@@ -62,6 +74,7 @@ __all__ = [
     "Affine",
     "Boltzmann",
     "Cached",
+    "CachingDrift",
     "DoubleWell",
     "Drift",
     "EnumerableRBM",

@@ -1,4 +1,4 @@
-"""Energies that are hard to handle: they watch, raise, return no numbers or carry state that sampling must not touch."""
+"""Energies that are hard to handle: they watch, raise, return NaN or carry state that sampling must not touch."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class Moody(nn.Module):
         self.dropout = nn.Dropout(0.5)
         self.out = nn.Linear(8, 1)
         self.out.bias.requires_grad_(False)
+        self.calls: Tensor
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
         self.train()
 
@@ -35,16 +36,16 @@ class Moody(nn.Module):
         self.still.eval()  # a layer that its author froze
         return self
 
-    def forward(self, x: Tensor) -> Tensor:
-        assert isinstance(self.calls, Tensor)
-        self.calls += 1
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Energies ``(N,)``; conditions are ignored."""
+        self.calls.add_(1)
         h = self.still(self.batch_norm(self.normed(x.flatten(1))))
         energy: Tensor = self.out(self.dropout(nn.functional.silu(h))).squeeze(-1)
         return energy + 0.5 * x.flatten(1).square().sum(1)
 
 
 class Watched(nn.Module):
-    """An energy that tells ``watch`` of each evaluation at positions, through whatever method.
+    """An energy that calls ``watch`` before each evaluation at positions, through whatever method.
 
     Args:
         energy: The energy.
@@ -67,15 +68,20 @@ class Watched(nn.Module):
         if name == "tempered":
             own: Any = self.energy.tempered
             return lambda beta, base=None: Watched(own(beta, base), self.watch)
-        if name not in _AT_POSITIONS:
+        if name in _AT_POSITIONS:
+            method = getattr(self.energy, name)
+
+            def watched(first: Tensor, **kwargs: Any) -> Any:
+                self.watch(first)
+                return method(first, **kwargs)
+
+            return watched
+        try:
             return super().__getattr__(name)
-        method = getattr(self.energy, name)
-
-        def watched(first: Tensor, **kwargs: Any) -> Any:
-            self.watch(first)
-            return method(first, **kwargs)
-
-        return watched
+        except AttributeError:
+            if name.startswith("_") or "energy" not in self._modules or hasattr(nn.Module, name):
+                raise
+            return getattr(self.energy, name)  # what else the energy gives, such as the logits of a classifier
 
 
 class Raising:
@@ -91,7 +97,7 @@ class Raising:
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
         self.left -= 1
         if self.left < 0:
-            raise EnergyError("the energy raised this, and nobody may swallow it")
+            raise EnergyError("the energy raised this, and nothing may swallow it")
 
 
 class EnergyError(Exception):
@@ -99,7 +105,7 @@ class EnergyError(Exception):
 
 
 class Holed(nn.Module):
-    """An energy that is not a number for some chains: those whose first component is above ``edge``.
+    """An energy that is NaN for some chains: those whose first component is above ``edge``.
 
     Args:
         energy: The energy elsewhere.
@@ -121,7 +127,7 @@ class Holed(nn.Module):
 
 
 class Labelled(nn.Module):
-    """One parameter for each label, and a weak dependence on the position: who is scored under which label shows.
+    """One parameter for each label, and a weak dependence on the position: the energies show who is scored under which label.
 
     Args:
         n_labels: Labels are whole numbers below it.

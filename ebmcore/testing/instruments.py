@@ -57,7 +57,7 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
 
 
 def largest(*differences: Tensor) -> float:
-    """The largest absolute value in some tensors; not a number if any is none."""
+    """The largest absolute value in some tensors; NaN if any is NaN."""
     return float(torch.cat([d.detach().double().abs().flatten() for d in differences] or [torch.zeros(1)]).max())
 
 

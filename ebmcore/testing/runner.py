@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -16,6 +17,7 @@ from ebmcore.testing import checks
 PASSED, FAILED, EXPECTED, NOT_APPLICABLE = "passed", "failed", "failed as expected", "did not apply"
 OUTCOMES = (PASSED, FAILED, EXPECTED, NOT_APPLICABLE)
 APPLICABLE = "at_least_one_check_applies"
+MADE = "it can be made"
 NOTHING_APPLIES = "no check applies to it, so nothing about it is known: declare what it is in its class attributes"
 PROPERTY = "ebmcore conformance"  # under which a test of pytest records its result
 
@@ -76,21 +78,23 @@ def _kind(cls: type[Any]) -> str:
     raise UsageError(f"{cls.__name__} is neither a loss, a sampler nor an energy: give its name, once it is installed")
 
 
-def run_check(component: host.Component, name: str, expected_failures: Mapping[str, str] | None = None) -> Result:
+def run_check(component: host.Component, name: str, options: Mapping[str, Any] | None = None) -> Result:
     """Run one check on one component, from fixed seeds; torch's global random state is as before afterwards.
+
+    A check that the component names in ``expected_failures`` must fail: one that passes, or does not apply, is a failure.
 
     Args:
         component: The component.
         name: Name of the check.
-        expected_failures: Checks that are known to fail, with the reason. One that passes is a failure.
+        options: Options with which the component is made, before those of its ``example_options``.
 
     Raises:
         PluginError: If the component cannot be loaded.
     """
     import torch
 
-    case, check = _case(component), load_check(name)
-    reason = _reason(component, name, expected_failures)
+    case, check = _case(component, options), load_check(name)
+    reason = case.expected_failures.get(name)
     start = time.perf_counter()
 
     def result(outcome: str, detail: str, error: BaseException | None = None) -> Result:
@@ -101,7 +105,7 @@ def run_check(component: host.Component, name: str, expected_failures: Mapping[s
         try:
             obstacle = check.obstacle(case)
         except (Exception, SystemExit) as error:
-            return result(FAILED, f"whether it applies cannot be told: {_said(error)}", error)
+            return result(FAILED, f"whether it applies is not known: {_said(error)}", error)
         if obstacle is not None and reason is not None:
             return result(FAILED, f"expected to fail ({reason}), but it {obstacle}")
         if obstacle is not None:
@@ -117,29 +121,30 @@ def run_check(component: host.Component, name: str, expected_failures: Mapping[s
     return result(PASSED, "")
 
 
-def _reason(component: host.Component, name: str, expected_failures: Mapping[str, str] | None) -> str | None:
-    expected = expected_failures or {}
-    return expected.get(f"{component.name}:{name}", expected.get(name))
-
-
 def _said(error: BaseException) -> str:
-    return str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+    """What an error says; its type and its line where it says nothing."""
+    said = str(error).strip()
+    if said:
+        return said if isinstance(error, AssertionError) else f"{type(error).__name__}: {said}"
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
+    return f"{type(error).__name__}{where}"
 
 
-def run_checks(target: str | type[Any], *, expected_failures: Mapping[str, str] | None = None) -> list[Result]:
+def run_checks(target: str | type[Any], *, options: Mapping[str, Mapping[str, Any]] | None = None) -> list[Result]:
     """Run every check on every component that ``target`` names.
 
     Args:
         target: A distribution, a canonical id, a bare name, or a class that is not installed yet.
-        expected_failures: Checks that are known to fail, with the reason; strict in both directions. A key is the name of a
-            check, or ``"component:check"`` where a distribution has several components.
+        options: For the name of a component, options with which it is made, where its ``example_options`` cannot give them,
+            such as the directory of a data set's files.
 
     Returns:
-        A result for each component and check, those that did not apply included. A component to which no check applies
-        has a failure that says so.
+        A result for each component and check, those that did not apply included. A component to which no check applies,
+        and one that cannot be made, has a failure that says so.
 
     Raises:
-        UsageError: If nothing of that name is installed, or an expected failure names no check.
+        UsageError: If nothing of that name is installed, or the options are for a component that is not there.
 
     Example:
         >>> from ebmcore.testing import Identity
@@ -148,32 +153,32 @@ def run_checks(target: str | type[Any], *, expected_failures: Mapping[str, str] 
         True
     """
     components = find(target)
-    check_expected(components, expected_failures)
+    check_options(components, options)
     results = []
     for component in components:
-        try:
-            _case(component)
-        except PluginError as error:
-            results.append(Result(component.name, "it can be loaded", FAILED, str(error), error=error))
-            continue
-        own = [run_check(component, name, expected_failures) for name in checks.names(component.kind)]
+        own = _run_all(component, (options or {}).get(component.name))
         results += own
         if all(result.outcome == NOT_APPLICABLE for result in own):
             results.append(Result(component.name, APPLICABLE, FAILED, NOTHING_APPLIES))
     return results
 
 
-def check_expected(components: Sequence[host.Component], expected_failures: Mapping[str, str] | None) -> None:
-    """Raise `UsageError` if an expected failure names no check of these components, or gives no reason."""
-    known = sorted({key for c in components for name in checks.names(c.kind) for key in (name, f"{c.name}:{name}")})
-    for name, reason in (expected_failures or {}).items():
+def _run_all(component: host.Component, options: Mapping[str, Any] | None) -> list[Result]:
+    try:
+        obstacle = _case(component, options).obstacle
+    except PluginError as error:
+        return [Result(component.name, "it can be loaded", FAILED, str(error), error=error)]
+    if obstacle is not None:
+        return [Result(component.name, MADE, FAILED, obstacle)]
+    return [run_check(component, name, options) for name in checks.names(component.kind)]
+
+
+def check_options(components: Sequence[host.Component], options: Mapping[str, Mapping[str, Any]] | None) -> None:
+    """Raise `UsageError` if options are given for a component that is not among these."""
+    known = sorted({c.name for c in components})
+    for name in options or {}:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            raise UsageError(
-                f"expected_failures names {name!r}, which is no check here; close is {', '.join(close) or 'none'}"
-            )
-        if not (isinstance(reason, str) and reason.strip()):
-            raise UsageError(f"expected_failures[{name!r}] must say why, got {reason!r}")
+            raise UsageError(f"options are given for {name!r}, which is none of the components here: {', '.join(known)}")
 
 
 def summary(results: Sequence[Result]) -> list[str]:
@@ -192,24 +197,22 @@ def summary(results: Sequence[Result]) -> list[str]:
     return lines
 
 
-def conformance(target: str, *, expected_failures: Mapping[str, str] | None = None) -> Callable[..., None]:
+def conformance(target: str, *, options: Mapping[str, Mapping[str, Any]] | None = None) -> Callable[..., None]:
     """A test function for pytest that runs every check on every component of a distribution, one test for each.
 
     Args:
         target: Name of a distribution, e.g. ``"ebm-plugin-pcd"``, or canonical id of one component.
-        expected_failures: Checks that are known to fail, with the reason. A key is the name of a check, or
-            ``"component:check"`` where a distribution has several components. Strict: an unknown name and a check that
-            passes after all are failures.
+        options: For the name of a component, options with which it is made; see `run_checks`.
 
     Raises:
-        UsageError: If nothing of that name is installed, or an expected failure names no check.
+        UsageError: If nothing of that name is installed, or the options are for a component that is not there.
 
     Example:
         >>> test_conformance = conformance("ebm-plugin-pcd")
     """
     import pytest
 
-    items = collect(target, expected_failures)
+    items = collect(target, options)
 
     @pytest.mark.parametrize("item", items, ids=[item.id for item in items])
     def test_conformance(item: Item, record_property: Callable[[str, object], None]) -> None:
@@ -224,7 +227,7 @@ class Item:
 
     component: host.Component
     check: str
-    expected_failures: Mapping[str, str] | None
+    options: Mapping[str, Any] | None = None
 
     @property
     def id(self) -> str:
@@ -232,23 +235,26 @@ class Item:
         return f"{self.component.name}-{self.check}"
 
     def run(self, record_property: Callable[[str, object], None]) -> None:
-        """Run it and tell pytest: pass, skip, xfail, or fail with the rule in the message.
+        """Run it and report to pytest: pass, skip, xfail, or fail with the rule in the message.
 
         Args:
             record_property: Takes the result, for the summary at the end.
         """
         import pytest
 
-        from ebmcore.testing.cases import ConformanceError
+        from ebmcore.testing.rules import ConformanceError
 
         __tracebackhide__ = True  # the message says it; the lines of the kit do not
         if self.check == APPLICABLE:
             self._check_applicable()
             return
         try:
-            result = run_check(self.component, self.check, self.expected_failures)
+            obstacle = _case(self.component, self.options).obstacle
         except PluginError as error:
-            pytest.skip(f"{self.component.name} cannot be loaded: {error}")
+            obstacle = f"{self.component.name} cannot be loaded: {error}"
+        if obstacle is not None:
+            pytest.skip(obstacle)  # the test of whether a check applies has failed with it
+        result = run_check(self.component, self.check, self.options)
         record_property(PROPERTY, (*astuple(replace(result, error=None)),))
         if result.outcome == NOT_APPLICABLE:
             pytest.skip(result.detail)
@@ -259,32 +265,35 @@ class Item:
             raise ConformanceError(f"{self.component.name} breaks {self.check}: {result.detail}") from cause
 
     def _check_applicable(self) -> None:
-        from ebmcore.testing.cases import ConformanceError
+        from ebmcore.testing.rules import ConformanceError
 
-        case = _case(self.component)
+        case = _case(self.component, self.options)
+        if case.obstacle is not None:
+            raise ConformanceError(case.obstacle)
         if not any(load_check(name).obstacle(case) is None for name in checks.names(self.component.kind)):
             raise ConformanceError(f"{self.component.name}: {NOTHING_APPLIES}")
 
 
-def collect(target: str, expected_failures: Mapping[str, str] | None = None) -> list[Item]:
+def collect(target: str, options: Mapping[str, Mapping[str, Any]] | None = None) -> list[Item]:
     """The tests of a distribution or component. Imports neither torch nor any component."""
     components = find(target)
-    check_expected(components, expected_failures)
-    return [Item(c, name, expected_failures) for c in components for name in (APPLICABLE, *checks.names(c.kind))]
+    check_options(components, options)
+    given = options or {}
+    return [Item(c, name, given.get(c.name)) for c in components for name in (APPLICABLE, *checks.names(c.kind))]
 
 
-def _case(component: host.Component) -> Any:
+def _case(component: host.Component, options: Mapping[str, Any] | None = None) -> Any:
     from ebmcore.testing.cases import CASES
 
-    cls = component.target if isinstance(component.target, type) else host.load(component.kind, component.id)
-    return CASES[component.kind](component.name, cls)
+    cls = host.load(component.kind, component.id) if isinstance(component.target, str) else component.target
+    return CASES[component.kind](component.name, cls, options or {})
 
 
 def load_check(name: str) -> Any:
-    """The `ebmcore.testing.cases.Check` of that name; imports the checks."""
+    """The `ebmcore.testing.rules.Check` of that name; imports the checks."""
     import importlib
 
-    from ebmcore.testing.cases import CHECKS
+    from ebmcore.testing.rules import CHECKS
 
     if name not in CHECKS:
         for module in sorted({module for modules in checks.MODULES.values() for module in modules}):

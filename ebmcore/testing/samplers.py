@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ebmcore.energies import value_and_grad
+from ebmcore.errors import UsageError
 from ebmcore.samplers import BaseSampler, ChainState, Info
-from ebmcore.testing.targets import Enumerable, Quadratic
+from ebmcore.testing.targets import Enumerable, Gaussian, Quadratic
 
 
 class Identity(BaseSampler):
@@ -26,9 +27,11 @@ class Identity(BaseSampler):
 
 
 class ExactGaussian(BaseSampler):
-    r"""The exact Ornstein-Uhlenbeck transition of a `Quadratic` energy, which leaves it invariant at any correlation.
+    r"""The exact Ornstein-Uhlenbeck transition of a `Quadratic` or `Gaussian` energy, which leaves it invariant.
 
-    .. math:: x' = \mu + \rho (x - \mu) + \sqrt{(1 - \rho^2) / a}\,\xi
+    .. math:: x' = \mu + \rho (x - \mu) + \sqrt{1 - \rho^2}\,A^{-1/2} \xi
+
+    with :math:`A` the precision of the energy.
 
     Args:
         correlation: :math:`\rho` in [0, 1); 0 draws independent exact samples.
@@ -41,15 +44,27 @@ class ExactGaussian(BaseSampler):
         self.correlation = correlation
 
     def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
-        assert isinstance(energy, Quadratic)
-        innovation = (
-            torch.randn_like(state.x, generator=generator) * math.sqrt(1 - self.correlation**2) / energy.precision.sqrt()
-        )
-        return replace(state, x=energy.mean + self.correlation * (state.x - energy.mean) + innovation), {}
+        noise = torch.randn_like(state.x, generator=generator)
+        mean: Tensor
+        if isinstance(energy, Quadratic):
+            mean, noise = energy.mean, noise / energy.precision.sqrt()
+        elif isinstance(energy, Gaussian):
+            mean = energy.mean.view(state.x.shape[1:])
+            # The symmetric part of the precision is all that the energy knows of it.
+            factor, wrong = torch.linalg.cholesky_ex(0.5 * (energy.precision + energy.precision.T))
+            if wrong:
+                raise UsageError("the precision of the Gaussian energy is not positive definite: it has no distribution")
+            noise = torch.linalg.solve_triangular(factor.T, noise.flatten(1).T, upper=True).T.view_as(state.x)
+        else:
+            raise UsageError(
+                f"ExactGaussian samples the energies Quadratic and Gaussian of ebmcore.testing, not {type(energy).__name__}"
+            )
+        innovation = math.sqrt(1 - self.correlation**2) * noise
+        return replace(state, x=mean + self.correlation * (state.x - mean) + innovation), {}
 
 
 class Affine(BaseSampler):
-    """Multiplies positions and adds to them: each chain's way can be told from where it is.
+    """Multiplies positions and adds to them: each chain's transitions can be counted from where it is.
 
     Args:
         scale: Factor.
@@ -133,6 +148,62 @@ class Cached(BaseSampler):
     def refresh(self, energy: nn.Module, state: Any) -> CachedState:
         refreshed: CachedState = replace(state, energy=energy(state.x).detach())
         return refreshed
+
+
+@dataclass(eq=False)
+class DriftState(ChainState):
+    """Positions with their energy and its gradient under the current parameters."""
+
+    energy: Tensor
+    grad: Tensor
+
+
+class CachingDrift(BaseSampler):
+    """`Drift` that caches energy and gradient in its state, as MALA does, and compares them with what is right.
+
+    Args:
+        step_size: Step size.
+        temperature: Temperature.
+
+    Attributes:
+        stale: For each step, the largest difference between what the state holds and what is right.
+        flags: For each call of ``init`` or ``step``, what about the energy is not as a sampler must receive it.
+    """
+
+    state_space = "continuous"
+
+    def __init__(self, step_size: float = 0.05, temperature: float = 1.0) -> None:
+        self.step_size = step_size
+        self.temperature = temperature
+        self.stale: list[float] = []
+        self.flags: list[str] = []
+
+    def init(self, energy: nn.Module, x: Tensor, *, generator: torch.Generator | None = None) -> DriftState:
+        self._note(energy, "init()")
+        return DriftState(x, *value_and_grad(energy, x))
+
+    def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
+        self._note(energy, "step()")
+        value, grad = value_and_grad(energy, state.x)
+        off = torch.cat([(value - state.energy).flatten(), (grad - state.grad).flatten()])
+        self.stale.append(float(off.abs().max()))
+        noise = (2 * self.step_size * self.temperature) ** 0.5 * torch.randn_like(state.x, generator=generator)
+        x = (state.x - self.step_size * state.grad + noise).to(state.x.dtype)
+        value, grad = value_and_grad(energy, x)
+        return replace(state, x=x, energy=value, grad=grad), {}
+
+    def refresh(self, energy: nn.Module, state: Any) -> DriftState:
+        value, grad = value_and_grad(energy, state.x)
+        refreshed: DriftState = replace(state, energy=value, grad=grad)
+        return refreshed
+
+    def _note(self, energy: nn.Module, method: str) -> None:
+        if any(p.requires_grad for p in energy.parameters()):
+            self.flags.append(f"{method} is called with parameters that take gradients")
+        if any(module.training for module in energy.modules()):
+            self.flags.append(f"{method} is called with the energy in training mode")
+        if torch.is_grad_enabled():
+            self.flags.append(f"{method} is called outside torch.no_grad()")
 
 
 class SiteGibbs(BaseSampler):

@@ -1,4 +1,4 @@
-"""The fit loop, checkpoints and observers. Needs the extra ``train``: ``pip install ebmcore[train]``."""
+"""The fit loop, schedules, checkpoints and observers. Needs the extra ``train``: ``pip install ebmcore[train]``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from ebmcore.training.data import DataSource, check_compatible
 from ebmcore.training.fit import FitResult, fit
 from ebmcore.training.observers import BaseObserver
 from ebmcore.training.origins import check_installed, warn_of_other_versions
+from ebmcore.training.run import Run
 
 __all__ = [
     "BaseObserver",
     "DataSource",
     "FitResult",
+    "Run",
     "check_compatible",
     "check_installed",
     "fit",

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from ebmcore.distributed import barrier, rank, world_size
 from ebmcore.errors import CheckpointError
 
 KEPT = 2
@@ -46,28 +47,28 @@ def write_checkpoint(directory: Path, step: int, tensors: Mapping[str, Tensor], 
     """
     final = directory / f"step-{step:08d}"
     temporary = directory / f".writing-{step:08d}"
-    if _rank() == 0:
+    if rank() == 0:
         shutil.rmtree(temporary, ignore_errors=True)
         directory.mkdir(parents=True, exist_ok=True)
-    _barrier()
+    barrier()
     try:
-        with _single_process_is_meant():
-            save(dict(tensors), checkpoint_id=temporary, no_dist=not _distributed())
+        with _silence_no_dist_warning():
+            save(dict(tensors), checkpoint_id=temporary, no_dist=world_size() == 1)
     except CheckpointException as error:  # the same on every rank
         for one, _ in error.failures.values():
             if not isinstance(one, Exception):
                 raise one from None  # an interrupt is none of a disk
-        raise _unwritten(final, temporary, _reason(error)) from error
+        raise _write_error(final, temporary, _reason(error)) from error
     failure: list[OSError | None] = [None]
-    if _rank() == 0:
+    if rank() == 0:
         try:
             _complete(temporary, final, {"step": step, **info})
         except OSError as error:
             failure = [error]
-    if _distributed():
+    if world_size() > 1:
         dist.broadcast_object_list(failure)  # the others wait for it, and stop with it
     if failure[0] is not None:
-        raise _unwritten(final, temporary, str(failure[0])) from failure[0]
+        raise _write_error(final, temporary, str(failure[0])) from failure[0]
     return final
 
 
@@ -82,8 +83,8 @@ def _complete(temporary: Path, final: Path, record: dict[str, Any]) -> None:
         shutil.rmtree(old)
 
 
-def _unwritten(final: Path, temporary: Path, reason: str) -> CheckpointError:
-    if _rank() == 0:
+def _write_error(final: Path, temporary: Path, reason: str) -> CheckpointError:
+    if rank() == 0:
         shutil.rmtree(temporary, ignore_errors=True)
     kept = _checkpoints(final.parent)
     last = f"the last good one is {kept[-1]}" if kept else "there is none before it"
@@ -91,18 +92,18 @@ def _unwritten(final: Path, temporary: Path, reason: str) -> CheckpointError:
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
-    """The newest complete checkpoint of a run, or `None`."""
+    """Return the newest complete checkpoint of a run; `None` if there is none."""
     found = _checkpoints(directory)
     return found[-1] if found else None
 
 
 def read_info(path: Path) -> dict[str, Any]:
-    """What belongs to a checkpoint besides tensors: its step, and where its components came from.
+    """Read what a checkpoint holds besides tensors: its step, and where its components came from.
 
     Raises:
-        CheckpointError: If it is missing or damaged; the message says how to go on.
+        CheckpointError: If it is missing or damaged; the message says how to resume.
     """
-    with _damage_named(path):
+    with _wrap_read_errors(path):
         info: dict[str, Any] = json.loads((path / _INFO).read_text())
         if info.pop("sha256_of_this") != _own_digest(info):
             raise CheckpointError(f"{_INFO} changed since it was written")
@@ -110,16 +111,16 @@ def read_info(path: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a checkpoint, on the CPU, and what else belongs to it. Collective in a process group.
+    """Read the tensors of a checkpoint, on the CPU, and what else belongs to it. Collective: every rank calls it.
 
     A checkpoint is data: whatever its files hold, reading them runs no code of theirs.
     Chains come back as this rank's shards of all chains, whatever the number of ranks that wrote them.
 
     Raises:
-        CheckpointError: If it is missing or damaged; the message says how to go on.
+        CheckpointError: If it is missing or damaged; the message says how to resume.
     """
     info = read_info(path)
-    with _damage_named(path):
+    with _wrap_read_errors(path):
         damaged = [name for name, digest in info["sha256"].items() if _digest(path / name) != digest]
         if damaged:
             raise CheckpointError(f"{', '.join(damaged)} changed since it was written")
@@ -129,8 +130,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             for name, entry in reader.read_metadata().state_dict_metadata.items()
             if isinstance(entry, TensorStorageMetadata)
         }
-        with _single_process_is_meant():
-            load(tensors, storage_reader=reader, no_dist=not _distributed())
+        with _silence_no_dist_warning():
+            load(tensors, storage_reader=reader, no_dist=world_size() == 1)
     return tensors, info
 
 
@@ -176,13 +177,13 @@ class _IndexUnpickler(pickle.Unpickler):
 
 
 @contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
+def _wrap_read_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (Exception, CheckpointException) as error:
         others = [other.name for other in _checkpoints(path.parent) if other != path]
-        go_on = f"remove it to go on from {others[-1]}" if others else "start the run anew with another --out"
-        raise CheckpointError(f"the checkpoint {path} is damaged ({_reason(error)}): {go_on}") from error
+        advice = f"remove it to resume from {others[-1]}" if others else "start the run again with another --out"
+        raise CheckpointError(f"the checkpoint {path} is damaged ({_reason(error)}): {advice}") from error
 
 
 def _reason(error: BaseException) -> str:
@@ -194,7 +195,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _template(name: str, entry: TensorStorageMetadata) -> Tensor:
-    if _distributed() and ".chains." in name:
+    if world_size() > 1 and ".chains." in name:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.tensor import Shard, zeros
 
@@ -231,20 +232,7 @@ def _flush_to_disk(directory: Path) -> None:
 
 
 @contextmanager
-def _single_process_is_meant() -> Iterator[None]:
+def _silence_no_dist_warning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         yield
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if _distributed() else 0
-
-
-def _barrier() -> None:
-    if _distributed():
-        dist.barrier()

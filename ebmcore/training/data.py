@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
 from ebmcore.errors import UsageError
+from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_generator
 
 
@@ -22,6 +24,10 @@ class DataSource(Protocol):
         test: Test examples ``(M, *shape)``, floating point.
         shape: Shape of one example.
         state_space: ``"continuous"``, ``"binary"`` or ``"categorical"``.
+
+    A data set with labels also has ``train_labels`` and ``test_labels``, each one tensor with a row for each example or a mapping
+    of names to such tensors, and ``n_classes``. They reach a loss whose ``labels`` are ``"targets"``, and any other that takes
+    labels if its energy does.
     """
 
     train: Tensor
@@ -30,10 +36,10 @@ class DataSource(Protocol):
     state_space: str
 
 
-def check_compatible(energy: nn.Module, sampler: object, data: DataSource) -> None:
-    """Raise `UsageError` if energy, sampler and data live in different state spaces.
+def check_compatible(energy: nn.Module, sampler: object, data: DataSource, loss: object = None) -> None:
+    """Raise `UsageError` if energy, sampler, loss and data live in different state spaces.
 
-    An energy or sampler that declares no ``state_space`` fits any.
+    An energy, sampler or loss that declares no ``state_space`` fits any.
     """
     of_energy = getattr(energy, "state_space", None)
     of_sampler = getattr(sampler, "state_space", None)
@@ -46,6 +52,13 @@ def check_compatible(energy: nn.Module, sampler: object, data: DataSource) -> No
         raise UsageError(
             f"the sampler {type(sampler).__name__} moves in a {of_sampler} space, but {type(data).__name__} is "
             f"{data.state_space}: choose a sampler for {data.state_space} units, or {of_sampler} data"
+        )
+    of_loss = getattr(loss, "state_space", None)
+    if of_loss not in (None, data.state_space):
+        name = loss.__name__ if isinstance(loss, type) else type(loss).__name__
+        raise UsageError(
+            f"the loss {name} is for {of_loss} data, but {type(data).__name__} is {data.state_space}: "
+            f"choose a loss for {data.state_space} data, or {of_loss} data"
         )
 
 
@@ -79,30 +92,68 @@ class StepBatches(Sampler[list[int]]):
             epoch, first = epoch + 1, 0
 
 
-def training_examples(data: DataSource | Tensor | Dataset[Any]) -> Tensor | Dataset[Any]:
-    """The examples to train on: those of a data set component, or ``data`` itself."""
+Batch = tuple[
+    tuple[Tensor, ...], dict[str, Tensor]
+]  # the arguments of a loss: examples, and conditions by place and by name
+
+
+def training_examples(data: DataSource | Tensor | Dataset[Any], loss: BaseLoss) -> Tensor | Dataset[Any]:
+    """Training examples of a data set component, with their labels where the loss takes them; or ``data`` itself."""
     # A torch Dataset may have a flag of that name.
-    return data.train if isinstance(data, DataSource) and isinstance(data.train, Tensor) else data
+    if not isinstance(data, DataSource) or not isinstance(data.train, Tensor):
+        return data
+    labels = getattr(data, "train_labels", None)
+    if labels is None or not _takes(loss, labels):
+        return data.train
+    named = labels if isinstance(labels, Mapping) else {}
+    for one in named.values() if named else (labels,):
+        if len(one) != len(data.train):
+            raise UsageError(f"{type(data).__name__} has {len(data.train)} training examples but {len(one)} labels")
+    return _LabelledExamples(data.train, () if named else (labels,), named)
 
 
-def batches(data: Tensor | Dataset[Any], order: StepBatches) -> Iterator[Sequence[Tensor]]:
-    """Batches ``(x, *conditions)`` in that order, without end."""
+def _takes(loss: BaseLoss, labels: Any) -> bool:
+    taker = loss.forward if loss.labels == "targets" else getattr(loss, "energy", loss).forward
+    args, kwargs = ((), labels) if isinstance(labels, Mapping) else ((labels,), {})
+    try:
+        inspect.signature(taker).bind(None, *args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+class _LabelledExamples(Dataset[Any]):
+    """Examples with labels; takes a list of rows at once, as a `TensorDataset` does."""
+
+    def __init__(self, x: Tensor, labels: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> None:
+        self.x, self.labels, self.named = x, labels, named
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, rows: Any) -> tuple[Any, ...]:
+        return self.x[rows], *(t[rows] for t in self.labels), {name: t[rows] for name, t in self.named.items()}
+
+
+def batches(data: Tensor | Dataset[Any], order: StepBatches) -> Iterator[Batch]:
+    """Batches ``(x, *conditions), named_conditions`` in that order, without end."""
     dataset = TensorDataset(data) if isinstance(data, Tensor) else data
-    # A generator of its own, or the loader would take a number from the global one.
+    # Without a generator of its own the loader would take a number from the global one.
     generator = torch.Generator().manual_seed(order.seed)
-    if isinstance(dataset, TensorDataset):  # takes a whole batch of rows at once
+    if isinstance(dataset, TensorDataset | _LabelledExamples):  # take a whole batch of rows at once
         loader = DataLoader(dataset, sampler=order, batch_size=None, generator=generator)
     else:
         loader = DataLoader(dataset, batch_sampler=order, generator=generator)
     for batch in loader:
         parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-        strange = next((type(part).__name__ for part in parts if not isinstance(part, Tensor)), None)
+        args, named = (parts[:-1], parts[-1]) if len(parts) > 1 and isinstance(parts[-1], Mapping) else (parts, {})
+        strange = next((type(part).__name__ for part in (*args, *named.values()) if not isinstance(part, Tensor)), None)
         if strange is not None:
             raise UsageError(
                 f"an item of a data set must be a tensor, or a tuple of an example and its conditions, but holds a {strange}: "
                 "wrap the data set in one that gives such items"
             )
-        yield parts
+        yield args, dict(named)
 
 
 def n_examples(data: Tensor | Dataset[Any]) -> int:

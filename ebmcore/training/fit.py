@@ -6,40 +6,42 @@ import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import _SpectralNorm
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Dataset
 
 from ebmcore.energies import check_energies, frozen
 from ebmcore.errors import DivergenceError, UsageError
 from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_seed
+from ebmcore.training.averaging import moving_average, refresh_spectral_norms
 from ebmcore.training.checkpoints import latest_checkpoint, write_checkpoint
-from ebmcore.training.data import DataSource, StepBatches, batches, n_examples, training_examples
-from ebmcore.training.observers import BaseObserver, MetricsFile, ProgressBar, TensorBoard, notify, watched
+from ebmcore.training.data import Batch, DataSource, StepBatches, batches, check_compatible, n_examples, training_examples
+from ebmcore.training.observers import BaseObserver, MetricsFile, ProgressBar, TensorBoard, notify, observing
+from ebmcore.training.optimizers import OptimizerChoice, create_optimizer
 from ebmcore.training.origins import origins
+from ebmcore.training.run import Run
+from ebmcore.training.scheduled import ScheduledOptions
+from ebmcore.training.schedules import SCHEDULES, Schedule, as_text
 from ebmcore.training.state import TrainingState
 
-POWER_ITERATIONS = 30  # from the vectors of weights nearby, which are close already
 DIVERGED = 1e12  # a metric beyond it is taken for divergence: float32 energies have no digit after the point left by then
-OptimizerFactory = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
+Precision = Literal["32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"]
 
 
 @dataclass
 class FitResult:
-    """What training leaves.
+    """Result of a training run.
 
     Args:
-        energy: The trained energy: its moving average where one was asked for.
-        step: Number of training steps done.
+        energy: The trained energy, or its moving average where one is kept.
+        step: Number of optimizer steps done.
         metrics: The last logged metrics.
         checkpoint: The last checkpoint, where ``out`` was given.
     """
@@ -57,15 +59,16 @@ def fit(
     epochs: int | None = None,
     steps: int | None = None,
     batch_size: int = 64,
-    optimizer: Literal["adam", "sgd"] | OptimizerFactory = "adam",
+    accumulate: int = 1,
+    optimizer: OptimizerChoice = "adam",
     lr: float = 1e-3,
-    lr_schedule: Literal["constant", "linear"] = "constant",
+    schedules: Mapping[str, Schedule | str] | None = None,
     clip_grad: float | None = None,
     ema_decay: float | None = None,
     seed: int = 0,
     accelerator: str = "auto",
     devices: int = 1,
-    precision: Literal["32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"] = "32-true",
+    precision: Precision = "32-true",
     out: Path | None = None,
     resume: bool = False,
     log_every: int = 10,
@@ -75,23 +78,30 @@ def fit(
     compile: bool = False,
     progress: bool = True,
     observers: Sequence[BaseObserver] = (),
+    config: Mapping[str, Any] | None = None,
 ) -> FitResult:
     """Train the energy of ``loss`` on ``data``.
 
-    All randomness of a step is a function of (seed, stream, step, rank): a run that is killed and resumed ends with the same
-    parameters and chains, bit for bit, as one that was not.
+    A step is an optimizer step. All randomness of a step is a function of (seed, stream, step, rank) and the micro-batch within
+    it: a run that is killed and resumed ends with the same parameters and chains, bit for bit, as one that was not.
 
     Args:
         loss: The loss; its energy is trained in place.
         data: A data set component, of which the training examples are taken; or training examples ``(N, *shape)``; or a
-            map-style torch ``Dataset`` whose items are examples or tuples of an example and its conditions.
+            map-style torch ``Dataset`` whose items are examples, or tuples of an example and its conditions, the last of which
+            may be a mapping of named ones. A loss whose ``labels`` are `None` receives the examples alone.
         epochs: Passes through the data. Give this or ``steps``.
-        steps: Training steps, in place of ``epochs``.
-        batch_size: Examples per step and device.
-        optimizer: Adam, plain stochastic gradient descent, or a function that makes an optimizer of the parameters (``lr`` is
-            then its own affair).
-        lr: Learning rate.
-        lr_schedule: Keep the learning rate, or let it fall linearly to 0 at the end of training.
+        steps: Optimizer steps, in place of ``epochs``.
+        batch_size: Examples per micro-batch and device.
+        accumulate: Micro-batches per optimizer step, whose mean gradient it follows: a batch of ``accumulate * batch_size``
+            examples in the memory of ``batch_size``. The loss is called once for each.
+        optimizer: An optimizer of ``torch.optim`` by its name in lower case, such as ``"adamw"``; a mapping with the name and
+            its options, ``{"name": "adamw", "betas": (0.0, 0.999)}``; or a function that makes an optimizer of the loss's
+            parameter groups (``lr`` is then its own affair).
+        lr: Learning rate of each parameter group that has none of its own.
+        schedules: Options that change during training, by name, e.g. ``{"optimizer.lr": Linear(end=0.0)}``; see
+            `ebmcore.training.schedules`. Whatever no schedule names is left alone. After training each has the value again that
+            it had before.
         clip_grad: Bound on the norm of the gradient; `None` does not clip.
         ema_decay: Decay of an exponential moving average of the parameters, e.g. 0.999, whose buffers are copies of the trained
             energy's, spectral norms (torch's parametrization) its own; `None` keeps none.
@@ -100,16 +110,17 @@ def fit(
         devices: Number of devices; chains and data are split between them.
         precision: Floating-point arithmetic, as Lightning Fabric names it.
         out: Directory for ``metrics.csv``, checkpoints and TensorBoard's files; `None` writes nothing.
-        resume: Go on from the last checkpoint in ``out``, or from the beginning if it has none.
+        resume: Resume from the last checkpoint in ``out``, or start if it has none.
         log_every: Steps between two logged metrics.
         checkpoint_every: Steps between two checkpoints; one more is written at the end.
-        measure: Gives named numbers for the energy, or for its moving average where one is kept, on the first rank; they are
+        measure: Returns named numbers for the energy, or for its moving average where one is kept, on the first rank; they are
             logged with the metrics of that step.
         measure_every: Steps between two measurements; `None` makes none.
         compile: Draw negatives by compiled graphs (``loss.compile()``): the first steps take seconds more, all others less;
-            a run that was killed then goes on with the same up to rounding.
+            a run that was killed then continues with the same up to rounding. A loss that samples nothing trains as without.
         progress: Show a progress bar.
         observers: Further observers.
+        config: What observers find as ``run.config``; by default the options of this call that are plain data.
 
     Raises:
         DivergenceError: When a metric or the norm of the parameters is not finite, or beyond 1e12. The last good checkpoint
@@ -124,125 +135,329 @@ def fit(
         4
     """
     require_train_extra()
-    _check_options(batch_size, lr, clip_grad, ema_decay, log_every, checkpoint_every, measure_every)
-    fabric = _fabric(accelerator, devices, precision)
-    rank, world = fabric.global_rank, fabric.world_size
+    options = _Options(
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        optimizer=optimizer,
+        lr=lr,
+        schedules=schedules or {},
+        clip_grad=clip_grad,
+        ema_decay=ema_decay,
+        seed=seed,
+        accelerator=accelerator,
+        devices=devices,
+        precision=precision,
+        out=None if out is None else Path(out),
+        resume=resume,
+        log_every=log_every,
+        checkpoint_every=checkpoint_every,
+        measure=measure,
+        measure_every=measure_every,
+        compile=compile,
+        progress=progress,
+        observers=observers,
+        config=config,
+    )
+    options.check()
+    training = _prepare(loss, data, options)
+    with _training(training):
+        for step in range(training.step, training.n_steps):
+            due = training.due(step + 1)
+            readings = _train_step(training, step, read=due.log)
+            _after_step(training, due, readings)
+    return FitResult(training.trained, training.step, training.metrics, training.checkpoint)
 
-    train = training_examples(data)
-    order = StepBatches(n_examples(train), batch_size, seed=seed, rank=rank, world=world)
-    n_steps = _number_of_steps(epochs, steps, order.steps_per_epoch)
-    # The whole loss is wrapped, not the energy: inside, samplers see the bare module with all its capabilities.
-    if compile:
-        loss.compile()
-    model, wrapped_optimizer = fabric.setup(loss, _optimizer(optimizer, loss, lr, precision))
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """The options of `fit`, as documented there."""
+
+    epochs: int | None
+    steps: int | None
+    batch_size: int
+    accumulate: int
+    optimizer: OptimizerChoice
+    lr: float
+    schedules: Mapping[str, Schedule | str]
+    clip_grad: float | None
+    ema_decay: float | None
+    seed: int
+    accelerator: str
+    devices: int
+    precision: Precision
+    out: Path | None
+    resume: bool
+    log_every: int
+    checkpoint_every: int
+    measure: Callable[[nn.Module], Mapping[str, float]] | None
+    measure_every: int | None
+    compile: bool
+    progress: bool
+    observers: Sequence[BaseObserver]
+    config: Mapping[str, Any] | None
+
+    def check(self) -> None:
+        """Raise `UsageError` for a value that cannot work."""
+        for name in ("batch_size", "accumulate", "log_every", "checkpoint_every", "measure_every"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise UsageError(f"{name} must be at least 1, got {count!r}")
+        if not 0 < self.lr < math.inf:
+            raise UsageError(f"lr must be above 0, got {self.lr!r}")
+        if self.clip_grad is not None and not self.clip_grad > 0:
+            raise UsageError(f"clip_grad must be above 0, or None for no clipping, got {self.clip_grad!r}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise UsageError(f"ema_decay must be from 0 to below 1, or None for no average, got {self.ema_decay!r}")
+
+    def number_of_steps(self, batches_per_epoch: int) -> int:
+        """Optimizer steps of the whole run; the last of ``epochs`` may reach into another pass."""
+        if (self.epochs is None) == (self.steps is None):
+            raise UsageError("give the length of training, either as epochs or as steps")
+        n_steps = self.steps if self.steps is not None else -(-(self.epochs or 0) * batches_per_epoch // self.accumulate)
+        if n_steps < 1:
+            raise UsageError(f"training needs at least one step, got epochs={self.epochs}, steps={self.steps}")
+        return n_steps
+
+    def plain_data(self) -> dict[str, Any]:
+        """The options that are plain data, as a configuration file holds them."""
+        values: dict[str, Any] = {
+            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("observers", "config")
+        }
+        values["out"] = None if self.out is None else str(self.out)
+        kinds: tuple[type, ...] = (str, *SCHEDULES.values())
+        values["schedules"] = {name: as_text(one) for name, one in self.schedules.items() if isinstance(one, kinds)}
+        return {name: value for name, value in values.items() if not callable(value)}
+
+
+@dataclass
+class _Training:
+    """A run in progress.
+
+    Args:
+        model: The loss as Fabric wraps it. The whole loss is wrapped, not the energy: samplers see the bare module.
+        optimizer: The optimizer as Fabric wraps it.
+        step: Number of optimizer steps done.
+        scheduled: The options that schedules change.
+        state: What checkpoints hold.
+        train: Training examples.
+        order: In which order they are visited.
+        components: The components by kind, whose origins a checkpoint records.
+        metrics: The last logged ones.
+    """
+
+    options: _Options
+    fabric: Any
+    loss: BaseLoss
+    model: Any
+    optimizer: Any
+    energy: nn.Module
+    average: AveragedModel | None
+    data: Any
+    train: Tensor | Dataset[Any]
+    order: StepBatches
+    components: Mapping[str, object]
+    n_steps: int
+    scheduled: ScheduledOptions
+    state: TrainingState
+    watching: Sequence[BaseObserver]
+    visited: Iterator[Batch]
+    step: int = 0
+    checkpoint: Path | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> nn.Module:
+        """The energy, or its moving average where one is kept."""
+        return self.energy if self.average is None else self.average.module
+
+    def due(self, done: int) -> _Due:
+        """What follows once ``done`` steps are done."""
+        options, last = self.options, done == self.n_steps
+        measure = options.measure is not None and options.measure_every is not None and done % options.measure_every == 0
+        save = options.out is not None and (done % options.checkpoint_every == 0 or last)
+        return _Due(log=done % options.log_every == 0 or last or measure, measure=measure, save=save)
+
+    def run(self) -> Run:
+        """What observers see."""
+        options = self.options
+        return Run(
+            config=options.plain_data() if options.config is None else options.config,
+            loss=self.loss,
+            energy=self.trained,
+            data=self.data,
+            sampler=getattr(self.loss, "sampler", None),
+            step=self.step,
+            n_steps=self.n_steps,
+            rank=self.fabric.global_rank,
+            directory=options.out,
+        )
+
+
+@dataclass(frozen=True)
+class _Due:
+    """What follows a step."""
+
+    log: bool
+    measure: bool
+    save: bool
+
+
+def _prepare(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: _Options) -> _Training:
+    """Find out before the first step whatever cannot work, and make what the run needs."""
+    fabric = _fabric(options.accelerator, options.devices, options.precision)
+    rank, out = fabric.global_rank, options.out
     energy: nn.Module = getattr(loss, "energy", loss)  # a loss may be its own model
-    average = None
-    if ema_decay is not None:
-        # Buffers are copied: the mean of unit vectors or of indices is neither.
-        average = AveragedModel(energy, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
-    parts = {name: getattr(loss, name, None) for name in ("energy", "sampler")}
-    components = {"loss": loss, **parts, "dataset": None if train is data else data}
-    state = TrainingState(loss, wrapped_optimizer.optimizer, average, components)
-
-    checkpoint = None
-    if out is not None:
-        out = Path(out)
-        checkpoint = latest_checkpoint(out / "checkpoints") if resume else None
-        if resume is False and latest_checkpoint(out / "checkpoints"):
-            raise UsageError(f"{out} holds the checkpoints of another run: resume it, or choose another directory")
-    order.start = state.load(checkpoint) if checkpoint else 0
-    if order.start > n_steps:
-        raise UsageError(f"{out} already has {order.start} steps, more than the {n_steps} asked for")
-    if order.start == 0 and energy is not loss:
-        _probe(energy, next(batches(train, order)), fabric)
-
+    sampler = getattr(loss, "sampler", None)
+    if isinstance(data, DataSource):
+        check_compatible(energy, sampler, data, loss)
+    train = training_examples(data, loss)
+    order = StepBatches(n_examples(train), options.batch_size, seed=options.seed, rank=rank, world=fabric.world_size)
+    n_steps = options.number_of_steps(order.steps_per_epoch)
+    first = next(batches(train, order))
+    build_loss(loss, first[0][0].shape[1:], options.seed)
+    if options.compile:
+        loss.compile()
+    optimizer = create_optimizer(options.optimizer, loss, options.lr, options.precision)
+    scheduled = ScheduledOptions(options.schedules, loss, optimizer, n_steps)
+    model, wrapped_optimizer = fabric.setup(loss, optimizer)
+    average = None if options.ema_decay is None else moving_average(energy, options.ema_decay)
+    components = {"loss": loss, "energy": energy, "sampler": sampler, "dataset": None if train is data else data}
+    state = TrainingState(loss, wrapped_optimizer.optimizer, average, components, scheduled.optimizer_options)
+    start, checkpoint = _resumed(state, options, n_steps)
+    order.start = start * options.accumulate
+    if start == 0 and energy is not loss:
+        _probe(loss, energy, first, fabric)
     if out is not None:
         state.check()  # an error now, and not after hours
-    if out is not None and rank == 0:
-        out.mkdir(parents=True, exist_ok=True)
-    watching = _watching(out, progress, observers) if rank == 0 else []
-    schedule = _schedule(lr_schedule, n_steps)
-    base_rates = [group["lr"] for group in wrapped_optimizer.param_groups]
-    metrics: dict[str, float] = {}
-    visited = batches(train, order)
-    with ExitStack() as leaving:
-        leaving.callback(setattr, loss, "generator", loss.generator)
-        loss.generator = torch.Generator(device=fabric.device)
-        leaving.enter_context(watched(watching, order.start, n_steps))
-        leaving.enter_context(torch.random.fork_rng([fabric.device] if fabric.device.type == "cuda" else []))
-        for step in range(order.start, n_steps):
-            # Dropout in the energy, and whatever else draws from the global generator.
-            torch.manual_seed(stream_seed(seed, "forward", step, rank))
-            batch = next(visited)
-            loss.generator.manual_seed(stream_seed(seed, "sampler", step, rank))
-            for group, base in zip(wrapped_optimizer.param_groups, base_rates, strict=True):
-                group["lr"] = base * schedule(step)
-            with _naming(step):
-                value = _first(model(*fabric.to_device(batch)))
-            wrapped_optimizer.zero_grad()
-            fabric.backward(value)
-            if clip_grad is not None:
-                fabric.clip_gradients(model, wrapped_optimizer, max_norm=clip_grad, error_if_nonfinite=False)
-            wrapped_optimizer.step()
-            if average is not None:
-                average.update_parameters(energy)
-            if out is not None and step == order.start:
-                state.check()  # again, with what the optimizer keeps
-
-            done = step + 1
-            last = done == n_steps
-            measuring = measure is not None and measure_every is not None and done % measure_every == 0
-            saving = out is not None and (done % checkpoint_every == 0 or last)
-            if average is not None and (measuring or saving or last):
-                _settle(average.module)
-            if done % log_every == 0 or last or measuring:
-                metrics = _read_metrics(fabric, loss, value, done)
-                if measuring and measure is not None and rank == 0:
-                    metrics |= measure(energy if average is None else average.module)
-                notify(watching, "on_log", done, metrics)
-            if out is not None and saving:
-                _check_finite(fabric, energy, done)
-                checkpoint = write_checkpoint(
-                    out / "checkpoints", done, state.tensors(), origins(components, observers) | state.info()
-                )
-                notify(watching, "on_checkpoint", done, checkpoint)
-    trained = average.module if average is not None else energy
-    return FitResult(trained, max(order.start, n_steps), metrics, checkpoint)
+        if rank == 0:
+            out.mkdir(parents=True, exist_ok=True)
+    return _Training(
+        options=options,
+        fabric=fabric,
+        loss=loss,
+        model=model,
+        optimizer=wrapped_optimizer,
+        energy=energy,
+        average=average,
+        data=data,
+        train=train,
+        order=order,
+        components=components,
+        n_steps=n_steps,
+        scheduled=scheduled,
+        state=state,
+        watching=_all_observers(options) if rank == 0 else [],
+        visited=batches(train, order),
+        step=start,
+        checkpoint=checkpoint,
+    )
 
 
-@torch.no_grad()
-def _settle(average: nn.Module) -> None:
-    """Give averaged weights spectral norms of their own, in place of those whose vectors were copied from the trained ones."""
-    for module in filter(parametrize.is_parametrized, average.modules()):
-        parametrizations: Any = module.parametrizations
-        for name, own in parametrizations.items():
-            if any(isinstance(one, _SpectralNorm) for one in own):
-                training = own.training
-                own.train()
-                for _ in range(POWER_ITERATIONS):
-                    getattr(module, name)  # makes an iteration where it is in training mode
-                own.train(training)
+def build_loss(loss: BaseLoss, shape: Sequence[int], seed: int) -> None:
+    """Let a loss make the parts whose shape depends on the data, once. Their initial values are a function of the seed."""
+    if loss.built:
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, "build"))
+        loss.build(tuple(shape))
+    loss.built = True
 
 
-def _check_options(
-    batch_size: int,
-    lr: float,
-    clip_grad: float | None,
-    ema_decay: float | None,
-    log_every: int,
-    checkpoint_every: int,
-    measure_every: int | None,
-) -> None:
-    counts = {"batch_size": batch_size, "log_every": log_every, "checkpoint_every": checkpoint_every}
-    for name, count in (counts | {"measure_every": 1 if measure_every is None else measure_every}).items():
-        if count < 1:
-            raise UsageError(f"{name} must be at least 1, got {count!r}")
-    if not 0 < lr < math.inf:
-        raise UsageError(f"lr must be above 0, got {lr!r}")
-    if clip_grad is not None and not clip_grad > 0:
-        raise UsageError(f"clip_grad must be above 0, or None for no clipping, got {clip_grad!r}")
-    if ema_decay is not None and not 0 <= ema_decay < 1:
-        raise UsageError(f"ema_decay must be from 0 to below 1, or None for no average, got {ema_decay!r}")
+def _resumed(state: TrainingState, options: _Options, n_steps: int) -> tuple[int, Path | None]:
+    """Load the last checkpoint of a run to resume; return the steps done before, and that checkpoint."""
+    if options.out is None:
+        return 0, None
+    checkpoint = latest_checkpoint(options.out / "checkpoints")
+    if checkpoint is None:
+        return 0, None
+    if not options.resume:
+        raise UsageError(f"{options.out} holds the checkpoints of another run: resume it, or choose another directory")
+    start = state.load(checkpoint)
+    if start > n_steps:
+        raise UsageError(f"{options.out} already has {start} steps, more than the {n_steps} asked for")
+    return start, checkpoint
+
+
+@contextmanager
+def _training(training: _Training) -> Iterator[None]:
+    """What holds while a run trains: the loss has the generator of the run, observers observe, the global generator is kept."""
+    loss, device = training.loss, training.fabric.device
+    own = loss.generator
+    try:
+        loss.generator = torch.Generator(device=device)
+        with (
+            observing(training.watching, training.run),
+            training.scheduled.put_back(),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+        ):
+            yield
+    finally:
+        loss.generator = own
+
+
+def _train_step(training: _Training, step: int, *, read: bool) -> dict[str, Tensor]:
+    """Make optimizer step number ``step``, from 0; return the loss and its metrics, averaged over micro-batches, if requested."""
+    options, fabric, loss, optimizer = training.options, training.fabric, training.loss, training.optimizer
+    training.scheduled.set(step)
+    loss.step = step
+    readings: list[dict[str, Tensor]] = []
+    for micro in range(options.accumulate):
+        more = micro + 1 < options.accumulate
+        with fabric.no_backward_sync(training.model) if more else nullcontext():
+            value = _forward(training, step, micro)
+            if micro == 0:
+                optimizer.zero_grad()
+            fabric.backward(value if options.accumulate == 1 else value / options.accumulate)
+        if read:
+            readings.append({"loss": value.detach(), **loss.metrics})
+    if options.clip_grad is not None:
+        fabric.clip_gradients(training.model, optimizer, max_norm=options.clip_grad, error_if_nonfinite=False)
+    optimizer.step()
+    if training.average is not None:
+        training.average.update_parameters(training.energy)
+    if options.out is not None and step == training.order.start // options.accumulate:
+        training.state.check()  # again, with what the optimizer keeps
+    training.step = loss.step = step + 1
+    names = readings[-1] if readings else {}
+    return {name: torch.stack([r[name].detach().double() for r in readings if name in r]).mean() for name in names}
+
+
+def _forward(training: _Training, step: int, micro: int) -> Tensor:
+    """The loss of the next micro-batch, 0-dim. The streams of the first micro-batch are those of a step without others."""
+    seed, rank, suffix = training.options.seed, training.fabric.global_rank, f"/{micro}" if micro else ""
+    # Dropout in the energy, and whatever else draws from the global generator.
+    torch.manual_seed(stream_seed(seed, f"forward{suffix}", step, rank))
+    args, kwargs = training.fabric.to_device(next(training.visited))
+    generator = training.loss.generator
+    assert generator is not None  # noqa: S101 - set for the time of training
+    generator.manual_seed(stream_seed(seed, f"sampler{suffix}", step, rank))
+    if training.loss.labels is None:
+        args, kwargs = args[:1], {}
+    try:
+        output = training.model(*args, **kwargs)
+    except DivergenceError as error:
+        raise DivergenceError(f"training stopped at step {step + 1}: {error}") from error
+    value: Tensor = output[0] if isinstance(output, tuple) else output
+    return value
+
+
+def _after_step(training: _Training, due: _Due, readings: Mapping[str, Tensor]) -> None:
+    """Log, measure and save, as far as it is due."""
+    options, done = training.options, training.step
+    if training.average is not None and (due.log or due.save):
+        refresh_spectral_norms(training.average.module)
+    if due.log:
+        training.metrics = _average_over_ranks(training.fabric, readings, done)
+        if due.measure and options.measure is not None and training.fabric.global_rank == 0:
+            training.metrics |= options.measure(training.trained)
+        notify(training.watching, "on_log", training.run(), training.metrics)
+    if due.save and options.out is not None:
+        _check_finite(training.fabric, training.energy, done)
+        info = origins(training.components, options.observers) | training.state.info()
+        training.checkpoint = write_checkpoint(options.out / "checkpoints", done, training.state.tensors(), info)
+        notify(training.watching, "on_checkpoint", training.run(), training.checkpoint)
 
 
 def _fabric(accelerator: str, devices: int, precision: Any) -> Any:
@@ -264,50 +479,26 @@ def require_train_extra() -> None:
         raise UsageError(f"this needs {', '.join(missing)}, which is not installed: pip install 'ebmcore[train]'")
 
 
-def _number_of_steps(epochs: int | None, steps: int | None, steps_per_epoch: int) -> int:
-    if (epochs is None) == (steps is None):
-        raise UsageError("give the length of training, either as epochs or as steps")
-    n_steps = steps if steps is not None else (epochs or 0) * steps_per_epoch
-    if n_steps < 1:
-        raise UsageError(f"training needs at least one step, got epochs={epochs}, steps={steps}")
-    return n_steps
-
-
-def _optimizer(
-    optimizer: Literal["adam", "sgd"] | OptimizerFactory, loss: nn.Module, lr: float, precision: str
-) -> torch.optim.Optimizer:
-    if callable(optimizer):
-        return optimizer(loss.parameters())
-    if optimizer not in ("adam", "sgd"):
-        raise UsageError(f"optimizer must be 'adam', 'sgd' or a function of the parameters, got {optimizer!r}")
-    kind = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
-    # One kernel for all parameters; with scaled gradients it would unscale them itself, and clipping come too early.
-    return kind(loss.parameters(), lr=lr, fused=precision != "16-mixed")
-
-
-def _schedule(name: str, n_steps: int) -> Callable[[int], float]:
-    if name not in ("constant", "linear"):
-        raise UsageError(f"lr_schedule must be 'constant' or 'linear', got {name!r}")
-    return (lambda step: 1 - step / n_steps) if name == "linear" else (lambda step: 1.0)
-
-
-def _watching(out: Path | None, progress: bool, observers: Sequence[BaseObserver]) -> list[BaseObserver]:
-    watching = list(observers)
-    if out is not None:
-        watching.append(MetricsFile(out / "metrics.csv"))
+def _all_observers(options: _Options) -> list[BaseObserver]:
+    observers = list(options.observers)
+    if options.out is not None:
+        observers.append(MetricsFile(options.out / "metrics.csv"))
         if TensorBoard.available:
-            watching.append(TensorBoard(out / "tensorboard"))
-    if progress:
-        watching.append(ProgressBar())
-    return watching
+            observers.append(TensorBoard(options.out / "tensorboard"))
+    if options.progress:
+        observers.append(ProgressBar())
+    return observers
 
 
-def _probe(energy: nn.Module, batch: Sequence[Tensor], fabric: Any) -> None:
+def _probe(loss: BaseLoss, energy: nn.Module, batch: Batch, fabric: Any) -> None:
     """Find out before the first step whether the energy can take the data."""
-    x, *conditions = (part[:2] for part in fabric.to_device(batch))
+    (x, *args), kwargs = fabric.to_device(batch)
+    if loss.labels != "conditions":
+        args, kwargs = [], {}
+    x, args, kwargs = x[:2], [t[:2] for t in args], {name: t[:2] for name, t in kwargs.items()}
     try:
         with frozen(energy), torch.no_grad(), fabric.autocast():
-            check_energies(energy(fabric.strategy.precision.convert_input(x), *conditions), x)
+            check_energies(energy(fabric.strategy.precision.convert_input(x), *args, **kwargs), x)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(
@@ -315,24 +506,10 @@ def _probe(energy: nn.Module, batch: Sequence[Tensor], fabric: Any) -> None:
         ) from error
 
 
-def _first(output: Any) -> Tensor:
-    value: Tensor = output[0] if isinstance(output, tuple) else output
-    return value
-
-
-@contextmanager
-def _naming(step: int) -> Iterator[None]:
-    try:
-        yield
-    except DivergenceError as error:
-        raise DivergenceError(f"training stopped at step {step + 1}: {error}") from error
-
-
-def _read_metrics(fabric: Any, loss: BaseLoss, value: Tensor, step: int) -> dict[str, float]:
+def _average_over_ranks(fabric: Any, readings: Mapping[str, Tensor], step: int) -> dict[str, float]:
     """Metrics averaged over ranks; the one place where a step waits for the device."""
-    names = ["loss", *loss.metrics]
-    values = torch.stack([t.detach().double() for t in (value, *loss.metrics.values())])
-    metrics = dict(zip(names, fabric.all_reduce(values, reduce_op="mean").tolist(), strict=True))
+    values = torch.stack(list(readings.values()))
+    metrics = dict(zip(readings, fabric.all_reduce(values, reduce_op="mean").tolist(), strict=True))
     _stop_unless_finite(metrics, step)
     return metrics
 

@@ -12,67 +12,82 @@ from typing import Any
 
 from ebmcore import host
 from ebmcore.errors import EbmcoreError, PluginError, UsageError
+from ebmcore.training.run import Run
 
 
 class BaseObserver:
-    """Told of what happens in a run, on the first rank only. A subclass overrides what it wants to hear of."""
+    """Base of observers: a subclass overrides the events that it needs. Events are called on the first rank only.
 
-    def on_start(self, step: int, n_steps: int) -> None:
-        """Training begins after ``step`` steps already done (0, or more in a resumed run), up to ``n_steps``."""
+    Each event receives the `Run`: its configuration, loss, energy, data, sampler, step, number of steps and directory.
 
-    def on_log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of training step ``step``, at the logging interval."""
+    Example:
+        >>> class Printed(BaseObserver):
+        ...     def on_log(self, run, metrics):
+        ...         print(f"step {run.step} of {run.n_steps}: {sorted(metrics)}")
+    """
 
-    def on_checkpoint(self, step: int, path: Path) -> None:
+    def on_start(self, run: Run) -> None:
+        """Training begins; ``run.step`` is 0, or the number of steps done before in a resumed run."""
+
+    def on_log(self, run: Run, metrics: Mapping[str, float]) -> None:
+        """The metrics of step ``run.step`` were read, at the logging interval."""
+
+    def on_checkpoint(self, run: Run, path: Path) -> None:
         """A checkpoint is complete."""
 
-    def on_end(self) -> None:
+    def on_end(self, run: Run) -> None:
         """Training ended, or was stopped by an error."""
 
 
 @contextmanager
-def watched(observers: Sequence[BaseObserver], step: int, n_steps: int) -> Iterator[None]:
-    """Tell observers that training begins and, whatever happens then, all those that were told that it ended."""
+def observing(observers: Sequence[BaseObserver], run: Callable[[], Run]) -> Iterator[None]:
+    """Call ``on_start`` of each observer, and at the end, also after an error, ``on_end`` of each that was started.
+
+    Args:
+        observers: The observers.
+        run: Returns the run as it is at the moment.
+    """
     started: list[BaseObserver] = []
     try:
         for observer in observers:
-            notify([observer], "on_start", step, n_steps)
+            notify([observer], "on_start", run())
             started.append(observer)
         yield
     except BaseException as error:
-        for failure in _end(started):
-            error.add_note(str(failure))  # why training ended comes first
+        for failure in _end(started, run()):
+            error.add_note(str(failure))  # the reason why training ended comes first
         raise
-    failures = _end(started)
+    failures = _end(started, run())
     if failures:
         for failure in failures[1:]:
             failures[0].add_note(str(failure))
         raise failures[0]
 
 
-def _end(observers: Sequence[BaseObserver]) -> list[EbmcoreError]:
+def _end(observers: Sequence[BaseObserver], run: Run) -> list[EbmcoreError]:
     failures = []
     for observer in observers:
         try:
-            notify([observer], "on_end")
+            notify([observer], "on_end", run)
         except EbmcoreError as failure:
             failures.append(failure)
     return failures
 
 
-def notify(observers: Sequence[BaseObserver], event: str, *args: Any) -> None:
-    """Tell all observers. One that raises ends the run, with its name, its plugin and the event in the message."""
+def notify(observers: Sequence[BaseObserver], event: str, run: Run, *args: Any) -> None:
+    """Call one event of all observers. One that raises ends the run; the message names it, its plugin and the event."""
     for observer in observers:
         method: Callable[..., None] = getattr(observer, event)
         try:
-            method(*args)
+            method(run, *args)
         except (Exception, SystemExit) as error:
             if isinstance(error, EbmcoreError) and isinstance(observer, (MetricsFile, TensorBoard, ProgressBar)):
-                raise  # ours say by themselves what to do
+                raise  # these messages say what to do
             known = host.provenance(observer)
             plugin = f" of {known['distribution']} {known['version']}" if known["distribution"] else ""
             raise PluginError(
-                f"the observer {type(observer).__name__}{plugin} failed in {event}{args[:1]}: {type(error).__name__}: {error}"
+                f"the observer {type(observer).__name__}{plugin} failed in {event} at step {run.step}: "
+                f"{type(error).__name__}: {error}"
             ) from error
 
 
@@ -83,21 +98,21 @@ class MetricsFile(BaseObserver):
         self.path = path
         self.columns: list[str] = []
 
-    def on_start(self, step: int, n_steps: int) -> None:
+    def on_start(self, run: Run) -> None:
         rows = []
         if self.path.exists():
             with self.path.open(newline="") as file:
                 # The last line of a killed run may be cut off.
                 rows = [row for row in csv.DictReader(file) if None not in row.values()]
             try:
-                rows = [row for row in rows if int(row["step"]) <= step]
+                rows = [row for row in rows if int(row["step"]) <= run.step]
             except (KeyError, ValueError) as error:
-                raise UsageError(f"{self.path} is not the metrics of a run: move it away to go on") from error
+                raise UsageError(f"{self.path} is not the metrics of a run: move it away to resume") from error
         self.columns = list(rows[0]) if rows else []
         self._rewrite(rows)
 
-    def on_log(self, step: int, metrics: Mapping[str, float]) -> None:
-        row = {"step": step, **metrics}
+    def on_log(self, run: Run, metrics: Mapping[str, float]) -> None:
+        row = {"step": run.step, **metrics}
         new = [name for name in row if name not in self.columns]
         if new:
             with self.path.open(newline="") as file:
@@ -125,23 +140,23 @@ class TensorBoard(BaseObserver):
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def on_start(self, step: int, n_steps: int) -> None:
+    def on_start(self, run: Run) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(self.directory), purge_step=step + 1 if step else None)
+        self.writer = SummaryWriter(str(self.directory), purge_step=run.step + 1 if run.step else None)
 
-    def on_log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def on_log(self, run: Run, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
-            self.writer.add_scalar(name, value, step)
+            self.writer.add_scalar(name, value, run.step)
 
-    def on_end(self) -> None:
+    def on_end(self, run: Run) -> None:
         self.writer.close()
 
 
 class ProgressBar(BaseObserver):
     """A bar in the terminal."""
 
-    def on_start(self, step: int, n_steps: int) -> None:
+    def on_start(self, run: Run) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.progress = Progress(
@@ -151,11 +166,11 @@ class ProgressBar(BaseObserver):
             TimeRemainingColumn(),
             TextColumn("{task.fields[metrics]}"),
         )
-        self.task = self.progress.add_task("training", total=n_steps, completed=step, metrics="")
+        self.task = self.progress.add_task("training", total=run.n_steps, completed=run.step, metrics="")
         self.progress.start()
 
-    def on_log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.progress.update(self.task, completed=step, metrics=f"loss {metrics['loss']:.3f}")
+    def on_log(self, run: Run, metrics: Mapping[str, float]) -> None:
+        self.progress.update(self.task, completed=run.step, metrics=f"loss {metrics['loss']:.3f}")
 
-    def on_end(self) -> None:
+    def on_end(self, run: Run) -> None:
         self.progress.stop()

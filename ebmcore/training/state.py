@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,19 @@ class TrainingState:
         optimizer: The optimizer as it is before the first step: what it is set to then is no state.
         average: The moving average of the energy, where one is kept.
         components: The components by kind, whose origins a checkpoint records.
+        scheduled: Names of the optimizer's options whose values follow from the step.
     """
 
     def __init__(
-        self, loss: BaseLoss, optimizer: torch.optim.Optimizer, average: nn.Module | None, components: Mapping[str, object]
+        self,
+        loss: BaseLoss,
+        optimizer: torch.optim.Optimizer,
+        average: nn.Module | None,
+        components: Mapping[str, object],
+        scheduled: Collection[str] = (),
     ) -> None:
         self.loss = loss
+        self.scheduled = scheduled
         self.optimizer = optimizer
         self.average = average
         self.components = components
@@ -52,9 +59,12 @@ class TrainingState:
         return flat
 
     def _groups(self) -> list[dict[str, Any]]:
-        """What the optimizer is set to, apart from the learning rate, which follows from the step."""
+        """Options of the optimizer's groups, apart from those that follow from the step."""
         groups = self.optimizer.state_dict()["param_groups"]
-        return [{k: copy.deepcopy(v) for k, v in g.items() if k != "lr" and not isinstance(v, Tensor)} for g in groups]
+        return [
+            {k: copy.deepcopy(v) for k, v in group.items() if k not in self.scheduled and not isinstance(v, Tensor)}
+            for group in groups
+        ]
 
     def info(self) -> dict[str, Any]:
         """What optimizers count or change in their groups, as JSON."""

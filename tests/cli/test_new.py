@@ -41,7 +41,7 @@ def test_it_makes_a_whole_distribution(tmp_path):
     assert not [p for p in made.rglob("*") if p.is_file() and "$" in p.read_text()]
 
 
-@pytest.mark.parametrize("kind", host.KINDS)
+@pytest.mark.parametrize("kind", [*host.KINDS, "loss --base other"])
 def test_what_it_makes_is_tidy(tmp_path, tmp_path_factory, kind):
     assert new(f"tidy --kind {kind}") == 0
     for command in (["check", "--select=B,E,F,I,N,S,UP,W,T20"], ["format", "--check"]):
@@ -90,8 +90,8 @@ def test_a_name_is_written_in_one_way(tmp_path, name):
 def test_every_name_gives_valid_python(tmp_path, name):
     for kind in host.KINDS:
         assert new(f"{name} --kind {kind} --directory {kind}") == 0
-        source = (tmp_path / kind / f"ebm_plugin_{name}" / f"{kind}.py").read_text()
-        compile(source, kind, "exec")
+        for file in (tmp_path / kind / f"ebm_plugin_{name}").glob("*.py"):
+            compile(file.read_text(), kind, "exec")
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,7 @@ def test_every_name_gives_valid_python(tmp_path, name):
         ("my-cd_ --kind loss", "is no valid project name"),
         ("my-cd --kind lose", "invalid choice: 'lose'"),
         ("my-cd", "--kind"),
+        ("my-mcmc --kind sampler --base other", "--base is for losses, not for a sampler: leave it out"),
         ("my-cd --kind loss --directory full", "exists and is not an empty directory"),
         ("my-cd --kind loss --directory file", "exists and is not an empty directory"),
         ("my-cd --kind loss --directory .", "the current directory"),

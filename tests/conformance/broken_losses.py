@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
+import math
 from typing import Any
 
+import correct_losses as right
 import torch
-from correct_components import ScoreMatching
+from correct_losses import ScoreMatching
 from torch import nn
 
 from ebm_plugin_cd.loss import ContrastiveDivergence as CD
 from ebm_plugin_pcd.loss import PersistentContrastiveDivergence as PCD
 from ebmcore.conditions import name_conditions
+from ebmcore.energies import frozen
 from ebmcore.samplers import run
 
 
@@ -468,7 +470,7 @@ class KeepsNaN(PCD):
     """Keeps chains that have left the finite numbers."""
 
     def keep_chains(self, state):
-        slots = self.chains._drawn.slots
+        slots = self.slots.index
         super().keep_chains(state)
         self.chain[slots] = state.x
 
@@ -590,11 +592,9 @@ class UnlabelledPCD(PCD):
 class RolledLabels(CD):
     """Scores negatives under the labels of their neighbours."""
 
-    def draw_negatives(self, x, *args, **kwargs):
-        pred_x = super().draw_negatives(x, *args, **kwargs)
-        labels = {name: t.roll(1, 0) for name, t in self._negatives.conditions.items()}
-        self._negatives = replace(self._negatives, conditions=labels)
-        return pred_x
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        rolled = {name: t.roll(1, 0) for name, t in name_conditions(args, kwargs, x).items()}
+        return self.energy_gap(x, pred_x, *args, negative_conditions=rolled, **kwargs)
 
 
 class KeywordLabelsLost(PCD):
@@ -610,7 +610,7 @@ class RestartsKeepLabels(PCD):
 
     def start_chains(self, x, *args, **kwargs):
         state = super().start_chains(x, *args, **kwargs)
-        slots = self.chains._drawn.slots
+        slots = self.slots.index
         had = {f"conditions.{name}": t[slots] for name, t in self.chains.conditions.items()}
         return state.with_tensors(state.tensors() | had)
 
@@ -643,6 +643,199 @@ class NormalStart(PCD):
 
     def initial_distribution(self, shape, x=None):
         return Draws(lambda n, generator: torch.randn(n, *shape, generator=generator))
+
+
+class OneDirection(right.SlicedScoreMatching):
+    """Slices along the direction of all ones alone."""
+
+    def directions(self, rows):
+        return torch.ones_like(rows)
+
+
+class ScaledLaplacian(ScoreMatching):
+    """The Laplacian divided by the number of components."""
+
+    def objective(self, grad, laplacian):
+        return (0.5 * grad.square().sum(1) - laplacian / grad.shape[1]).mean()
+
+
+class FlippedDenoising(right.DenoisingScoreMatching):
+    """Denoising score matching that learns -E."""
+
+    def target(self, noise):
+        return -noise / self.sigma
+
+
+class UndeclaredSmoothing(right.DenoisingScoreMatching):
+    """Smooths the data and does not say so."""
+
+    def fitted_precision(self, variance):
+        return 1 / variance
+
+
+class RatioLost(right.NoiseContrastive):
+    """Noise-contrastive estimation without the ratio of noise to data in its logits: the log partition is off by log 2."""
+
+    def logits(self, x, *args, **kwargs):
+        return super().logits(x, *args, **kwargs) + math.log(self.noise_ratio)
+
+
+class HalfOdds(right.PseudoLikelihood):
+    """Half of the log-odds: it learns parameters that are twice as large."""
+
+    def log_odds(self, x, flipped, *args, **kwargs):
+        return 0.5 * super().log_odds(x, flipped, *args, **kwargs)
+
+
+class OthersLabels(right.EnergyDiscrepancy):
+    """Contrastive points carry the labels of other examples."""
+
+    def labels_of(self, label, m):
+        return label.repeat(m)
+
+
+class BeginsUnfrozen(right.ShortRun):
+    """Calls init() of the sampler outside frozen()."""
+
+    def sample(self, noise):
+        state = self.sampler.init(self.energy, noise, generator=self.generator)
+        return run(self.sampler, self.energy, state, self.n_steps, generator=self.generator)[0].x
+
+
+class StaleShortRun(right.ShortRun):
+    """Keeps its chains and never refreshes what the sampler cached."""
+
+    state = None
+
+    def sample(self, noise):
+        with frozen(self.energy), torch.no_grad():
+            if self.state is None or len(self.state) != len(noise):
+                self.state = self.sampler.init(self.energy, noise, generator=self.generator)
+        self.state = run(self.sampler, self.energy, self.state, self.n_steps, generator=self.generator)[0]
+        return self.state.x
+
+
+class TargetsAsConditions(right.JEM):
+    """Hands the targets to the energy."""
+
+    def forward(self, x, y=None):
+        pred_x = self.draw_negatives(x)
+        return self.energies(x, y).mean() - self.energies(pred_x).mean(), pred_x
+
+
+class IgnoresTargets(right.JEM):
+    """Takes targets and does nothing with them."""
+
+    def compute_loss(self, x, pred_x, y=None):
+        return super().compute_loss(x, pred_x)
+
+
+class UnknownLabels(CD):
+    """Declares a meaning of labels that nobody knows."""
+
+    labels = "classes"
+
+
+class LeftOut(right.LearntNoise):
+    """Leaves its own parameters out of the groups."""
+
+    def parameter_groups(self):
+        return [{"params": list(self.energy.parameters())}]
+
+
+class InTwoGroups(right.LearntNoise):
+    """Has its parameters in two groups."""
+
+    def parameter_groups(self):
+        return [{"params": list(self.parameters())}, {"params": [self.noise_mean], "lr": 1e-3}]
+
+
+class CompiledByTorch(right.ScoreMatching):
+    """compile() is torch's."""
+
+    compile = nn.Module.compile
+
+
+class MetricsReplaced(CD):
+    """Replaces the metrics when it scores."""
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        self.metrics = {}
+        return super().compute_loss(x, pred_x, *args, **kwargs)
+
+
+class StepLost(CD):
+    """Saves no step."""
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        nn.Module._save_to_state_dict(self, destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *args):
+        nn.Module._load_from_state_dict(self, *args)
+
+
+class HalfEnergies(CD):
+    """Energies stay in half precision."""
+
+    def energies(self, x, *args, **kwargs):
+        return self.energy(x, *args, **kwargs)
+
+
+class ByAddress(CD):
+    """Recognises its negatives by where they lie in memory."""
+
+    def forward(self, x, *args, **kwargs):
+        value, pred_x = super().forward(x, *args, **kwargs)
+        self.address = pred_x.data_ptr()
+        return value, pred_x
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        known = pred_x.data_ptr() == getattr(self, "address", None)
+        return super().compute_loss(x, pred_x, *args, **kwargs) * (0.5 if known else 1.0)
+
+
+class LabelsByAddress(PCD):
+    """Knows the labels of its negatives by where these lie in memory."""
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        known = self.negatives is not None and self.negatives.x.data_ptr() == pred_x.data_ptr()
+        named = None if known else name_conditions(args, kwargs, x)
+        return self.energy_gap(x, pred_x, *args, negative_conditions=named, **kwargs)
+
+
+class Unnormalised(CD):
+    """Takes the weights of the data as they are."""
+
+    def energy_gap(self, x, pred_x, *args, data_weights=None, **kwargs):
+        scale = 1 if data_weights is None else data_weights.sum()
+        return super().energy_gap(x, pred_x, *args, data_weights=data_weights, **kwargs) * scale
+
+
+class OwnConditions(CD):
+    """Scores negatives under the conditions of the data, whatever it is given."""
+
+    def energy_gap(self, x, pred_x, *args, negative_conditions=None, **kwargs):
+        return super().energy_gap(x, pred_x, *args, **kwargs)
+
+
+class Renamed(right.DenoisingScoreMatching):
+    """Keeps its option under another name."""
+
+    def __init__(self, energy, sigma: float = 0.3, weight: float = 1.0):
+        super().__init__(energy, sigma)
+        self.loss_weight = weight
+
+
+class UnknownExpectation(CD):
+    """Expects a check to fail that is not there."""
+
+    expected_failures = {"check_the_gradient_is_that_of_the_energy": "a typo"}
+
+
+class Stray(right.CDWithNoiseModel):
+    """Trains more than the energy, and does not say so."""
+
+    trains_more = False
 
 
 class Draws:

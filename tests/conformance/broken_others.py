@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import torch
 
 from ebm_plugin_datasets.bars_and_stripes import BarsAndStripes
@@ -208,8 +211,8 @@ class Converting(ExactLogLikelihood):
         return super().__call__(energy.eval(), data, **kwargs)
 
 
-class TwoArguments(BaseObserver):
-    """Takes too few arguments."""
+class WithoutRun(BaseObserver):
+    """Takes the metrics alone."""
 
     def on_log(self, metrics):
         pass
@@ -218,8 +221,61 @@ class TwoArguments(BaseObserver):
 class Misspelt(BaseObserver):
     """Waits for an event that does not exist."""
 
-    def on_logged(self, step, metrics):
+    def on_logged(self, run, metrics):
         pass
+
+
+class Returning(BaseObserver):
+    """Returns the metrics."""
+
+    def on_log(self, run, metrics):
+        return metrics
+
+
+class NeedsDirectory(BaseObserver):
+    """Fails where a run writes no files."""
+
+    def on_end(self, run):
+        (run.directory / "done").touch()
+
+
+class Littering(BaseObserver):
+    """Writes into the current directory."""
+
+    def on_end(self, run):
+        Path("done").touch()
+
+
+class Freezing(BaseObserver):
+    """Leaves the energy in evaluation mode."""
+
+    def on_log(self, run, metrics):
+        run.energy.eval()
+
+
+class Sampling(BaseObserver):
+    """Draws from the global generator."""
+
+    def on_log(self, run, metrics):
+        torch.randn(3)
+
+
+class Ending(BaseObserver):
+    """Ends the run."""
+
+    def on_log(self, run, metrics):
+        run.n_steps = 1
+
+
+def silent(arguments):
+    """Prints no help."""
+    return 0
+
+
+def failing(arguments):
+    """Ends with status 1."""
+    sys.stdout.write("no help")
+    return 1
 
 
 class OneTemperature(RBM):

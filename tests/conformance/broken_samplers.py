@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
-from correct_components import HMC, Exchange, RandomWalk
+from correct_samplers import HMC, Exchange, RandomWalk, Weighted
+from torch import Tensor
 
 from ebm_plugin_langevin.langevin import Langevin
 from ebm_plugin_langevin.mala import MALA
@@ -482,3 +483,27 @@ class OwnSample(Langevin):
         for _ in range(n_steps):
             x = x - self.step_size * value_and_grad(energy, x)[1] + self.noise_scale * torch.randn_like(x)
         return x
+
+
+class UndeclaredRecord(Weighted):
+    """refresh() changes a weight that the state does not name among its records."""
+
+    def init(self, energy, x, *, generator=None):
+        state = super().init(energy, x, generator=generator)
+        return UndeclaredState(state.x, state.energy, state.log_weight)
+
+
+@dataclass(eq=False)
+class UndeclaredState(ChainState):
+    """Positions, energy and a weight."""
+
+    energy: Tensor
+    log_weight: Tensor
+
+
+class Renamed(RandomWalk):
+    """Keeps the width of its steps under another name."""
+
+    def __init__(self, width: float = 1.0, temperature: float = 1.0, spread: float = 1.0):
+        super().__init__(width, temperature)
+        self.scale = spread

@@ -7,7 +7,7 @@ import csv
 import torch
 
 import ebmcore
-from ebmcore.training import fit
+from ebmcore.training import Run, fit
 
 
 def pcd(seed=0, **options):
@@ -23,6 +23,12 @@ def data(n=100):
 
 def quiet(loss, x, **options):
     return fit(loss, x, **({"progress": False, "accelerator": "cpu", "batch_size": 16, "lr": 1e-2} | options))
+
+
+def run_at(step, n_steps=10, directory=None):
+    """A run as observers see it after ``step`` steps."""
+    loss = pcd()
+    return Run({}, loss, loss.energy, data(), loss.sampler, step, n_steps, rank=0, directory=directory)
 
 
 def table(path):

@@ -9,12 +9,14 @@ import ast
 from importlib.resources import files
 
 MODULES: dict[str, tuple[str, ...]] = {
-    "loss": ("component", "stepping", "loss_contract", "gradients", "chains"),
-    "sampler": ("component", "stepping", "sampler_contract", "laws"),
+    "loss": ("component", "options", "stepping", "loss_contract", "loss_parts", "labels", "gradients", "fits", "chains"),
+    "sampler": ("component", "options", "stepping", "sampler_contract", "laws"),
     "energy": ("component", "energies"),
     "dataset": ("component", "datasets"),
     "metric": ("component", "metrics"),
     "observer": ("component", "observers"),
+    "recipe": ("recipes",),
+    "command": ("commands",),
 }
 
 

@@ -1,4 +1,4 @@
-"""What becomes of chains: each goes on, none is lost, doubled, mixed up or kept when it has left the finite numbers."""
+"""What becomes of chains: each continues, none is lost, doubled, mixed up or kept when it is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -10,20 +10,11 @@ from torch import Tensor
 
 from ebmcore.distributions import Bernoulli
 from ebmcore.errors import DivergenceError
+from ebmcore.testing.applies import ANY_SHAPE, CONDITIONS, IS_CD, PERSISTENT, takes
 from ebmcore.testing.awkward import EnergyError, Labelled, Raising, Watched
-from ebmcore.testing.cases import (
-    IS_CD,
-    N_CHAINS,
-    PERSISTENT,
-    ConformanceError,
-    LossCase,
-    check,
-    expect,
-    generator,
-    network,
-    takes,
-)
+from ebmcore.testing.cases import N_CHAINS, LossCase, generator
 from ebmcore.testing.checks.gradients import apart, gradients_of
+from ebmcore.testing.rules import ConformanceError, check, expect
 from ebmcore.testing.samplers import Affine, Cached, Drift, Identity, Poison
 from ebmcore.testing.statistics import SIGMAS, N
 from ebmcore.testing.targets import EnumerableRBM
@@ -31,20 +22,20 @@ from ebmcore.testing.targets import EnumerableRBM
 STORE = 100
 
 
-def numbered(n: int, size: int = 4) -> Tensor:
+def numbered(case: LossCase, n: int) -> Tensor:
     """``n`` chains that can be told apart: chain ``i`` is at ``(i, i, ...)``."""
-    return torch.arange(float(n))[:, None].repeat(1, size)
+    return torch.arange(float(n)).view(-1, *(1,) * len(case.shape)).repeat(1, *case.shape)
 
 
-def draw(loss: Any, x: Tensor) -> Tensor:
+def draw(case: LossCase, loss: Any, x: Tensor) -> Tensor:
     """The negatives of one call, by forward(): a variant need not use the base's draw_negatives()."""
     with torch.no_grad():
-        pred_x: Tensor = loss(x)[1]
+        pred_x: Tensor = case.call(loss, x)[1]
     return pred_x
 
 
 def _numbers(x: Tensor) -> list[int]:
-    return [int(v) for v in x[:, 0]]
+    return [int(v) for v in x.flatten(1)[:, 0]]
 
 
 @check(PERSISTENT, since="0.1")
@@ -52,14 +43,14 @@ def check_a_chain_goes_on_where_it_stopped(case: LossCase) -> None:
     """Each call moves a drawn chain by k_steps transitions from where it was, and no other chain."""
     n = 16
     loss = case.make(sampler=Affine(shift=1.0), k_steps=3)
-    start = 1000.0 * torch.arange(n).float()[:, None].expand(n, 4)
+    start = 1000.0 * numbered(case, n)
     case.fill(loss, start)
     for call in range(1, 4):
-        _, pred_x = loss(case.start(n))
+        _, pred_x = case.call(loss, case.start(n))
         wanted = start + 3.0 * call
-        found = pred_x[pred_x[:, 0].argsort()]
+        found = pred_x[pred_x.flatten(1)[:, 0].argsort()]
         expect(torch.equal(found, wanted), f"after {call} calls of 3 transitions chains moved {(found - start)[0, 0]:.4g}")
-        chain = loss.chain[loss.chain[:, 0].argsort()]
+        chain = loss.chain[loss.chain.flatten(1)[:, 0].argsort()]
         expect(torch.equal(chain, wanted), "the store does not hold what was returned")
 
 
@@ -67,9 +58,9 @@ def check_a_chain_goes_on_where_it_stopped(case: LossCase) -> None:
 def check_no_chain_is_lost_or_doubled(case: LossCase) -> None:
     """Under a sampler that stays where it is, 100 chains drawn 64 at a time are the same 100 chains after 200 calls."""
     loss = case.make(sampler=Identity(), n_chains=STORE)
-    case.fill(loss, numbered(STORE))
+    case.fill(loss, numbered(case, STORE))
     for call in range(200):
-        draw(loss, case.start(64))
+        draw(case, loss, case.start(64))
         left = len(set(_numbers(loss.chain)))
         expect(
             left == STORE, f"{left} of {STORE} chains are left after {call + 1} calls: write a chain back to its own slot"
@@ -80,9 +71,9 @@ def check_no_chain_is_lost_or_doubled(case: LossCase) -> None:
 def check_no_chain_is_drawn_twice(case: LossCase) -> None:
     """The chains of one call are different ones; all of them, if the batch is larger than their number."""
     loss = case.make(sampler=Identity(), n_chains=STORE)
-    case.fill(loss, numbered(STORE))
+    case.fill(loss, numbered(case, STORE))
     for n in (64, 64, STORE, 150):
-        drawn = _numbers(draw(loss, case.start(n)))
+        drawn = _numbers(draw(case, loss, case.start(n)))
         wanted = min(n, STORE)
         expect(len(drawn) == wanted, f"a batch of {n} drew {len(drawn)} of {STORE} chains, not {wanted}")
         expect(
@@ -94,11 +85,11 @@ def check_no_chain_is_drawn_twice(case: LossCase) -> None:
 def check_every_chain_is_drawn_equally_often(case: LossCase) -> None:
     """Over 400 calls with 64 of 100 chains, each chain is drawn as often as chance says."""
     loss = case.make(sampler=Identity(), n_chains=STORE)
-    case.fill(loss, numbered(STORE))
+    case.fill(loss, numbered(case, STORE))
     calls = 400
     counts = torch.zeros(STORE)
     for _ in range(calls):
-        counts[draw(loss, case.start(64))[:, 0].long()] += 1
+        counts[_numbers(draw(case, loss, case.start(64)))] += 1
     share = 0.64
     sigmas = (counts - calls * share).abs() / (calls * share * (1 - share)) ** 0.5
     worst = int(sigmas.argmax())
@@ -113,11 +104,11 @@ def check_every_chain_is_drawn_equally_often(case: LossCase) -> None:
 def check_a_smaller_last_batch_keeps_the_chains(case: LossCase) -> None:
     """Two epochs of 100 rows in batches of 64 neither destroy, resize nor restart the chains."""
     loss = case.make(sampler=Identity(), n_chains=STORE)
-    case.fill(loss, numbered(STORE))
+    case.fill(loss, numbered(case, STORE))
     live = loss.chain
     for _ in range(2):
         for batch in case.start(100).split(64):
-            draw(loss, batch)
+            draw(case, loss, batch)
     expect(loss.chain.shape == live.shape, f"{tuple(loss.chain.shape)} chains are left of {tuple(live.shape)}")
     left = len(set(_numbers(loss.chain)) & set(range(STORE)))
     expect(left == STORE, f"{STORE - left} of {STORE} chains were restarted when the batch size changed")
@@ -126,21 +117,24 @@ def check_a_smaller_last_batch_keeps_the_chains(case: LossCase) -> None:
 @check(PERSISTENT, since="0.1")
 def check_chains_are_allocated_as_the_contract_says(case: LossCase) -> None:
     """chain is None until first used; initialize_persistent_chain gives the live tensor, and the same one again."""
-    loss = case.make(network(4).double())
+    loss = case.make(case.energy(*case.shape).double())
     expect(loss.chain is None, "chain is not None before the first use")
-    chain = loss.initialize_persistent_chain((N_CHAINS, 4))
-    right = tuple(chain.shape) == (N_CHAINS, 4) and chain.dtype == torch.float64 and chain.device == loss.device
-    expect(right, f"asked for {(N_CHAINS, 4)} in float64, got {tuple(chain.shape)} in {chain.dtype}")
+    chain = loss.initialize_persistent_chain((N_CHAINS, *case.shape))
+    right = tuple(chain.shape) == (N_CHAINS, *case.shape) and chain.dtype == torch.float64 and chain.device == loss.device
+    expect(right, f"asked for {(N_CHAINS, *case.shape)} in float64, got {tuple(chain.shape)} in {chain.dtype}")
     alike = N_CHAINS - len(chain.unique(dim=0))
     expect(not alike, f"{alike} of {N_CHAINS} new chains are where another one is")
-    same = loss.initialize_persistent_chain([N_CHAINS, 4]) is chain and loss.chain is chain
+    same = loss.initialize_persistent_chain([N_CHAINS, *case.shape]) is chain and loss.chain is chain
     expect(same, "the same shape again, as a list, does not return the same live tensor")
-    loss(case.start(8).double())
+    case.call(loss, case.start(8).double())
     expect(loss.chain is chain, "the first call replaces the chains that were there")
-    expect(tuple(loss.initialize_persistent_chain((5, 4)).shape) == (5, 4), "another shape does not start the chains anew")
+    expect(
+        tuple(loss.initialize_persistent_chain((5, *case.shape)).shape) == (5, *case.shape),
+        "another shape starts no new chains",
+    )
 
 
-@check(PERSISTENT, since="0.1")
+@check(PERSISTENT, ANY_SHAPE, since="0.1")
 def check_chains_start_in_the_state_space_of_the_energy(case: LossCase) -> None:
     """Chains of an energy with an initial distribution of its own (Bernoulli, on binary data) start in its state space."""
 
@@ -150,7 +144,7 @@ def check_chains_start_in_the_state_space_of_the_energy(case: LossCase) -> None:
 
     loss = case.make(Binary((4,), 3), Identity())
     x = (case.start(8) > 0).float()
-    strange = sorted(set(draw(loss, x).unique().tolist()) - {0.0, 1.0})
+    strange = sorted(set(draw(case, loss, x).unique().tolist()) - {0.0, 1.0})
     expect(not strange, f"chains of binary units start at {strange[:3]}: ask the energy for its initial distribution")
 
 
@@ -158,9 +152,9 @@ def check_chains_start_in_the_state_space_of_the_energy(case: LossCase) -> None:
 def check_a_restart_is_a_fresh_sample_of_the_initial_distribution(case: LossCase) -> None:
     """With restart_prob=1 the negatives have mean and variance of the initial distribution, whatever the chains were."""
     loss = case.make(sampler=Identity(), n_chains=N, restart_prob=1.0)
-    fresh = loss.initial_distribution((4,)).sample(N, generator=generator(3))
-    case.fill(loss, torch.full((N, 4), 7.0))
-    pred_x = draw(loss, case.start(N))
+    fresh = loss.initial_distribution(case.shape).sample(N, generator=generator(3))
+    case.fill(loss, torch.full((N, *case.shape), 7.0))
+    pred_x = draw(case, loss, case.start(N))
     for what, a, b in (("mean", pred_x, fresh), ("mean square", pred_x.square(), fresh.square())):
         error = ((a.double().var(0) + b.double().var(0)) / N).sqrt()
         off = float(((a.double().mean(0) - b.double().mean(0)).abs() / error.clamp(min=1e-9)).max())
@@ -172,13 +166,13 @@ def check_chains_restart_as_often_as_asked(case: LossCase) -> None:
     """restart_prob=0.3 restarts 30 % of the drawn chains and leaves the others where they are; 0 restarts none."""
     for probability in (0.3, 0.0):
         loss = case.make(sampler=Identity(), n_chains=N, restart_prob=probability)
-        case.fill(loss, 100 + numbered(N))
-        pred_x = draw(loss, case.start(N))
-        restarted = pred_x[:, 0] < 100 - 10
+        case.fill(loss, 100 + numbered(case, N))
+        pred_x = draw(case, loss, case.start(N))
+        restarted = pred_x.flatten(1)[:, 0] < 100 - 10
         found = float(restarted.double().mean())
         error = (probability * (1 - probability) / N) ** 0.5
         expect(abs(found - probability) <= SIGMAS * error, f"restart_prob={probability} restarted {found:.2%} of the chains")
-        kept = pred_x[~restarted, 0]
+        kept = pred_x.flatten(1)[~restarted, 0]
         expect(torch.equal(kept, kept.round()), "a chain that was not restarted has moved")
 
 
@@ -186,12 +180,12 @@ def check_chains_restart_as_often_as_asked(case: LossCase) -> None:
 def check_ids_and_ages_follow_the_chains(case: LossCase) -> None:
     """Each chain has an id that never changes, and an age: how often it was written back since it was started."""
     loss = case.make(sampler=Identity(), n_chains=STORE)
-    case.fill(loss, numbered(STORE))
+    case.fill(loss, numbered(case, STORE))
     before = dict(zip(loss.chains.ids.tolist(), _numbers(loss.chain), strict=True))
     expect(len(before) == STORE, f"{STORE} chains have {len(before)} ids")
     calls = 5
     for _ in range(calls):
-        draw(loss, case.start(64))
+        draw(case, loss, case.start(64))
     after = dict(zip(loss.chains.ids.tolist(), _numbers(loss.chain), strict=True))
     mixed = sum(before[i] != number for i, number in after.items() if i in before)
     expect(before.keys() == after.keys() and not mixed, f"{mixed} of {STORE} ids changed their chain")
@@ -200,12 +194,12 @@ def check_ids_and_ages_follow_the_chains(case: LossCase) -> None:
     if case.accepts("restart_prob"):
         loss = case.make(sampler=Identity(), restart_prob=1.0)
         for _ in range(3):
-            draw(loss, case.start(N_CHAINS))
+            draw(case, loss, case.start(N_CHAINS))
         oldest = int(loss.chains.ages.max())
         expect(oldest == 1, f"chains that restart in each call are up to {oldest} calls old, not 1")
 
 
-@check(PERSISTENT, since="0.1")
+@check(PERSISTENT, CONDITIONS, since="0.1")
 def check_labels_travel_with_their_chain(case: LossCase) -> None:
     """A chain is scored under the label that it was started with, by position or keyword, whatever the batch's labels."""
     for by_keyword in (False, True):
@@ -228,7 +222,7 @@ def _check_labels(case: LossCase, by_keyword: bool) -> None:
     loss = case.make(energy, Identity(), n_chains=STORE)
     call(loss, data, torch.arange(STORE) % 8)
     with torch.no_grad():
-        loss.chain.copy_(numbered(STORE))
+        loss.chain.copy_(numbered(case, STORE))
     seen.clear()
     for label in range(6):
         call(loss, data[:64], torch.full((64,), label))
@@ -251,11 +245,11 @@ def _check_labels(case: LossCase, by_keyword: bool) -> None:
 
 @check(PERSISTENT, since="0.1")
 def check_the_whole_state_of_the_sampler_persists(case: LossCase) -> None:
-    """What belongs to the chain (here a counter) goes on with it; what was cached under old parameters is refreshed."""
+    """What belongs to the chain (here a counter) stays with it; what was cached under old parameters is refreshed."""
     sampler = Cached()
     loss = case.make(sampler=sampler, k_steps=2)
     for call in range(3):
-        draw(loss, case.start(N_CHAINS))
+        draw(case, loss, case.start(N_CHAINS))
         steps = sampler.steps[-2].unique().tolist()
         expect(steps == [2.0 * call], f"in call {call + 1} the chains' counters stand at {steps}, not [{2.0 * call}]")
         with torch.no_grad():
@@ -269,11 +263,11 @@ def check_the_whole_state_of_the_sampler_persists(case: LossCase) -> None:
 def check_chains_keep_their_digits(case: LossCase) -> None:
     """Fifty visits round nothing: chains are stored in the dtype of the data."""
     loss = case.make(sampler=Identity())
-    rows = torch.linspace(0.05, 0.95, N_CHAINS)[:, None].repeat(1, 4)
+    rows = 0.05 + 0.9 * numbered(case, N_CHAINS) / (N_CHAINS - 1)
     case.fill(loss, rows)
     for _ in range(50):
-        draw(loss, case.start(N_CHAINS))
-    found = loss.chain[loss.chain[:, 0].argsort()]
+        draw(case, loss, case.start(N_CHAINS))
+    found = loss.chain[loss.chain.flatten(1)[:, 0].argsort()]
     off = float((found.double() - rows.double()).abs().max()) if found.shape == rows.shape else float("nan")
     expect(off == 0, f"after 50 visits chains are off by {off:.3g}")
 
@@ -281,12 +275,12 @@ def check_chains_keep_their_digits(case: LossCase) -> None:
 @check(PERSISTENT, since="0.1")
 def check_no_chain_is_lost_when_the_energy_raises(case: LossCase) -> None:
     """An energy that raises while sampling leaves the chains as they were."""
-    loss = case.make(Watched(network(4), Raising(after=10_000)), Drift())
-    loss(case.start(8))
+    loss = case.make(Watched(case.energy(*case.shape), Raising(after=10_000)), Drift())
+    case.call(loss, case.start(8))
     before = {name: t.clone() for name, t in loss.state_dict().items()}
     loss.energy.watch.left = 0
     with contextlib.suppress(EnergyError):
-        loss(case.start(8))
+        case.call(loss, case.start(8))
     changed = [name for name, t in before.items() if not torch.equal(t, loss.state_dict()[name])]
     expect(not changed, f"after the energy raised, {', '.join(changed)} changed")
 
@@ -295,10 +289,10 @@ def check_no_chain_is_lost_when_the_energy_raises(case: LossCase) -> None:
 def check_a_lost_chain_has_no_weight(case: LossCase) -> None:
     """A chain that is not finite is counted, has no influence on loss and gradient, and is not kept."""
     lost = 3
-    energy = network(4).double()
+    energy = case.energy(*case.shape).double()
     loss = case.make(energy, Poison(lost))
     x = case.start(N_CHAINS).double()
-    value, pred_x = loss(x)
+    value, pred_x = case.call(loss, x, targets=False)
     expect(bool(value.isfinite()), f"with {lost} of {len(pred_x)} chains lost the loss is {value.item()}")
     found = gradients_of(value, energy)
     expect(all(bool(g.isfinite().all()) for g in found), "with some chains lost the gradient is not finite")
@@ -325,7 +319,7 @@ def check_losing_every_chain_is_an_error(case: LossCase) -> None:
     """When no chain is finite, the loss raises an error instead of returning a number."""
     loss: Any = case.make(sampler=Poison(1000))
     try:
-        value, _ = loss(case.start(8))
+        value, _ = case.call(loss, case.start(8))
     except DivergenceError:
         return
     except RuntimeError as error:

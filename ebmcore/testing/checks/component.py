@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import pickle
 
 from ebmcore._keywords import accepted_keywords
-from ebmcore.testing.cases import Case, check, expect
+from ebmcore.testing import checks
+from ebmcore.testing.cases import Case
+from ebmcore.testing.rules import check, expect
 
 UNKNOWN = "no_component_takes_this"
 
@@ -19,7 +22,9 @@ def check_unknown_keywords_are_rejected(case: Case) -> None:
     try:
         case.make(**{UNKNOWN: 1})
     except TypeError as error:
-        expect(UNKNOWN in str(error), f"the error for an unknown option does not name it: {error}")
+        # Python's own error of a class without a constructor names no option.
+        named = UNKNOWN in str(error) or "takes no arguments" in str(error)
+        expect(named, f"the error for an unknown option does not name it: {error}")
     else:
         expect(False, f"{UNKNOWN}=1 was accepted")
 
@@ -42,3 +47,14 @@ def check_it_can_be_copied(case: Case) -> None:
     other = copy.deepcopy(instance)
     expect(other is not instance, "deepcopy returns the very same object")
     expect(type(other) is type(instance), f"deepcopy turns it into a {type(other).__name__}")
+
+
+@check(since="0.1")
+def check_expected_failures_name_checks_and_reasons(case: Case) -> None:
+    """expected_failures, where declared, maps names of checks that are there to the reason why each fails."""
+    known = checks.names(case.kind)
+    for name, reason in case.expected_failures.items():
+        close = difflib.get_close_matches(name, known, n=1)
+        expect(name in known, f"{name!r} is no check here; close is {', '.join(close) or 'none'}")
+        said = isinstance(reason, str) and bool(reason.strip())
+        expect(said, f"expected_failures[{name!r}] must say why, got {reason!r}")

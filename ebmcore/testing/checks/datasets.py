@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ebmcore.testing.cases import DatasetCase, check, expect
+from ebmcore.testing.cases import DatasetCase
 from ebmcore.testing.instruments import global_random_state
+from ebmcore.testing.rules import check, expect
 
 SPACES = ("continuous", "binary", "categorical")
 
@@ -36,7 +37,7 @@ def check_it_lies_in_its_state_space(case: DatasetCase) -> None:
 def check_it_is_the_same_each_time(case: DatasetCase) -> None:
     """Two instances with the same options hold the same data, and no global generator is drawn from."""
     before = global_random_state()
-    a, b = case.make(), case.make()
+    a, b = (case.component(**case.options) for _ in range(2))  # with no seed of the kit before them
     same = torch.equal(a.train, b.train) and torch.equal(a.test, b.test)
     expect(same, "two instances differ: fix a seed among the options")
     touched = [name for name, state in global_random_state().items() if before.get(name, state) != state]

@@ -16,9 +16,10 @@ from ebmcore.energies import (
 )
 from ebmcore.samplers import BaseSampler, ChainState, Info
 from ebmcore.tempering import SupportsTempering
-from ebmcore.testing.cases import Condition, EnergyCase, check, expect, generator
+from ebmcore.testing.cases import EnergyCase, generator
 from ebmcore.testing.enumeration import transition_matrix
 from ebmcore.testing.instruments import Trace, global_random_state
+from ebmcore.testing.rules import Condition, check, expect
 from ebmcore.testing.targets import Enumerable, binary_states
 
 DISCRETE = Condition("to energies of binary or categorical units", lambda case: case.discrete)

@@ -8,22 +8,14 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ebmcore.testing.applies import ANY_SHAPE, ENERGY_ALONE, IS_CD, takes
 from ebmcore.testing.awkward import Shifted
-from ebmcore.testing.cases import (
-    ENERGY_ALONE,
-    IS_CD,
-    Condition,
-    LossCase,
-    check,
-    expect,
-    generator,
-    network,
-    takes,
-)
+from ebmcore.testing.cases import LossCase, generator, network
 from ebmcore.testing.instruments import largest
-from ebmcore.testing.samplers import ExactGaussian, ExactSamples, Identity, Table
+from ebmcore.testing.rules import Condition, check, expect
+from ebmcore.testing.samplers import ExactSamples, Identity, Table
 from ebmcore.testing.statistics import SIGMAS, N, mean_in_sigmas
-from ebmcore.testing.targets import Boltzmann, Enumerable, EnumerableRBM, Quadratic
+from ebmcore.testing.targets import Boltzmann, Enumerable, EnumerableRBM
 
 EXACT = 1e-10  # float64
 MOVES = Condition(
@@ -55,9 +47,9 @@ def _expect_alike(found: list[Tensor], wanted: list[Tensor], what: str, bound: f
 @check(IS_CD, since="0.1")
 def check_the_gradient_is_that_of_the_energy_gap(case: LossCase) -> None:
     """For given negatives, the gradient of compute_loss is that of mean E(x) - mean E(pred_x), to 1e-10 in float64."""
-    for shape in ((4,), (1, 2, 2)):
-        energy = network(*shape).double()
-        loss = case.make(energy, Identity())
+    for shape in ((4,), (1, 2, 2)) if case.takes_any_shape else (case.shape,):
+        energy = case.energy(*shape).double()
+        loss = case.make(energy, Identity(), examples=shape)
         x, pred_x = case.start(6, *shape).double(), 1 + case.start(9, *shape, seed=2).double()
         found = gradients_of(loss.compute_loss(x, pred_x), energy)
         wanted = gradients_of(energy(x).mean() - energy(pred_x).mean(), energy)
@@ -67,7 +59,7 @@ def check_the_gradient_is_that_of_the_energy_gap(case: LossCase) -> None:
 @check(IS_CD, since="0.1")
 def check_no_energy_and_no_gradient_is_too_large(case: LossCase) -> None:
     """Nothing is clamped or clipped on the way: the same identity for energies of a million and negatives far out."""
-    energy = network(4).double()
+    energy = case.energy(*case.shape).double()
     with torch.no_grad():
         for parameter in energy.parameters():
             parameter.mul_(100)
@@ -79,14 +71,15 @@ def check_no_energy_and_no_gradient_is_too_large(case: LossCase) -> None:
     found = gradients_of(value, energy)
     wanted = gradients_of(wanted_value, untouched)
     off = float((value / wanted_value - 1).detach().abs())
-    expect(off <= EXACT, f"a loss of {float(wanted_value.detach()):.3g} comes out as {float(value.detach()):.6g}")
+    right = off <= EXACT or case.component.trains_more  # whose other terms are its own
+    expect(right, f"a loss of {float(wanted_value.detach()):.3g} comes out as {float(value.detach()):.6g}")
     _expect_alike(found, wanted, "the gradient for large energies", EXACT * largest(*wanted))
 
 
 @check(IS_CD, since="0.1")
 def check_forward_gives_the_loss_of_its_negatives(case: LossCase) -> None:
     """The loss of forward() has the gradient of mean E(x) - mean E(pred_x) for the pred_x that it returns."""
-    energy = network(4).double()
+    energy = case.energy(*case.shape).double()
     x = case.start(8).double()
     value, pred_x = case.make(energy)(x)
     found = gradients_of(value, energy)
@@ -95,7 +88,7 @@ def check_forward_gives_the_loss_of_its_negatives(case: LossCase) -> None:
     )
 
 
-@check(ENERGY_ALONE, since="0.1")
+@check(ENERGY_ALONE, ANY_SHAPE, since="0.1")
 def check_a_constant_added_to_the_energy_changes_nothing(case: LossCase) -> None:
     """E and E + 1000 give the same loss: no regulariser is on unless asked for."""
     x = case.start(8).double()
@@ -110,7 +103,7 @@ def check_a_constant_added_to_the_energy_changes_nothing(case: LossCase) -> None
 @check(IS_CD, takes("energy_l2"), since="0.1")
 def check_the_regulariser_is_exact_and_reported_apart(case: LossCase) -> None:
     """energy_l2 adds that weight times the mean squared energies of both halves, and metrics["energy_l2"] holds the term."""
-    weight, energy = 0.3, network(4).double()
+    weight, energy = 0.3, case.energy(*case.shape).double()
     x, pred_x = case.start(6).double(), case.start(9, seed=2).double()
     plain, both = case.make(energy, Identity()), case.make(energy, Identity(), energy_l2=weight)
     value = both.compute_loss(x, pred_x)
@@ -123,7 +116,7 @@ def check_the_regulariser_is_exact_and_reported_apart(case: LossCase) -> None:
     expect(off <= EXACT, f'metrics["energy_l2"] is off by {off:.3g}')
 
 
-@check(IS_CD, since="0.1")
+@check(IS_CD, ANY_SHAPE, since="0.1")
 def check_averaged_over_the_model_it_is_the_likelihood_gradient(case: LossCase) -> None:
     """With every state as negative, weighted with its probability, the gradient is the likelihood's, to 1e-10 in float64."""
     energy = EnumerableRBM((4,), 3).double()
@@ -157,7 +150,7 @@ def _per_example(energy: nn.Module, i: int, x: Tensor) -> Tensor:
     return torch.stack([gradients_of(energy(s[None]).sum(), energy)[i] for s in states])[which]
 
 
-@check(IS_CD, since="0.1")
+@check(IS_CD, ANY_SHAPE, since="0.1")
 def check_exact_negatives_give_the_likelihood_gradient(case: LossCase) -> None:
     """With 100,000 exact negatives from its sampler, the gradient is the enumerated likelihood's within its standard error."""
     energy = Boltzmann(4).double()
@@ -168,7 +161,7 @@ def check_exact_negatives_give_the_likelihood_gradient(case: LossCase) -> None:
     expect(off < SIGMAS, f"the gradient is {off:.1f} standard errors off the likelihood's (bound {SIGMAS})")
 
 
-@check(IS_CD, MOVES, since="0.1")
+@check(IS_CD, ANY_SHAPE, MOVES, since="0.1")
 def check_the_bias_falls_as_the_second_eigenvalue_says(case: LossCase) -> None:
     """After k transitions from a known start the negatives' law is the enumerated one: its bias falls as eigenvalue^k."""
     energy = Boltzmann(4, scale=0.7).double()
@@ -212,28 +205,3 @@ def _slow_chain(energy: Enumerable) -> tuple[Tensor, float, Tensor]:
     direction = vectors[:, -2] * root  # a left eigenvector
     direction = direction * 0.95 * float((p / direction.abs()).min())  # the largest step that keeps probabilities positive
     return matrix, float(values[-2]), p + direction
-
-
-@check(since="0.1")
-def check_it_fits_a_quadratic(case: LossCase) -> None:
-    """Trained on normal data, a quadratic energy gets the data's mean and the precision that fitted_precision says."""
-    for shape in ((2,), (1, 2, 2)):
-        energy = Quadratic(shape)
-        x = 1 + 2 * torch.randn(20_000, *shape, generator=generator(1))
-        loss = case.make(energy, ExactGaussian(), **case.chains(20_000))
-        optimizer = torch.optim.Adam(loss.parameters(), lr=0.1)
-        steps = 300
-        for step in range(steps):
-            optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / steps)
-            result = loss(x)
-            optimizer.zero_grad()
-            (result[0] if isinstance(result, tuple) else result).backward()
-            optimizer.step()
-        wanted = loss.fitted_precision(4.0)
-        scale, at = energy.precision.item() / wanted, energy.mean.detach()
-        said = f"{scale:.3f} times fitted_precision(4), which is {wanted:.4g}"
-        expect(
-            abs(scale - 1) < 0.03, f"on data of shape {shape} the precision is {said}: override that if you smooth the data"
-        )
-        off = float((at - 1).abs().max())
-        expect(off < 0.1, f"on data of shape {shape} the mean is off by {off:.3f}")

@@ -11,21 +11,10 @@ from torch import Tensor, nn
 
 from ebmcore.energies import frozen
 from ebmcore.samplers import run
-from ebmcore.testing.cases import (
-    CONTINUOUS,
-    DISCRETE,
-    EXACT,
-    NOT_EXACT,
-    RANDOM,
-    REVERSIBLE,
-    Condition,
-    SamplerCase,
-    check,
-    expect,
-    generator,
-    takes,
-)
+from ebmcore.testing.applies import CONTINUOUS, DISCRETE, EXACT, NOT_EXACT, RANDOM, REVERSIBLE, takes
+from ebmcore.testing.cases import SamplerCase, generator
 from ebmcore.testing.enumeration import NotEnumerableError, stationary_law, transition_matrix
+from ebmcore.testing.rules import Condition, check, expect
 from ebmcore.testing.statistics import P_VALUE, SIGMAS, N, binned, chi_square_p, mean_in_sigmas
 from ebmcore.testing.targets import DoubleWell, Enumerable, Gaussian, Mixture
 
@@ -224,7 +213,7 @@ def check_the_bias_on_gaussians_is_the_predicted_one(case: SamplerCase) -> None:
     for at, temperature, sampler in case.laws():
         for precision in (1.0, _stiffest(sampler)):
             bias = _bias(sampler, precision)
-            assert bias is not None
+            assert bias is not None, "the check applies where predicted_bias gives a number"
             predicted, g = temperature / precision * (1 + bias), generator(8)
             target = Gaussian(torch.eye(4) / precision, (1, 2, 2))
             x = target.sample(N, temperature, generator=g)

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from ebmcore.testing.cases import Condition, MetricCase, check, expect, generator
+from ebmcore.testing.cases import MetricCase, generator
 from ebmcore.testing.instruments import Trace, global_random_state
+from ebmcore.testing.rules import Condition, check, expect
 from ebmcore.testing.samplers import ExactGaussian, SiteGibbs
 from ebmcore.testing.targets import Boltzmann, Quadratic
 

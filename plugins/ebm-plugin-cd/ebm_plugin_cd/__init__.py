@@ -6,5 +6,5 @@ import ebmcore
 
 
 @ebmcore.hookimpl
-def ebmcore_register(register):
+def ebmcore_register(register: ebmcore.Register) -> None:
     register.loss("cd", "ebm_plugin_cd.loss:ContrastiveDivergence")

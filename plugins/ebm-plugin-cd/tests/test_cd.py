@@ -12,7 +12,7 @@ from ebmcore.testing import Identity, Quadratic
 def test_it_is_installed_under_its_name():
     loss = ebmcore.create_loss("cd", Quadratic(), Identity(), k_steps=2)
     assert isinstance(loss, ContrastiveDivergence)
-    assert ebmcore.load("loss", "ebm-plugin-cd:cd") is ContrastiveDivergence
+    assert ebmcore.host.load("loss", "ebm-plugin-cd:cd") is ContrastiveDivergence
 
 
 def test_an_unknown_keyword_names_the_accepted_ones():

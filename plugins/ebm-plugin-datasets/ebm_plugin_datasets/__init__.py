@@ -6,7 +6,7 @@ import ebmcore
 
 
 @ebmcore.hookimpl
-def ebmcore_register(register):
+def ebmcore_register(register: ebmcore.Register) -> None:
     register.dataset("digits", "ebm_plugin_datasets.digits:Digits")
     register.dataset("bars-and-stripes", "ebm_plugin_datasets.bars_and_stripes:BarsAndStripes")
     register.dataset("two-moons", "ebm_plugin_datasets.two_moons:TwoMoons")

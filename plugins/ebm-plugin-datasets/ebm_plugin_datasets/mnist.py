@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import gzip
 import io
-import shutil
 import struct
-import tempfile
 import tokenize
 import zipfile
 import zlib
@@ -25,20 +21,6 @@ PARTS = {"train": ("train-images-idx3-ubyte", ("x_train", "tr")), "test": ("t10k
 _IDX3_BYTES = 0x00000803  # unsigned bytes in three dimensions
 # What numpy, zipfile and zlib raise of files that are cut, changed, encrypted or hold Python objects.
 _DAMAGE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, tokenize.TokenError)
-
-
-def _example() -> dict[str, Any]:
-    """Options with which the conformance kit makes one: a directory with a few images."""
-    return {"directory": _example_directory()}
-
-
-@functools.cache
-def _example_directory() -> Path:
-    directory = Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    grey = np.random.default_rng(0).integers(0, 256, (5, SIDE, SIDE), dtype=np.uint8)
-    np.savez(directory / "mnist.npz", x_train=grey, x_test=grey[:2])
-    return directory
 
 
 class Mnist:
@@ -63,13 +45,16 @@ class Mnist:
     Source: Y. LeCun, L. Bottou, Y. Bengio and P. Haffner (1998), "Gradient-based learning applied to document recognition".
 
     Example:
-        >>> data = Mnist(_example_directory())
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     grey = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
+        ...     np.savez(f"{directory}/mnist.npz", x_train=grey, x_test=grey[:2])
+        ...     data = Mnist(directory)
         >>> data.shape, data.state_space, sorted(set(data.train.flatten().tolist()))
         ((1, 28, 28), 'binary', [0.0, 1.0])
     """
 
     shape = (1, SIDE, SIDE)
-    example_options = staticmethod(_example)
 
     def __init__(self, directory: Path, *, binary: bool = True) -> None:
         self.state_space = "binary" if binary else "continuous"

@@ -12,7 +12,8 @@ NAMES = ("digits", "bars-and-stripes", "two-moons", "ring-of-gaussians")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_is_a_data_source_of_its_shape_and_the_same_every_time(name):
+def test_data_sources_are_reproducible(name):
+    """Each is a data source of its shape and the same every time."""
     data, again = ebmcore.create_dataset(name), ebmcore.create_dataset(name)
     for part in (data.train, data.test):
         assert part.dtype == torch.float32
@@ -33,7 +34,8 @@ def test_making_one_leaves_the_global_generators_alone(name):
     assert (numpys == np.random.get_state()[1]).all()
 
 
-def test_digits_are_split_by_their_number_and_cut_at_the_threshold():
+def test_binary_digits_split_and_threshold():
+    """Digits are split by their number and cut at the threshold."""
     levels = load_digits().images
     data = ebmcore.create_dataset("digits")
     assert (len(data.train), len(data.test)) == (1497, 300)
@@ -42,7 +44,8 @@ def test_digits_are_split_by_their_number_and_cut_at_the_threshold():
     assert torch.equal(data.train[0, 0], torch.from_numpy(levels[1] >= 8).float())
 
 
-def test_continuous_digits_are_grey_levels_from_minus_one_to_one():
+def test_continuous_digits_are_scaled_grey_levels():
+    """Continuous digits are grey levels from minus one to one."""
     data = ebmcore.create_dataset("digits", binary=False)
     assert data.state_space == "continuous"
     assert data.train.min() == -1
@@ -72,7 +75,8 @@ def test_two_moons_have_the_noise_asked_for():
     torch.testing.assert_close((upper - torch.tensor([-1.0, -0.5])).norm(dim=1), torch.full((len(upper),), 2.0))
 
 
-def test_a_ring_has_its_modes_in_equal_shares():
+def test_ring_modes_have_equal_shares():
+    """A ring has its modes in equal shares."""
     data = ebmcore.create_dataset("ring-of-gaussians", n_modes=5, radius=3.0, std=0.1, n_train=20_000)
     nearest = torch.cdist(data.train, data.centres)
     shares = torch.bincount(nearest.argmin(1), minlength=5) / 20_000
@@ -91,6 +95,7 @@ def test_a_ring_has_its_modes_in_equal_shares():
         ("ring-of-gaussians", {"std": 0.0}),
     ],
 )
-def test_a_value_that_cannot_work_is_an_error(name, arguments):
+def test_invalid_options_raise(name, arguments):
+    """A value that cannot work raises an error."""
     with pytest.raises(ValueError, match="must be from|need n_modes"):
         ebmcore.create_dataset(name, **arguments)

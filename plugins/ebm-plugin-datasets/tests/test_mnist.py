@@ -58,7 +58,8 @@ def write(directory, how):
 
 
 @pytest.mark.parametrize("how", ["-", ".", "gzipped", "npz", "bits"])
-def test_each_kind_of_file_gives_the_same_pixels(how, tmp_path):
+def test_file_formats_give_same_pixels(how, tmp_path):
+    """Each kind of file gives the same pixels."""
     write(tmp_path, how)
     data = Mnist(tmp_path)
     assert torch.equal(data.train, EXPECTED)
@@ -92,7 +93,8 @@ def test_grey_levels_are_scaled(tmp_path):
         ("mnist.npz", npy(GREY), r"mnist\.npz is a single array, not an archive of several: write it with numpy\.savez"),
     ],
 )
-def test_files_that_are_not_mnist_are_an_error_with_advice(name, content, message, tmp_path):
+def test_damaged_files_raise_with_advice(name, content, message, tmp_path):
+    """Files that are not MNIST raise an error with advice."""
     if name and name.startswith("train"):
         write(tmp_path, "-")
         (tmp_path / "train-images-idx3-ubyte").unlink()
@@ -102,13 +104,15 @@ def test_files_that_are_not_mnist_are_an_error_with_advice(name, content, messag
         Mnist(tmp_path)
 
 
-def test_an_archive_of_something_else_is_an_error(tmp_path):
+def test_foreign_archive_raises(tmp_path):
+    """An archive of something else raises an error."""
     np.savez(tmp_path / "mnist.npz", x_train=np.zeros((3, 5)), x_test=np.zeros((3, 5)))
     with pytest.raises(UsageError, match=r"holds float64 \(3, 5\), not images"):
         Mnist(tmp_path)
 
 
-def test_a_directory_that_is_not_there_is_an_error(tmp_path):
+def test_missing_directory_raises(tmp_path):
+    """A directory that is not there raises an error."""
     with pytest.raises(UsageError, match="holds no MNIST"):
         Mnist(tmp_path / "nothing")
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from ebmcore import BasePersistentContrastiveDivergence, Sampler
 from ebmcore.distributed import mean_over_ranks
+from ebmcore.persistent import PersistentOptions
 
 
 class FastPersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
     r"""Persistent CD whose chains move under a second set of weights that learns fast and forgets fast.
 
     The negative chains run under :math:`\theta + \theta_f`; data and negatives are scored at :math:`\theta`, which the optimizer
-    trains as ever. After each step
+    trains as usual. After each step
 
     .. math:: \theta_f \leftarrow \lambda\,\theta_f - \eta_f\,\nabla_\theta L, \qquad
               L = \frac1B\sum_i E_\theta(x_i) - \frac1M\sum_j E_\theta(\hat x_j)
@@ -57,7 +58,7 @@ class FastPersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
         *,
         fast_lr: float = 0.01,
         fast_decay: float = 19 / 20,
-        **options: Any,
+        **options: Unpack[PersistentOptions],
     ) -> None:
         super().__init__(energy, sampler, k_steps, **options)
         if not fast_lr >= 0:
@@ -75,9 +76,6 @@ class FastPersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
         loss = self.compute_loss(x, pred_x, *args, **kwargs)
         self.update_fast_weights(loss)
         return loss, pred_x
-
-    def compute_loss(self, x: Tensor, pred_x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.energy_gap(x, pred_x, *args, **kwargs)
 
     @contextmanager
     def negative_phase(self) -> Iterator[None]:

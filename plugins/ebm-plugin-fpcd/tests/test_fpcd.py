@@ -51,12 +51,14 @@ def train(loss, steps=20):
     return [*(p.detach() for p in loss.energy.parameters()), loss.chain, *values]
 
 
-def test_without_fast_weights_it_is_pcd_bit_for_bit():
+def test_zero_fast_rate_equals_pcd():
+    """Without fast weights it is PCD bit for bit."""
     results = [train(cls(DoubleWell(), Down(), 3, n_chains=20, **o)) for cls, o in ((PCD, {}), (FPCD, {"fast_lr": 0.0}))]
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_chains_move_under_both_sets_and_everything_is_scored_under_the_slow_one():
+def test_fast_weights_move_only_chains():
+    """Chains move under both sets and everything is scored under the slow one."""
     spy = Spy()
     loss = FPCD(Quadratic((2,)), spy, fast_lr=1.0)
     for fast in loss.fast.buffers():
@@ -95,7 +97,8 @@ class Plane(nn.Module):
         return x + self.weight
 
 
-def test_fast_weights_raise_the_energy_where_the_chains_stay():
+def test_fast_weights_raise_energy_at_chains():
+    """Fast weights raise the energy where the chains stay."""
     loss = FPCD(Plane(), Identity(), fast_lr=0.1, n_chains=8)
     loss.initialize_persistent_chain((8, 2)).fill_(2.0)
     for _ in range(10):
@@ -105,7 +108,9 @@ def test_fast_weights_raise_the_energy_where_the_chains_stay():
     assert (loss.energy(loss.chain) == 0).all()
 
 
-def test_statistics_of_the_data_are_taken_at_the_slow_weights():
+def test_data_statistics_use_slow_weights():
+    """Statistics of the data are taken at the slow weights."""
+
     class Observing(Quadratic):
         def observe_data(self, x):
             self.seen = self.precision.item()
@@ -116,7 +121,9 @@ def test_statistics_of_the_data_are_taken_at_the_slow_weights():
     assert loss.energy.seen == 1.5
 
 
-def test_capabilities_of_the_energy_see_the_fast_weights():
+def test_capabilities_see_fast_weights():
+    """Capabilities of the energy see the fast weights."""
+
     class Capable(BaseSampler):
         def step(self, energy, state, *, generator=None):
             return type(state)(energy.sample_hidden(state.x, generator=generator)), {}
@@ -127,7 +134,9 @@ def test_capabilities_of_the_energy_see_the_fast_weights():
     assert (loss(torch.zeros(4, 2))[1] == 3).all()
 
 
-def test_the_slow_weights_come_back_when_the_sampler_raises():
+def test_slow_weights_return_after_error():
+    """The slow weights come back when the sampler raises."""
+
     class Broken(BaseSampler):
         def step(self, energy, state, *, generator=None):
             raise KeyError("mine")
@@ -141,7 +150,8 @@ def test_the_slow_weights_come_back_when_the_sampler_raises():
     assert all(torch.equal(p, b) for p, b in zip(loss.energy.parameters(), before, strict=True))
 
 
-def test_parameters_that_are_not_trained_have_no_fast_weights():
+def test_untrained_parameters_have_no_fast_weights():
+    """Parameters that are not trained have no fast weights."""
     loss = FPCD(Quadratic((2,)), Identity(), fast_lr=0.3)
     loss.energy.mean.requires_grad_(False)
     loss(torch.ones(4, 2))
@@ -164,16 +174,18 @@ def test_it_works_where_no_gradient_is_wanted():
         ({"fast_rate": 1.0}, "unknown keyword 'fast_rate'"),
     ],
 )
-def test_a_value_that_cannot_work_is_an_error_with_advice(options, message):
+def test_invalid_options_raise_with_advice(options, message):
+    """A value that cannot work raises an error with advice."""
     with pytest.raises((ValueError, TypeError), match=message):
         FPCD(Quadratic(), Identity(), **options)
 
 
 def test_it_is_installed_under_its_name():
-    assert ebmcore.load("loss", "ebm-plugin-fpcd:fpcd") is FPCD
+    assert ebmcore.host.load("loss", "ebm-plugin-fpcd:fpcd") is FPCD
 
 
-def test_a_batch_that_is_not_finite_leaves_the_fast_weights():
+def test_nan_batch_keeps_fast_weights():
+    """A batch that is not finite leaves the fast weights."""
     loss = FPCD(Quadratic((2,)), Identity(), n_chains=8, fast_lr=0.1)
     x = torch.ones(4, 2)
     loss(x)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmcore import BaseSampler, ChainState, value_and_grad
+from ebmcore.distributions import at_least_float32
 from ebmcore.samplers import Info, select_chains
 
 
@@ -27,11 +28,11 @@ class MALA(BaseSampler):
               \alpha = \min\Big(1, \frac{e^{-E(y)/T}\, q(x \mid y)}{e^{-E(x)/T}\, q(y \mid x)}\Big), \qquad
               \log q(y \mid x) = -\frac{\|y - x + h \nabla E(x)\|^2}{4 h T} + c
 
-    One energy gradient per step: energy and gradient of the current position are kept in the state, and computed anew by
-    `refresh` after the parameters changed. The acceptance is summed up in float64. A proposal whose energy is not a number is
+    One energy gradient per step: energy and gradient of the current position are kept in the state, and recomputed by
+    `refresh` after the parameters changed. The acceptance is summed up in float64. A proposal whose energy is NaN is
     rejected.
 
-    ``info["acceptance_rate"]``: 1 where the proposal was accepted, else 0. An acceptance near 0.57 is best in high
+    ``info["acceptance_rate"]``: 1 where the proposal was accepted, otherwise 0. An acceptance near 0.57 is best in high
     dimensions.
 
     Args:
@@ -71,7 +72,9 @@ class MALA(BaseSampler):
         value, grad = value_and_grad(energy, y)
         proposal = replace(state, x=y, energy=value, grad=grad)
 
-        log_accept = (_wide(state.energy) - _wide(value)).double() / T + self._log_reverse(state, proposal)
+        log_accept = (at_least_float32(state.energy) - at_least_float32(value)).double() / T + self._log_reverse(
+            state, proposal
+        )
         uniform = torch.rand(len(state), generator=generator, dtype=torch.float64, device=y.device)
         accepted = uniform.log() < log_accept  # False where log_accept is not a number
         return select_chains(accepted, proposal, state), {"acceptance_rate": accepted.double()}
@@ -83,11 +86,6 @@ class MALA(BaseSampler):
 
     def _log_reverse(self, state: MALAState, proposal: MALAState) -> Tensor:
         """``log q(x | y) - log q(y | x)``: with the gradient ``g``, ``(g(x) + g(y)) . (y - x + h / 2 (g(x) - g(y))) / 2 T``."""
-        x, y, g_x, g_y = (_wide(t).flatten(1) for t in (state.x, proposal.x, state.grad, proposal.grad))
+        x, y, g_x, g_y = (at_least_float32(t).flatten(1) for t in (state.x, proposal.x, state.grad, proposal.grad))
         product = (g_x + g_y) * torch.add(y - x, g_x - g_y, alpha=self.step_size / 2)
         return product.sum(1, dtype=torch.float64) / (2 * self.temperature)
-
-
-def _wide(t: Tensor) -> Tensor:
-    # In float32 at least: an acceptance is no matter of half precision.
-    return t if t.dtype.itemsize >= 4 else t.float()

@@ -48,10 +48,11 @@ def test_nothing_is_clipped_by_default():
         ({"step_size": 0.1, "noise": 0.1}, "it accepts: step_size, temperature, clip_grad"),
     ],
 )
-def test_a_value_that_cannot_work_is_an_error_with_advice(arguments, message):
+def test_invalid_options_raise_with_advice(arguments, message):
+    """A value that cannot work raises an error with advice."""
     with pytest.raises((ValueError, TypeError), match=message):
         Langevin(**arguments)
 
 
 def test_it_is_installed_under_its_name():
-    assert ebmcore.load("sampler", "ebm-plugin-langevin:langevin") is Langevin
+    assert ebmcore.host.load("sampler", "ebm-plugin-langevin:langevin") is Langevin

@@ -14,7 +14,8 @@ N = 100_000
 CHI_SQUARE_19_DF = 50.8  # exceeded with probability 1e-4
 
 
-def test_its_acceptance_is_the_metropolis_ratio_in_float64():
+def test_acceptance_is_float64_metropolis_ratio():
+    """Its acceptance is the Metropolis ratio in float64."""
     torch.manual_seed(0)
     energy, h, T = DoubleWell(height=1.0).double(), 0.3, 0.7
     scale = (2 * h * T) ** 0.5
@@ -36,7 +37,8 @@ def test_its_acceptance_is_the_metropolis_ratio_in_float64():
     assert 0.1 < accepted.double().mean() < 0.999
 
 
-def test_the_acceptance_of_a_bfloat16_model_is_computed_in_float64():
+def test_bfloat16_acceptance_uses_float64():
+    """The acceptance of a bfloat16 model is computed in float64."""
     # From the very positions, energies and gradients that the bfloat16 model gave, no digit may be lost on the way.
     torch.manual_seed(0)
     energy, sampler = Quadratic((8,)).to(torch.bfloat16), MALA(0.4)
@@ -56,7 +58,9 @@ def test_the_acceptance_of_a_bfloat16_model_is_computed_in_float64():
     assert 0.3 < accepted.double().mean() < 0.95
 
 
-def test_it_takes_one_gradient_for_each_step_and_one_to_begin():
+def test_mala_takes_one_gradient_per_step():
+    """It takes one gradient for each step and one to begin."""
+
     class Counting(Quadratic):
         count = 0
 
@@ -76,10 +80,11 @@ def test_nothing_is_clipped_however_steep_the_energy():
 
 
 @pytest.mark.parametrize("arguments", [{"step_size": -1.0}, {"step_size": 0.1, "temperature": 0.0}, {"step": 0.1}])
-def test_a_value_that_cannot_work_is_an_error(arguments):
+def test_invalid_options_raise(arguments):
+    """A value that cannot work raises an error."""
     with pytest.raises((ValueError, TypeError), match="must be above 0|it accepts: step_size, temperature"):
         MALA(**arguments)
 
 
 def test_it_is_installed_under_its_name():
-    assert ebmcore.load("sampler", "ebm-plugin-langevin:mala") is MALA
+    assert ebmcore.host.load("sampler", "ebm-plugin-langevin:mala") is MALA

@@ -6,7 +6,7 @@ import ebmcore
 
 
 @ebmcore.hookimpl
-def ebmcore_register(register):
+def ebmcore_register(register: ebmcore.Register) -> None:
     register.metric("exact-ll", "ebm_plugin_likelihood.exact:ExactLogLikelihood")
     register.metric("grid-ll", "ebm_plugin_likelihood.grid:GridLogLikelihood")
     register.metric("ais-ll", "ebm_plugin_likelihood.ais:AISLogLikelihood")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import ebmcore
 from ebm_plugin_likelihood.common import energies, float64_copy, interval, resample, warn_of_temperature
-from ebmcore.distributions import BaseDistribution, Bernoulli, Categorical, Empirical, Normal
+from ebmcore.distributions import BaseDistribution, Bernoulli, Categorical, Normal
 from ebmcore.errors import DivergenceError, UsageError
 from ebmcore.samplers import check_sampler
 
@@ -33,7 +33,7 @@ class AISLogLikelihood:
     The *weights* are averaged, not their logarithms. The run goes forward, from base to model: :math:`E[\log \hat Z]` is at
     most :math:`\log Z`, so the log-likelihood errs on the high side when there are too few temperatures. Believe it only with
     an effective sample size of many chains, and when it no longer falls as ``n_temperatures`` grows; the metric
-    ``reverse-ais-ll`` errs on the low side. A warning tells where the effective sample size is below a tenth of the chains.
+    ``reverse-ais-ll`` errs on the low side. A warning is issued if the effective sample size is below a tenth of the chains.
 
     Args:
         n_chains: Number of AIS chains.
@@ -59,7 +59,9 @@ class AISLogLikelihood:
         True
     """
 
-    name, direction, sign = "ais-ll", "forward", 1
+    name = "ais-ll"
+    direction = "forward"  # from the base to the model
+    sign = 1  # of log Z in the logarithm of the mean weight
     example_options: ClassVar[dict[str, Any]] = {"n_temperatures": 200}
 
     def __init__(
@@ -95,7 +97,7 @@ class AISLogLikelihood:
             raise UsageError(f"{self.name} needs at least one test example")
         if self.sampler is not None:
             warn_of_temperature(sampler)
-        return self._measure(float64_copy(energy), data, self._exact(sampler, energy, data), generator)
+        return self._measure(float64_copy(energy), data, self._exact_sampler(sampler, energy, data), generator)
 
     def _measure(
         self, energy: nn.Module, data: Any, sampler: Any, generator: torch.Generator | None
@@ -162,7 +164,7 @@ class AISLogLikelihood:
             )
         return size
 
-    def _exact(self, given: Any, energy: nn.Module, data: Any) -> Any:
+    def _exact_sampler(self, given: Any, energy: nn.Module, data: Any) -> Any:
         sampler = self.sampler or given
         if sampler is None:
             raise UsageError(f"{self.name} needs a sampler: name one that is exact, e.g. sampler='mala'")
@@ -173,7 +175,7 @@ class AISLogLikelihood:
             )
         if getattr(sampler, "has_memory", False):
             raise UsageError(
-                f"{self.name} starts chains afresh at each temperature, which {type(sampler).__name__} does not bear: "
+                f"{self.name} restarts chains at each temperature, which {type(sampler).__name__} does not support: "
                 "name a sampler without a memory, e.g. --metric.sampler gibbs"
             )
         if getattr(sampler, "temperature", 1.0) != 1.0:
@@ -227,7 +229,9 @@ class ReverseAISLogLikelihood(AISLogLikelihood):
         True
     """
 
-    name, direction, sign = "reverse-ais-ll", "reverse", -1
+    name = "reverse-ais-ll"
+    direction = "reverse"  # from the model to the base
+    sign = -1  # the mean weight estimates 1 / Z
     example_options: ClassVar[dict[str, Any]] = {"n_temperatures": 200, "n_equilibrate": 200}
 
     def __init__(
@@ -254,7 +258,8 @@ class ReverseAISLogLikelihood(AISLogLikelihood):
     def _measure(
         self, energy: nn.Module, data: Any, sampler: Any, generator: torch.Generator | None
     ) -> dict[str, float | str]:
-        start = Empirical(data.train.double()).sample(self.n_chains, generator=generator)
+        x = data.train.double()
+        start = x[torch.randint(len(x), (self.n_chains,), generator=generator, device=x.device)]
         samples = sampler.sample(energy, start, self.n_equilibrate, generator=generator)
         path = self._path(energy, base_of(data), samples.device)
         reverse = self._anneal(samples, path[::-1], sampler, generator).cpu()
@@ -287,12 +292,16 @@ def _own_randomness(generator: torch.Generator | None) -> torch.Generator:
 
 
 def base_of(data: Any) -> BaseDistribution:
-    """The base distribution that fits the training data: base rates of discrete units, else independent normals."""
+    """Returns the base distribution that fits the training data: base rates of discrete units, otherwise independent normals.
+
+    One example of each value is added to the base rates, so that none is impossible.
+    """
     x = data.train.double()
+    counts = x.sum(0)
     if data.state_space == "categorical":
-        return Categorical.from_data(x)
+        return Categorical(torch.log(counts + 1))
     if data.state_space == "binary":
-        return Bernoulli.from_data(x)
+        return Bernoulli(torch.log(counts + 1) - torch.log(len(x) - counts + 1))
     return Normal(x.mean(0), x.std(0).clamp_min(1e-3))
 
 

@@ -13,30 +13,36 @@ CONFIDENCE = 0.95
 
 
 def float64_copy(energy: nn.Module) -> nn.Module:
-    """A copy to measure with: float64, evaluation mode, no gradients. The model itself is left alone."""
+    """Returns a copy in float64, in evaluation mode and without gradients; the model does not change."""
     return copy.deepcopy(energy).double().eval().requires_grad_(False)
 
 
 def energies(energy: nn.Module, x: Tensor, chunk: int = 65_536) -> Tensor:
-    """Energies of many examples, chunk by chunk."""
+    """Computes the energies of many examples, chunk by chunk."""
     with torch.no_grad():
         return torch.cat([energy(part) for part in x.split(chunk)])
 
 
 def interval(bootstrap: Tensor) -> tuple[float, float]:
-    """The central 95 % of bootstrap replications."""
+    """Returns the central 95 % of bootstrap replications."""
     tail = (1 - CONFIDENCE) / 2
     low, high = torch.quantile(bootstrap, torch.tensor([tail, 1 - tail], dtype=bootstrap.dtype)).tolist()
     return low, high
 
 
 def resample(n: int, n_bootstrap: int, generator: torch.Generator | None) -> Tensor:
-    """Row numbers ``(n_bootstrap, n)`` drawn with replacement."""
+    """Returns row numbers ``(n_bootstrap, n)`` drawn with replacement."""
     return torch.randint(n, (n_bootstrap, n), generator=generator)
 
 
+def mean_with_interval(name: str, values: Tensor, n_bootstrap: int, generator: torch.Generator | None) -> dict[str, float]:
+    """Returns the mean of ``values`` as ``name`` and its 95 % bootstrap interval."""
+    low, high = interval(values.cpu()[resample(len(values), n_bootstrap, generator)].mean(1))
+    return {name: values.mean().item(), "interval_low": low, "interval_high": high}
+
+
 def warn_of_temperature(sampler: Any) -> None:
-    """Warn where the model was trained at another temperature than that at which a likelihood is measured."""
+    """Warns if the model was trained at another temperature than that at which a likelihood is measured."""
     temperature = getattr(sampler, "temperature", 1.0)
     if temperature != 1.0:
         warnings.warn(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ebm_plugin_likelihood.common import energies, float64_copy, interval, resample, warn_of_temperature
+from ebm_plugin_likelihood.common import energies, float64_copy, mean_with_interval, warn_of_temperature
 from ebmcore.energies import SupportsEnumeration, supports
 from ebmcore.errors import UsageError
 
@@ -21,7 +21,7 @@ class ExactLogLikelihood:
 
     .. math:: \frac1N\sum_i \log p(x_i) = -\frac1N\sum_i E(x_i) - \log Z
 
-    The normaliser comes from the energy's own ``log_partition()`` where it has one (an RBM enumerates its smaller layer), else
+    The normaliser comes from the energy's own ``log_partition()`` if it has one (an RBM enumerates its smaller layer), otherwise
     from the sum over all states of up to 25 binary units.
 
     Args:
@@ -51,7 +51,7 @@ class ExactLogLikelihood:
     def __call__(
         self, energy: nn.Module, data: Any, *, sampler: Any = None, generator: torch.Generator | None = None
     ) -> dict[str, float]:
-        """Measure ``energy`` on ``data.test``.
+        """Measures ``energy`` on ``data.test``.
 
         Args:
             energy: The model; left as it is.
@@ -65,17 +65,11 @@ class ExactLogLikelihood:
         energy = float64_copy(energy)
         log_z, extra = self.log_partition(energy, data)
         values = -energies(energy, data.test.double()) - log_z
-        low, high = interval(values.cpu()[resample(len(values), self.n_bootstrap, generator)].mean(1))
-        return {
-            "log_likelihood": values.mean().item(),
-            "interval_low": low,
-            "interval_high": high,
-            "log_partition": log_z.item(),
-            **extra,
-        }
+        result = mean_with_interval("log_likelihood", values, self.n_bootstrap, generator)
+        return {**result, "log_partition": log_z.item(), **extra}
 
     def log_partition(self, energy: nn.Module, data: Any) -> tuple[Tensor, dict[str, float]]:
-        """``log Z`` in nats, 0-dim, and what else there is to report."""
+        """Computes ``log Z`` in nats, 0-dim, and further results to report."""
         n_units = math.prod(data.shape)
         if supports(energy, SupportsEnumeration):
             return energy.log_partition(), {}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ebm_plugin_likelihood.common import energies, float64_copy, interval, resample, warn_of_temperature
+from ebm_plugin_likelihood.common import energies, float64_copy, mean_with_interval, warn_of_temperature
 from ebmcore.errors import UsageError
 
 _CHUNK = 2**16  # examples scored at a time
@@ -44,13 +44,13 @@ class PseudoLogLikelihood:
 
     def __init__(self, *, n_bootstrap: int = 1000) -> None:
         if n_bootstrap < 1:
-            raise ValueError(f"n_bootstrap must be at least 1, got {n_bootstrap}")
+            raise ValueError(f"n_bootstrap must be at least 1, got {n_bootstrap!r}")
         self.n_bootstrap = n_bootstrap
 
     def __call__(
         self, energy: nn.Module, data: Any, *, sampler: Any = None, generator: torch.Generator | None = None
     ) -> dict[str, float]:
-        """Measure ``energy`` on ``data.test``.
+        """Measures ``energy`` on ``data.test``.
 
         Args:
             energy: The model; left as it is.
@@ -66,8 +66,7 @@ class PseudoLogLikelihood:
         energy, test = float64_copy(energy), data.test.double()
         parts = test.split(max(1, _CHUNK // test[0].numel()))
         values = torch.cat([_log_pseudo_likelihoods(energy, x) for x in parts]).cpu()
-        low, high = interval(values[resample(len(values), self.n_bootstrap, generator)].mean(1))
-        return {"log_pseudo_likelihood": values.mean().item(), "interval_low": low, "interval_high": high}
+        return mean_with_interval("log_pseudo_likelihood", values, self.n_bootstrap, generator)
 
 
 def _log_pseudo_likelihoods(energy: nn.Module, x: Tensor) -> Tensor:

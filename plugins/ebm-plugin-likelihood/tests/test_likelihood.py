@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import ebmcore
-from ebm_plugin_likelihood.ais import AISLogLikelihood, ReverseAISLogLikelihood, effective_sample_size, log_mean_exp
+from ebm_plugin_likelihood.ais import AISLogLikelihood, ReverseAISLogLikelihood, base_of, effective_sample_size, log_mean_exp
 from ebm_plugin_likelihood.exact import ExactLogLikelihood
 from ebm_plugin_likelihood.grid import GridLogLikelihood
 from ebm_plugin_likelihood.pseudo import PseudoLogLikelihood
@@ -83,7 +83,8 @@ def test_the_energys_own_normaliser_is_used():
 
 
 @pytest.mark.parametrize("precision", [0.5, 1.0, 4.0])
-def test_the_grid_finds_the_normaliser_of_a_gaussian(precision):
+def test_grid_integrates_a_gaussian(precision):
+    """The grid finds the normaliser of a Gaussian."""
     result = GridLogLikelihood()(Quadratic((2,), precision), gaussian_data(), generator=seeded())
     assert result["log_partition"] == pytest.approx(math.log(2 * math.pi / precision), abs=1e-4)
     assert result["edge_mass"] < 1e-4
@@ -94,7 +95,8 @@ def test_mass_beyond_the_grid_is_warned_of():
         GridLogLikelihood(grid_margin=0.0)(Quadratic((2,), 0.1), gaussian_data(), generator=seeded())
 
 
-def test_the_interval_shrinks_as_the_test_data_grow():
+def test_interval_shrinks_with_more_data():
+    """The interval shrinks as the test data grow."""
     data = gaussian_data(40_000)
     widths = []
     for n in (100, 10_000):
@@ -106,13 +108,15 @@ def test_the_interval_shrinks_as_the_test_data_grow():
     assert widths[0] / widths[1] == pytest.approx(10, rel=0.3)
 
 
-def test_what_cannot_be_enumerated_is_an_error_with_advice():
+def test_exact_refuses_too_many_units():
+    """What cannot be enumerated raises an error with advice."""
     data = SimpleNamespace(train=torch.zeros(2, 30), test=torch.zeros(2, 30), shape=(30,), state_space="binary")
     with pytest.raises(UsageError, match="use the metric 'ais-ll'"):
         ExactLogLikelihood()(Quadratic((30,)), data)
 
 
-def test_ais_between_equal_distributions_is_exact_with_one_temperature():
+def test_ais_between_equal_distributions_is_exact():
+    """AIS between equal distributions is exact with one temperature."""
     # W = 0 of a Boltzmann machine: the model is independent, and so is the base.
     energy = Boltzmann(5)
     with torch.no_grad():
@@ -133,7 +137,8 @@ def test_ais_finds_the_normaliser_of_a_gaussian():
     assert error < 0.02
 
 
-def test_ais_finds_the_likelihood_of_a_boltzmann_machine_within_its_interval():
+def test_ais_interval_holds_exact_likelihood():
+    """AIS finds the likelihood of a Boltzmann machine within its interval."""
     energy = Boltzmann(6)
     data = binary_data(energy)
     exact = ExactLogLikelihood()(energy, data, generator=seeded())
@@ -144,7 +149,8 @@ def test_ais_finds_the_likelihood_of_a_boltzmann_machine_within_its_interval():
     assert 450 < result["effective_sample_size"] <= 500
 
 
-def test_the_forward_estimate_errs_on_the_high_side_of_the_likelihood():
+def test_forward_estimate_errs_high():
+    """The forward estimate errs on the high side of the likelihood."""
     # With one temperature the mean of log Z over repetitions lies below log Z, by far.
     energy = Boltzmann(6, scale=3.0)
     exact = torch.logsumexp(-energy(energy.states()).double(), 0).item()
@@ -161,13 +167,15 @@ def test_weights_are_averaged_not_their_logarithms():
     assert log_mean_exp(log_weights).item() == pytest.approx(math.log(2.0))
 
 
-def test_the_effective_sample_size_counts_equal_weights_and_a_single_one():
+def test_effective_sample_size_of_extreme_weights():
+    """The effective sample size counts equal weights and a single one."""
     assert effective_sample_size(torch.zeros(8).double()).item() == pytest.approx(8.0)
     assert effective_sample_size(torch.tensor([0.0, -500.0, -500.0]).double()).item() == pytest.approx(1.0)
     assert effective_sample_size(torch.tensor([0.0, math.log(3.0)]).double()).item() == pytest.approx(16 / 10)
 
 
-def test_weights_are_float64_and_the_model_is_left_alone():
+def test_ais_uses_float64_copy():
+    """Weights are float64 and the model is not changed."""
     energy = Quadratic((2,)).train()
     before = {name: t.clone() for name, t in energy.state_dict().items()}
     rng = torch.get_rng_state()
@@ -180,7 +188,8 @@ def test_weights_are_float64_and_the_model_is_left_alone():
     assert torch.equal(rng, torch.get_rng_state())
 
 
-def test_the_interval_holds_the_uncertainty_of_the_chains():
+def test_interval_includes_chain_uncertainty():
+    """The interval holds the uncertainty of the chains."""
     data = gaussian_data()
     data.test = data.train[:1].expand(100, 2)  # equal examples: what remains is the normaliser's error
     metric = AISLogLikelihood(n_chains=100, n_temperatures=5)
@@ -228,7 +237,9 @@ def test_a_generator_repeats_the_estimate():
     assert results[0] == results[1]
 
 
-def test_a_sampler_that_is_not_exact_is_refused_with_advice():
+def test_ais_refuses_inexact_sampler():
+    """A sampler that is not exact is refused with advice."""
+
     class Biased(Identity):
         exact = False
 
@@ -241,7 +252,8 @@ def test_no_sampler_is_an_error_with_advice():
         AISLogLikelihood()(Quadratic((2,)), gaussian_data())
 
 
-def test_a_sampler_that_does_not_fit_the_energy_is_an_error():
+def test_ais_refuses_unfit_sampler():
+    """A sampler that does not fit the energy raises an error."""
     from ebmcore.energies import SupportsBlockGibbs
 
     class Needy(Identity):
@@ -261,7 +273,8 @@ def test_an_energy_without_numbers_is_an_error():
 
 
 @pytest.mark.parametrize("arguments", [{"n_chains": 1}, {"n_temperatures": 0}, {"sampler_options": {"a": 1}}])
-def test_a_value_that_cannot_work_is_an_error(arguments):
+def test_invalid_options_raise(arguments):
+    """A value that cannot work raises an error."""
     with pytest.raises(ValueError, match="need n_chains|name it with sampler"):
         AISLogLikelihood(**arguments)
 
@@ -271,13 +284,15 @@ def test_they_are_installed_under_their_names():
     assert isinstance(ebmcore.create_metric("exact-ll"), ExactLogLikelihood)
 
 
-def test_data_of_another_kind_are_an_error_of_the_grid():
+def test_grid_refuses_other_data():
+    """Data of another kind raise an error of the grid."""
     with pytest.raises(UsageError, match="two real variables, but the data are binary examples of shape"):
         GridLogLikelihood()(Boltzmann(2), binary_data(Boltzmann(2)))
 
 
 @pytest.mark.parametrize("n_temperatures", [3, 10, 30])
-def test_the_exact_normaliser_lies_between_forward_and_reverse_annealing(n_temperatures):
+def test_bracket_holds_exact_normaliser(n_temperatures):
+    """The exact normaliser lies between forward and reverse annealing."""
     energy = Boltzmann(6, scale=1.5, seed=3)
     data, exact = binary_data(energy), energy.double().log_partition().item()
     energy.float()
@@ -300,7 +315,8 @@ class FreeRBM(EnumerableRBM):
     tempered = None
 
 
-def test_the_bracket_of_few_chains_holds_the_exact_likelihood():
+def test_bracket_of_few_chains_holds_likelihood():
+    """The bracket of few chains holds the exact likelihood."""
     held = []
     for seed in range(12):
         rbm = FreeRBM((5,), 4, seed=seed)
@@ -313,7 +329,8 @@ def test_the_bracket_of_few_chains_holds_the_exact_likelihood():
     assert sum(held) >= 9
 
 
-def test_runs_that_contradict_each_other_are_warned_of():
+def test_contradicting_runs_warn():
+    """Runs that contradict each other give a warning."""
     # Chains that do not move: the forward run is importance sampling from fair coins, the reverse one never meets the model.
     energy = Boltzmann(4)
     data = binary_data(energy)
@@ -324,7 +341,8 @@ def test_runs_that_contradict_each_other_are_warned_of():
     assert result["bracket_low"] > result["bracket_high"]
 
 
-def test_reverse_annealing_between_equal_distributions_is_exact_with_one_temperature():
+def test_reverse_between_equal_distributions_is_exact():
+    """Reverse annealing between equal distributions is exact with one temperature."""
     energy = Boltzmann(4)
     with torch.no_grad():
         energy.coupling.zero_()
@@ -337,7 +355,8 @@ def test_reverse_annealing_between_equal_distributions_is_exact_with_one_tempera
 
 
 @pytest.mark.filterwarnings("ignore:.*too few to believe the result")  # that is the point
-def test_with_few_temperatures_forward_annealing_errs_above_and_reverse_below():
+def test_few_temperatures_err_on_both_sides():
+    """With few temperatures forward annealing errs above and reverse below."""
     energy = Boltzmann(8, scale=2.0, seed=1)
     data, low, high = binary_data(energy), [], []
     data.train = energy.states()  # base rates of one half: far from the model
@@ -352,7 +371,8 @@ def test_with_few_temperatures_forward_annealing_errs_above_and_reverse_below():
     assert sum(high) / 20 > exact + 0.1
 
 
-def test_too_small_an_effective_sample_size_is_warned_of():
+def test_small_effective_sample_size_warns():
+    """Too small an effective sample size gives a warning."""
     energy = Boltzmann(8, scale=8.0)
     data = binary_data(energy)
     data.train = torch.tensor([[0.0], [1.0]]).expand(2, 8)
@@ -360,7 +380,8 @@ def test_too_small_an_effective_sample_size_is_warned_of():
         AISLogLikelihood(n_chains=100, n_temperatures=1)(energy, data, sampler=Flip(), generator=seeded())
 
 
-def test_too_small_an_effective_sample_size_of_the_forward_run_is_warned_of():
+def test_small_forward_sample_size_warns():
+    """Too small an effective sample size of the forward run gives a warning."""
     # One pattern in 256 has nearly all the mass: fair coins rarely meet it, and the reverse run begins at it.
     energy = Boltzmann(8)
     with torch.no_grad():
@@ -380,13 +401,16 @@ class Cold(Flip):
 
 
 @pytest.mark.parametrize("metric", [ExactLogLikelihood, PseudoLogLikelihood], ids=lambda m: m.__name__)
-def test_a_model_trained_at_another_temperature_is_warned_of(metric):
+def test_other_training_temperature_warns(metric):
+    """A model trained at another temperature gives a warning."""
     energy = Boltzmann(4)
     with pytest.warns(UserWarning, match=r"trained with chains at temperature 0.25, .* the likelihood of exp\(-E\)"):
         metric()(energy, binary_data(energy), sampler=Cold())
 
 
-def test_ais_with_a_sampler_of_its_own_warns_of_the_temperature_of_training():
+def test_ais_with_own_sampler_warns_of_temperature():
+    """AIS with a sampler of its own warns of the temperature of training."""
+
     class Plugin:
         @ebmcore.hookimpl
         def ebmcore_register(self, register):
@@ -404,5 +428,10 @@ def test_a_sampler_with_a_memory_is_refused():
         has_memory = True
 
     energy = Boltzmann(4)
-    with pytest.raises(UsageError, match="ais-ll starts chains afresh .* which Remembering does not bear"):
+    with pytest.raises(UsageError, match="ais-ll restarts chains .* which Remembering does not support"):
         AISLogLikelihood()(energy, binary_data(energy), sampler=Remembering())
+
+
+def test_base_rates_leave_nothing_impossible():
+    data = SimpleNamespace(train=torch.tensor([[0.0, 1.0], [0.0, 1.0]]), state_space="binary")
+    torch.testing.assert_close(base_of(data).logits.sigmoid(), torch.tensor([0.25, 0.75], dtype=torch.float64))

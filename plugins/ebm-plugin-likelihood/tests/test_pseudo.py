@@ -50,7 +50,8 @@ def test_shapes_and_chunks_change_nothing(monkeypatch):
     assert PseudoLogLikelihood()(Image(), images)["log_pseudo_likelihood"] == pytest.approx(whole, abs=1e-6)
 
 
-def test_the_interval_holds_the_mean_and_repeats_with_its_generator():
+def test_interval_holds_mean_and_repeats():
+    """The interval holds the mean and repeats with its generator."""
     energy = Boltzmann(4, seed=3)
     first, second = (
         PseudoLogLikelihood(n_bootstrap=200)(energy, data(energy.states()), generator=torch.Generator().manual_seed(1))
@@ -60,7 +61,8 @@ def test_the_interval_holds_the_mean_and_repeats_with_its_generator():
     assert first["interval_low"] < first["log_pseudo_likelihood"] < first["interval_high"]
 
 
-def test_what_it_cannot_measure_is_an_error_with_the_reason():
+def test_pseudo_refuses_other_data():
+    """What it cannot measure raises an error with the reason."""
     with pytest.raises(UsageError, match="flips binary units"):
         PseudoLogLikelihood()(Boltzmann(4), data(torch.zeros(3, 4), "continuous"))
     with pytest.raises(UsageError, match="at least one test example"):

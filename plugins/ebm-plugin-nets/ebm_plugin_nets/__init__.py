@@ -6,6 +6,6 @@ import ebmcore
 
 
 @ebmcore.hookimpl
-def ebmcore_register(register):
+def ebmcore_register(register: ebmcore.Register) -> None:
     register.energy("mlp", "ebm_plugin_nets.mlp:MLP")
     register.energy("conv", "ebm_plugin_nets.conv:Conv")

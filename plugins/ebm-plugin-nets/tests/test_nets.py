@@ -18,7 +18,8 @@ def test_an_mlp_takes_any_shape(shape):
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 7), (2, 9), (1, 3, 4, 5), (1, 1, 1)])
-def test_a_convolution_takes_one_to_three_spatial_axes_of_any_size(shape):
+def test_conv_takes_one_to_three_axes(shape):
+    """A convolution takes one to three spatial axes of any size."""
     assert Conv(shape, channels=(4, 8))(torch.randn(5, *shape)).shape == (5,)
 
 
@@ -28,7 +29,8 @@ def test_a_convolution_refuses_other_shapes_with_advice(shape):
         Conv(shape)
 
 
-def test_an_mlp_is_the_sum_of_its_layers():
+def test_mlp_equals_its_layers():
+    """An MLP is the sum of its layers."""
     torch.manual_seed(0)
     mlp = MLP((2,), hidden=(3,))
     first, last = mlp.net[1], mlp.net[3]
@@ -41,7 +43,8 @@ def test_an_mlp_without_hidden_layers_is_linear():
     assert sum(p.numel() for p in MLP((3,), hidden=()).parameters()) == 4
 
 
-def test_an_mlp_on_images_equals_one_on_vectors():
+def test_mlp_on_images_equals_vectors():
+    """An MLP on images equals one on vectors."""
     torch.manual_seed(0)
     image = MLP((1, 4, 4))
     flat = MLP((16,))
@@ -51,7 +54,8 @@ def test_an_mlp_on_images_equals_one_on_vectors():
 
 
 @pytest.mark.parametrize("energy", [MLP((4,), spectral_norm=True), Conv((1, 4, 4), channels=(4,), spectral_norm=True)])
-def test_spectral_normalisation_bounds_the_norm_of_each_layer(energy):
+def test_spectral_norm_bounds_each_layer(energy):
+    """Spectral normalisation bounds the norm of each layer."""
     shape = (4,) if isinstance(energy, MLP) else (1, 4, 4)
     for _ in range(200):
         energy(torch.randn(2, *shape))  # power iterations

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from ebmcore import BasePersistentContrastiveDivergence, Sampler
+from ebmcore.persistent import PersistentOptions
 
 
 class PersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
-    r"""Persistent contrastive divergence: the negative chains go on where they stopped in the last step.
+    r"""Persistent contrastive divergence: the negative chains continue where they stopped in the last step.
 
     .. math:: L = \frac1B\sum_i E(x_i) - \frac1M\sum_j E(\hat x_j),
               \qquad \hat x_j \leftarrow T^k(\cdot \mid \hat x_j)
@@ -25,7 +26,7 @@ class PersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
         sampler: A `Sampler`; its whole state persists with the chain.
         k_steps: Transitions per call, at least 1.
         n_chains: Number of chains, independent of the batch size; in distributed training over all ranks.
-        restart_prob: Probability that a drawn chain starts anew from the initial distribution, in [0, 1].
+        restart_prob: Probability that a drawn chain restarts from the initial distribution, in [0, 1].
         initial: Where chains start: ``"model"``, the energy's own initial distribution (Bernoulli for binary units) or a
             standard normal where it has none; ``"data"``, rows of the batch; ``"uniform"``, uniform noise in [-1, 1]; or an
             object with ``sample(n, *, generator)``.
@@ -53,7 +54,7 @@ class PersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
         k_steps: int = 1,
         *,
         data_noise: float = 0.0,
-        **options: Any,
+        **options: Unpack[PersistentOptions],
     ) -> None:
         super().__init__(energy, sampler, k_steps, **options)
         if not data_noise >= 0:
@@ -66,8 +67,4 @@ class PersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if self.data_noise:
             x = x + self.data_noise * torch.randn_like(x, generator=self.generator)
-        pred_x = self.draw_negatives(x, *args, **kwargs)
-        return self.compute_loss(x, pred_x, *args, **kwargs), pred_x
-
-    def compute_loss(self, x: Tensor, pred_x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.energy_gap(x, pred_x, *args, **kwargs)
+        return super().forward(x, *args, **kwargs)

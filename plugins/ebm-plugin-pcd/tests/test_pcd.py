@@ -34,7 +34,8 @@ def test_chains_stay_spread_over_both_wells():
     assert (loss.chain[:, 0] > 0).sum() == 50
 
 
-def test_restarts_are_fresh_samples_of_the_initial_distribution():
+def test_restarts_sample_initial_distribution():
+    """Restarts are fresh samples of the initial distribution."""
     initial = Normal(torch.tensor([3.0]), 2.0)
     loss = PCD(Quadratic((1,)), Identity(), n_chains=20_000, restart_prob=1.0, initial=initial)
     loss.generator = torch.Generator().manual_seed(0)
@@ -52,7 +53,9 @@ def test_chains_can_start_at_the_data():
 
 
 @pytest.mark.parametrize("restart_prob", [0.0, 1.0])
-def test_chains_that_start_at_the_data_start_under_the_labels_of_their_examples(restart_prob):
+def test_data_start_takes_labels(restart_prob):
+    """Chains that start at the data start under the labels of their examples."""
+
     class Labelled(Quadratic):
         def forward(self, x, label):
             return super().forward(x)
@@ -64,12 +67,14 @@ def test_chains_that_start_at_the_data_start_under_the_labels_of_their_examples(
     assert (loss.chain.max() >= 100) == bool(restart_prob)
 
 
-def test_a_distribution_of_torch_is_refused_as_the_start():
+def test_torch_distribution_is_refused():
+    """A distribution of torch is refused as the start."""
     with pytest.raises(ValueError, match="as those of ebmcore.distributions and not those of torch have"):
         PCD(Quadratic(), Identity(), initial=torch.distributions.Normal(torch.zeros(2), torch.ones(2)))
 
 
-def test_chains_that_start_at_the_data_take_nothing_from_the_global_generator():
+def test_data_start_leaves_global_generator():
+    """Chains that start at the data take nothing from the global generator."""
     before = torch.get_rng_state()
     loss = PCD(Quadratic(), Identity(), n_chains=50, initial="data", restart_prob=0.5)
     loss.generator = torch.Generator().manual_seed(0)
@@ -82,7 +87,8 @@ def test_starting_at_the_data_needs_data():
         PCD(Quadratic(), Identity(), initial="data").initialize_persistent_chain((10, 2))
 
 
-def test_loaded_chains_of_another_number_are_not_replaced_silently():
+def test_loaded_chain_count_must_match():
+    """Loaded chains of another number are not replaced silently."""
     used = PCD(Quadratic(), Identity(), n_chains=20)
     used(torch.zeros(8, 2))
     fresh = PCD(Quadratic(), Identity(), n_chains=30)
@@ -100,16 +106,18 @@ def test_loaded_chains_of_another_number_are_not_replaced_silently():
         ({"n_chain": 3}, "Did you mean 'n_chains'"),
     ],
 )
-def test_a_value_that_cannot_work_is_an_error_with_advice(arguments, message):
+def test_invalid_options_raise_with_advice(arguments, message):
+    """A value that cannot work raises an error with advice."""
     with pytest.raises((ValueError, TypeError), match=message):
         PCD(Quadratic(), Identity(), **arguments)
 
 
 def test_it_is_installed_under_its_name():
-    assert ebmcore.load("loss", "ebm-plugin-pcd:pcd") is PCD
+    assert ebmcore.host.load("loss", "ebm-plugin-pcd:pcd") is PCD
 
 
-def test_noise_is_added_to_the_data_and_drawn_from_the_losss_generator():
+def test_data_noise_uses_loss_generator():
+    """Noise is added to the data and drawn from the loss's generator."""
     x, losses = torch.zeros(2000, 2), []
     for noise in (0.0, 0.5, 0.5):
         loss = PCD(Quadratic(), Identity(), n_chains=10, data_noise=noise)

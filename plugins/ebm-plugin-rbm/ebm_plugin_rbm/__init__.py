@@ -6,7 +6,7 @@ import ebmcore
 
 
 @ebmcore.hookimpl
-def ebmcore_register(register):
+def ebmcore_register(register: ebmcore.Register) -> None:
     register.energy("rbm", "ebm_plugin_rbm.rbm:RBM")
     register.energy("gaussian-rbm", "ebm_plugin_rbm.gaussian:GaussianRBM")
     register.energy("potts-rbm", "ebm_plugin_rbm.potts:PottsRBM")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ebmcore.distributions import BaseDistribution
+from ebmcore.distributions import BaseDistribution, at_least_float32
 from ebmcore.errors import UsageError
 
 MAX_ENUMERATED_UNITS = 25
@@ -45,23 +45,26 @@ class BaseRBM(nn.Module):
         return f"shape={tuple(self.visible_shape)}, hidden={len(self.hidden_bias)}"
 
     def visible_energy(self, v: Tensor) -> Tensor:
-        """``e(v)`` ``(N,)`` of flat ``v`` ``(N, visible)``."""
+        """Computes ``e(v)`` ``(N,)`` of flat ``v`` ``(N, visible)``."""
         raise NotImplementedError
 
     def inputs(self, v: Tensor) -> Tensor:
-        """``f(v)`` ``(N, visible)``, what the weights multiply."""
+        """Computes ``f(v)`` ``(N, visible)``, which the weights multiply."""
         return v
 
     def visible_given(
         self, field: Tensor, beta: Tensor | None, base: Any, share: Tensor | float, generator: torch.Generator | None
     ) -> Tensor:
-        """Draw ``v`` ``(N, visible)`` under ``beta E + share E_0`` given ``field = b + W h``; ``E_0`` is the base's energy.
+        """Draws ``v`` ``(N, visible)`` given ``field = b + W h``, under the energy ``beta E + share E_0``.
+
+        ``E_0 = -log p_0`` is the energy of the base. Between base and model ``share`` is how much of the base remains: at inverse
+        temperature ``beta`` of a path it is ``1 - beta``, and 0 without a base.
 
         Args:
             field: ``(N, visible)``, a new tensor, which may be overwritten.
             beta: Inverse temperatures ``(N, 1)``; `None` for 1.
             base: A distribution of `base_type`, or `None`.
-            share: Weights of the base ``(N, 1)``.
+            share: Weights of the base's energy ``(N, 1)``; not read without a base.
             generator: Source of randomness.
         """
         raise NotImplementedError
@@ -71,31 +74,45 @@ class BaseRBM(nn.Module):
         return self.visible_energy(x.flatten(1)) - softplus(self.hidden_logits(x)).sum(1)
 
     def hidden_logits(self, x: Tensor) -> Tensor:
-        """Log-odds of the hidden units ``(N, hidden)`` given ``x`` ``(N, *shape)``: a new tensor, which may be overwritten."""
+        """Computes the hidden units' log-odds ``(N, hidden)`` given ``x`` ``(N, *shape)``: a new tensor, free to overwrite."""
         return torch.addmm(self.hidden_bias, self.inputs(x.flatten(1)), self.weight)
 
     def visible_field(self, hidden: Tensor) -> Tensor:
-        """``b + W h`` ``(N, visible)``: what ``hidden`` ``(N, hidden)`` tells the visible units."""
+        """Computes ``b + W h`` ``(N, visible)``, the input of the visible units from ``hidden`` ``(N, hidden)``."""
         if torch.is_autocast_enabled(hidden.device.type):  # the product may be of half precision, a bias may not
             return self.visible_bias + hidden @ self.weight.T
         return torch.addmm(self.visible_bias, hidden, self.weight.T)
 
     def sample_hidden(self, x: Tensor, *, beta: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Draw the hidden units ``(N, hidden)`` given ``x``, at one inverse temperature ``beta`` ``(N,)`` per chain."""
+        """Draws the hidden units ``(N, hidden)`` given ``x``, at one inverse temperature ``beta`` ``(N,)`` per chain."""
         logits = self.hidden_logits(x)
         return bernoulli(logits if beta is None else beta.unsqueeze(-1) * logits, generator).to(x.dtype)
 
     def sample_visible(
         self, hidden: Tensor, *, beta: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Draw the visible units ``(N, *shape)`` given ``hidden``, at one inverse temperature ``beta`` ``(N,)`` per chain."""
+        """Draws the visible units ``(N, *shape)`` given ``hidden``, at one inverse temperature ``beta`` ``(N,)`` per chain."""
         at = None if beta is None else beta.unsqueeze(-1)
         v = self.visible_given(self.visible_field(hidden), at, None, 0.0, generator)
         return v.to(hidden.dtype).view(-1, *self.visible_shape)
 
     def tempered(self, beta: Tensor, base: BaseDistribution | None = None) -> TemperedRBM:
-        """The machine at inverse temperatures ``beta``; see `TemperedRBM`."""
+        """Returns the machine at inverse temperatures ``beta``; see `TemperedRBM`."""
         return TemperedRBM(self, beta, base)
+
+
+class LinearRBM(BaseRBM):
+    """A machine whose visible units enter linearly: ``e(v) = -b^T v`` and ``f(v) = v``."""
+
+    def visible_energy(self, v: Tensor) -> Tensor:
+        return -(v @ self.visible_bias)
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes the free energy ``(N,)`` and its gradient with respect to ``x``, in closed form."""
+        logits = self.hidden_logits(x)
+        energy = self.visible_energy(x.flatten(1)) - softplus(logits).sum(1)
+        grad = -torch.addmm(self.visible_bias, logits.sigmoid(), self.weight.T)
+        return energy, grad.view_as(x)
 
 
 class TemperedRBM(nn.Module):
@@ -133,13 +150,13 @@ class TemperedRBM(nn.Module):
         return energy - (1 - self.beta) * (self.base.log_prob(x) - n_hidden * math.log(2)).to(energy)
 
     def sample_hidden(self, x: Tensor, *, beta: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Draw the hidden units ``(N, hidden)`` given ``x``."""
+        """Draws the hidden units ``(N, hidden)`` given ``x``."""
         return self.rbm.sample_hidden(x, beta=self._times(beta), generator=generator)
 
     def sample_visible(
         self, hidden: Tensor, *, beta: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Draw the visible units ``(N, *shape)`` given ``hidden``."""
+        """Draws the visible units ``(N, *shape)`` given ``hidden``."""
         share = (1 - self.beta if beta is None else beta * (1 - self.beta)).unsqueeze(-1)
         v = self.rbm.visible_given(
             self.rbm.visible_field(hidden), self._times(beta).unsqueeze(-1), self.base, share, generator
@@ -153,8 +170,8 @@ class TemperedRBM(nn.Module):
 class SumOfSoftplus:
     """``sum_i log(1 + e^(a_ij + b_i))`` for one ``a`` ``(I, J)`` and many ``b``, with one logarithm for many ``i``.
 
-    Several factors ``1 + e^a e^b`` are multiplied before the logarithm is taken, as many as float64 bears: a tenth of the time
-    that a softplus of each takes.
+    Several factors ``1 + e^a e^b`` are multiplied before the logarithm is taken, as many as float64 can hold: this takes
+    a tenth of the time of one softplus each.
 
     Args:
         logits: ``a``.
@@ -169,7 +186,7 @@ class SumOfSoftplus:
             self.factors, self.products = padded, torch.empty_like(padded)
 
     def __call__(self, shift: Tensor) -> Tensor:
-        """The sums ``(J,)`` for ``b`` ``(I,)``."""
+        """Returns the sums ``(J,)`` for ``b`` ``(I,)``."""
         if not self.together:
             return softplus(self.logits + shift[:, None]).sum(0)
         scale = F.pad(shift.exp(), (0, len(self.factors) - len(shift)))
@@ -178,7 +195,7 @@ class SumOfSoftplus:
 
 
 def check_enumerable(n_units: int) -> None:
-    """Raise `UsageError` where so many binary units have too many states."""
+    """Raises `UsageError` if so many binary units have too many states."""
     if n_units > MAX_ENUMERATED_UNITS:
         raise UsageError(
             f"enumeration is possible up to {MAX_ENUMERATED_UNITS} units, but this RBM has {n_units}: estimate the likelihood, "
@@ -187,18 +204,18 @@ def check_enumerable(n_units: int) -> None:
 
 
 def bernoulli(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Zeros and ones with ``p(1) = sigmoid(logits)``, at least in float32; the logits are overwritten."""
-    wide = logits.detach() if logits.dtype.itemsize >= 4 else logits.detach().float()  # half precision knows no p of 0.001
+    """Draws zeros and ones with ``p(1) = sigmoid(logits)``, at least in float32; the logits are overwritten."""
+    wide = at_least_float32(logits.detach())  # uniform numbers in half precision are too coarse for p = 0.001
     uniform = torch.rand(wide.shape, generator=generator, dtype=wide.dtype, device=wide.device)
     return uniform.lt_(wide.sigmoid_())  # both in the numbers' place
 
 
 def softplus(x: Tensor) -> Tensor:
-    """``log(1 + e^x)``; torch's default threshold of 20 is exact in float32, but costs 2e-9 in float64."""
+    """Computes ``log(1 + e^x)``; torch's default threshold of 20 is exact in float32, but costs 2e-9 in float64."""
     return F.softplus(x, threshold=40)
 
 
 def binary_states(n_units: int, like: Tensor) -> Tensor:
-    """All binary states ``(2^n, n)``."""
+    """Returns all binary states ``(2^n, n)``."""
     codes = torch.arange(2**n_units, device=like.device)
     return ((codes[:, None] >> torch.arange(n_units, device=like.device)) & 1).to(like.dtype)

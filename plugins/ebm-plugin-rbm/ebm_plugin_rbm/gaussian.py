@@ -75,23 +75,23 @@ class GaussianRBM(BaseRBM):
         return weighted / precision + torch.randn_like(field, generator=generator) / precision.sqrt()
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Free energy ``(N,)`` and its gradient with respect to ``x``, in closed form."""
+        """Computes the free energy ``(N,)`` and its gradient with respect to ``x``, in closed form."""
         v, logits = x.flatten(1), self.hidden_logits(x)
         energy = self.visible_energy(v) - softplus(logits).sum(1)
         grad = self._precision() * (v - self.visible_bias - logits.sigmoid() @ self.weight.T)
         return energy, grad.view_as(x)
 
     def initial_distribution(self, shape: Sequence[int]) -> Normal:
-        """The visible units' own normal distributions, without the hidden ones."""
+        """Returns the visible units' own normal distributions, without the hidden ones."""
         std = (0.5 * self.log_variance.detach()).exp()
         return Normal(self.visible_bias.detach().clone().view(tuple(shape)), std.view(tuple(shape)))
 
     @torch.no_grad()
     def log_partition(self) -> Tensor:
-        """Exact ``log Z`` in nats, 0-dim float64, by enumeration of the hidden layer in chunks.
+        """Computes the exact ``log Z`` in nats, 0-dim float64, by enumeration of the hidden layer in chunks.
 
         Raises:
-            UsageError: If it has more than 25 units.
+            UsageError: If the hidden layer has more than 25 units.
         """
         check_enumerable(len(self.hidden_bias))
         weight, b, c = self.weight.double(), self.visible_bias.double(), self.hidden_bias.double()

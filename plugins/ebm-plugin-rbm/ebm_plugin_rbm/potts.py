@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebm_plugin_rbm.base import BaseRBM, binary_states, check_enumerable, softplus
+from ebm_plugin_rbm.base import LinearRBM, binary_states, check_enumerable
 from ebmcore.distributions import Categorical, one_hot_sample
 from ebmcore.errors import UsageError
 
 _CHUNK_ELEMENTS = 2**20  # of float64: 8 MB
 
 
-class PottsRBM(BaseRBM):
+class PottsRBM(LinearRBM):
     r"""Restricted Boltzmann machine with categorical (Potts) visible units, one-hot, and binary hidden units.
 
     .. math:: E(v, h) = -\sum_{ia} b_{ia} v_{ia} - c^\top h - \sum_{iaj} v_{ia} W_{iaj} h_j, \qquad \sum_a v_{ia} = 1
@@ -47,9 +47,6 @@ class PottsRBM(BaseRBM):
                 f"the shape of categorical examples is (*units, values), got {tuple(shape)}: encode them one-hot"
             )
 
-    def visible_energy(self, v: Tensor) -> Tensor:
-        return -(v @ self.visible_bias)
-
     def visible_given(
         self, field: Tensor, beta: Tensor | None, base: Any, share: Tensor | float, generator: torch.Generator | None
     ) -> Tensor:
@@ -58,23 +55,16 @@ class PottsRBM(BaseRBM):
             logits = logits + share * base.logits.log_softmax(-1).flatten().to(logits)
         return one_hot_sample(logits.view(-1, *self.visible_shape), generator).flatten(1)
 
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Free energy ``(N,)`` and its gradient with respect to ``x``, in closed form."""
-        logits = self.hidden_logits(x)
-        energy = self.visible_energy(x.flatten(1)) - softplus(logits).sum(1)
-        grad = -torch.addmm(self.visible_bias, logits.sigmoid(), self.weight.T)
-        return energy, grad.view_as(x)
-
     def initial_distribution(self, shape: Sequence[int]) -> Categorical:
-        """All values alike: the model at infinite temperature."""
+        """Returns the uniform distribution over values: the model at infinite temperature."""
         return Categorical(torch.zeros(tuple(shape), dtype=self.weight.dtype, device=self.weight.device))
 
     @torch.no_grad()
     def log_partition(self) -> Tensor:
-        """Exact ``log Z`` in nats, 0-dim float64, by enumeration of the hidden layer in chunks.
+        """Computes the exact ``log Z`` in nats, 0-dim float64, by enumeration of the hidden layer in chunks.
 
         Raises:
-            UsageError: If it has more than 25 units.
+            UsageError: If the hidden layer has more than 25 units.
         """
         check_enumerable(len(self.hidden_bias))
         weight, b, c = self.weight.double(), self.visible_bias.double(), self.hidden_bias.double()

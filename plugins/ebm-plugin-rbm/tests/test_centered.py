@@ -43,14 +43,16 @@ def gradient_of(rbm, x, pred_x):
     return rbm.weight.grad, rbm.visible_bias.grad, rbm.hidden_bias.grad
 
 
-def test_the_energy_is_bit_for_bit_that_of_the_plain_machine():
+def test_centered_energy_equals_plain():
+    """The energy is bit for bit that of the plain machine."""
     centered, plain = machine(), machine(centered=False)
     plain.load_state_dict({name: t for name, t in centered.state_dict().items() if "_bias" in name or name == "weight"})
     assert torch.equal(centered(states(5)), plain(states(5)))
     assert torch.equal(centered.log_partition(), plain.log_partition())
 
 
-def test_the_gradient_is_the_one_of_melchior_fischer_and_wiskott():
+def test_centered_gradient_matches_melchior_2016():
+    """The gradient is the one of Melchior, Fischer and Wiskott."""
     rbm, v, pred_v = machine(), states(5)[[3, 9, 30]], states(5)[[1, 1, 7, 20]]
     w, b, c = gradient_of(rbm, v, pred_v)
     mu, lam = rbm.visible_offset, rbm.hidden_offset
@@ -91,7 +93,8 @@ def flipped(rbm):
 
 
 @pytest.mark.parametrize("centered", [True, False])
-def test_learning_is_the_same_on_flipped_data_with_centring_only(centered):
+def test_only_centred_learning_is_flip_invariant(centered):
+    """Learning is the same on flipped data with centring only."""
     data, results = states(5)[[3, 7, 7, 19, 31]], []
     first = machine()
     for rbm, x in ((first, data), (flipped(first), 1 - data)):
@@ -111,7 +114,8 @@ def test_learning_is_the_same_on_flipped_data_with_centring_only(centered):
     assert (abs(results[0] - results[1]) < 1e-9) is centered
 
 
-def test_offsets_are_sliding_averages_of_the_data_and_of_the_hidden_probabilities():
+def test_offsets_are_sliding_averages():
+    """Offsets are sliding averages of the data and of the hidden probabilities."""
     rbm = RBM((4,), 3, weight_std=1.0, centered=True)
     loss, x, y = CD(rbm, Gibbs()), states(4)[[3, 5, 15]].float(), states(4)[[8, 9]].float()
     assert rbm.hidden_offset.tolist() == [0.5] * 3
@@ -137,7 +141,8 @@ def test_offsets_stand_still_in_evaluation():
     }  # fmt: skip
 
 
-def test_two_calls_before_one_backward_give_the_sum_of_their_gradients():
+def test_gradients_of_two_calls_add():
+    """Two calls before one backward give the sum of their gradients."""
     x = states(5)[:8]
     loss = CD(machine(), Gibbs())
     parts, values = [], []

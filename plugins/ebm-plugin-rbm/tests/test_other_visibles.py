@@ -79,7 +79,8 @@ def within_errors(x, rbm, beta=1.0):
         assert ((found.mean(0) - wanted).abs() < 4.5 * error).all()
 
 
-def test_the_gaussian_free_energy_sums_the_joint_energy_over_the_hidden_units():
+def test_gaussian_free_energy_sums_joint_energy():
+    """The Gaussian free energy sums the joint energy over the hidden units."""
     rbm, v = gaussian(), torch.randn(7, 2, generator=torch.Generator().manual_seed(1)).double()
     expected = -torch.logsumexp(-joint_energy(rbm, v, hidden_states(rbm)), 1)
     torch.testing.assert_close(rbm(v), expected, atol=1e-12, rtol=0)
@@ -95,7 +96,8 @@ def test_the_gaussian_normaliser_is_the_integral():
 
 
 @pytest.mark.parametrize("beta", [None, 0.5])
-def test_gibbs_on_a_gaussian_machine_keeps_exact_samples_exact(beta):
+def test_gaussian_gibbs_keeps_exact_samples(beta):
+    """Gibbs on a Gaussian machine keeps exact samples exact."""
     rbm, generator = gaussian(), torch.Generator().manual_seed(2)
     x = exact_samples(rbm, N, beta or 1.0)
     betas = None if beta is None else torch.full((N,), beta).double()
@@ -105,14 +107,16 @@ def test_gibbs_on_a_gaussian_machine_keeps_exact_samples_exact(beta):
     within_errors(x, rbm, beta or 1.0)
 
 
-def test_a_tempered_gaussian_machine_goes_from_the_normalised_base_to_the_model():
+def test_gaussian_path_joins_base_and_model():
+    """A tempered Gaussian machine goes from the normalised base to the model."""
     rbm, v = gaussian(), torch.randn(7, 2).double()
     base = Normal(torch.tensor([0.5, -1.0]).double(), torch.tensor([0.7, 2.0]).double())
     torch.testing.assert_close(rbm.tempered(torch.tensor(0.0), base)(v), -base.log_prob(v), atol=1e-12, rtol=0)
     torch.testing.assert_close(rbm.tempered(torch.tensor(1.0), base)(v), rbm(v), atol=1e-12, rtol=0)
 
 
-def test_a_sweep_between_base_and_gaussian_machine_keeps_the_law_that_its_energy_says():
+def test_tempered_gaussian_sweep_keeps_law():
+    """A sweep between base and Gaussian machine keeps the law that its energy says."""
     rbm, base = gaussian((1,), 2), Normal(torch.tensor([0.5]).double(), torch.tensor([1.5]).double())
     hot = rbm.tempered(torch.tensor(0.4).double(), base)
     ticks = torch.linspace(-12, 12, 24_001, dtype=torch.float64)
@@ -127,7 +131,8 @@ def test_a_sweep_between_base_and_gaussian_machine_keeps_the_law_that_its_energy
         assert abs((x**power).mean() - exact) < 4.5 * error
 
 
-def test_ais_weights_of_a_gaussian_machine_average_to_its_normaliser():
+def test_gaussian_ais_weights_average_to_normaliser():
+    """AIS weights of a Gaussian machine average to its normaliser."""
     rbm, generator = gaussian(), torch.Generator().manual_seed(4)
     base = Normal(torch.zeros(2).double(), torch.full((2,), 2.0).double())
     x, total, betas = base.sample(2000, generator=generator), 0.0, torch.linspace(0, 1, 101, dtype=torch.float64)
@@ -181,7 +186,8 @@ class Listed(Enumerable):
 
 @pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("based", [True, False], ids=["base", "no base"])
-def test_gibbs_on_a_tempered_categorical_machine_leaves_its_law_invariant(beta, based):
+def test_tempered_categorical_gibbs_keeps_law(beta, based):
+    """Gibbs on a tempered categorical machine leaves its law invariant."""
     rbm, base = potts(), Categorical(torch.randn(2, 3).double()) if based else None
     target = Listed(rbm.tempered(torch.tensor(beta).double(), base), (2, 3))
     matrix, p = transition_matrix(Gibbs(), target), target.probabilities()
@@ -191,7 +197,8 @@ def test_gibbs_on_a_tempered_categorical_machine_leaves_its_law_invariant(beta, 
 
 
 @pytest.mark.parametrize(("shape", "hidden"), [((2, 3), 3), ((3, 2), 5), ((1, 4), 1)])
-def test_the_categorical_normaliser_is_the_sum_over_all_states(shape, hidden):
+def test_categorical_normaliser_sums_all_states(shape, hidden):
+    """The categorical normaliser is the sum over all states."""
     rbm = potts(shape, hidden)
     torch.testing.assert_close(rbm.log_partition(), Listed(rbm, shape).log_partition(), atol=1e-12, rtol=0)
 
@@ -220,14 +227,16 @@ def test_images_equal_flattened(make):
     assert image.sample_visible(torch.zeros(5, 3).double()).shape == (5, 1, *flat.visible_shape)
 
 
-def test_the_base_must_be_of_the_units_kind():
+def test_base_must_match_units():
+    """The base must be of the units' kind."""
     with pytest.raises(UsageError, match="the base of GaussianRBM must be a Normal distribution, got Bernoulli"):
         gaussian().tempered(torch.tensor(0.5), Bernoulli(torch.zeros(2)))
     with pytest.raises(UsageError, match="the base of PottsRBM must be a Categorical distribution"):
         potts().tempered(torch.tensor(0.5), Bernoulli(torch.zeros(2, 3)))
 
 
-def test_values_that_cannot_work_are_errors_with_advice():
+def test_invalid_values_raise_with_advice():
+    """Values that cannot work raise errors with advice."""
     with pytest.raises(UsageError, match="encode them one-hot"):
         PottsRBM((4,), 3)
     with pytest.raises(ValueError, match="std must be above 0"):
@@ -238,10 +247,11 @@ def test_values_that_cannot_work_are_errors_with_advice():
 
 @pytest.mark.parametrize(("name", "cls"), [("gaussian-rbm", GaussianRBM), ("potts-rbm", PottsRBM)])
 def test_they_are_installed_under_their_names(name, cls):
-    assert ebmcore.load("energy", name) is cls
+    assert ebmcore.host.load("energy", name) is cls
 
 
-def test_a_bias_is_not_rounded_to_half_precision_under_autocast():
+def test_autocast_keeps_bias_precision():
+    """A bias is not rounded to half precision under autocast."""
     rbm = GaussianRBM((1,), hidden=1, weight_std=0.0, std=0.01)
     rbm.visible_bias.data.fill_(50.1)  # numbers of eight bits are 0.25 apart there
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):

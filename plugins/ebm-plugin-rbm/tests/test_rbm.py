@@ -34,14 +34,16 @@ def joint_energy(rbm, v, h):
     return -(v @ rbm.visible_bias)[:, None] - (h @ rbm.hidden_bias) - v @ rbm.weight @ h.T
 
 
-def test_the_free_energy_sums_the_joint_energy_over_the_hidden_units():
+def test_free_energy_sums_joint_energy():
+    """The free energy sums the joint energy over the hidden units."""
     rbm, v, h = random_rbm(), states(4).view(-1, 2, 2), states(3)
     expected = -torch.logsumexp(-joint_energy(rbm, v, h), dim=1)
     torch.testing.assert_close(rbm(v), expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize(("visible", "hidden"), [(4, 3), (3, 6), (1, 1)])
-def test_log_partition_is_the_sum_over_all_states(visible, hidden):
+def test_log_partition_sums_all_states(visible, hidden):
+    """Log partition is the sum over all states."""
     rbm = random_rbm((visible,), hidden)
     expected = torch.logsumexp(-joint_energy(rbm, states(visible), states(hidden)).flatten(), dim=0)
     found = rbm.log_partition()
@@ -49,7 +51,8 @@ def test_log_partition_is_the_sum_over_all_states(visible, hidden):
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
-def test_log_partition_does_not_depend_on_the_chunks(monkeypatch):
+def test_log_partition_ignores_chunk_size(monkeypatch):
+    """Log partition does not depend on the chunks."""
     rbm = random_rbm((12,), 9)
     whole = rbm.log_partition()
     for elements in (1, 12 * 4, 12 * 64):
@@ -57,17 +60,20 @@ def test_log_partition_does_not_depend_on_the_chunks(monkeypatch):
         torch.testing.assert_close(rbm.log_partition(), whole, atol=1e-12, rtol=0)
 
 
-def test_log_partition_of_a_float32_model_is_computed_in_float64():
+def test_log_partition_is_float64():
+    """Log partition of a float32 model is computed in float64."""
     rbm = random_rbm((6,), 5).float()
     assert rbm.log_partition() == RBM.log_partition(rbm.double())
 
 
-def test_too_many_units_to_enumerate_is_an_error_with_advice():
+def test_enumeration_refuses_many_units():
+    """Too many units to enumerate raises an error with advice."""
     with pytest.raises(UsageError, match=r"up to 25 units, .* has 26: .*'ais-ll'"):
         RBM((30,), 26).log_partition()
 
 
-def test_the_parameter_gradient_holds_hidden_probabilities_given_the_same_visible_units():
+def test_parameter_gradient_holds_hidden_probabilities():
+    """The parameter gradient holds hidden probabilities given the same visible units."""
     rbm = random_rbm((4,), 3)
     v = states(4)[[3, 9]]
     rbm(v).sum().backward()
@@ -78,7 +84,8 @@ def test_the_parameter_gradient_holds_hidden_probabilities_given_the_same_visibl
 
 
 @pytest.mark.parametrize("beta", [None, 0.3])
-def test_the_conditionals_are_those_of_the_joint_energy(beta):
+def test_conditionals_match_joint_energy(beta):
+    """The conditionals are those of the joint energy."""
     rbm, v, h = random_rbm(), states(4).view(-1, 2, 2), states(3)
     joint = torch.softmax(-(beta or 1.0) * joint_energy(rbm, v, h).flatten(), 0).view(16, 8)
     expected = (joint / joint.sum(1, keepdim=True)) @ h
@@ -104,7 +111,8 @@ def test_each_chain_has_its_own_beta():
     torch.testing.assert_close(h[50_000:].mean(0), rbm.hidden_logits(v[:1])[0].sigmoid(), atol=0.01, rtol=0)
 
 
-def test_tempering_goes_from_the_normalised_base_to_the_model():
+def test_tempered_path_joins_base_and_model():
+    """Tempering goes from the normalised base to the model."""
     rbm, v = random_rbm(), states(4).view(-1, 2, 2)
     base = Bernoulli(torch.randn(2, 2).double())
     torch.testing.assert_close(rbm.tempered(torch.tensor(0.0), base)(v), -base.log_prob(v), atol=1e-12, rtol=0)
@@ -113,7 +121,8 @@ def test_tempering_goes_from_the_normalised_base_to_the_model():
     torch.testing.assert_close(flat, flat[:1].expand(16), atol=1e-12, rtol=0)
 
 
-def test_a_tempered_rbm_keeps_its_conditionals_in_agreement_with_its_energy():
+def test_tempered_conditionals_match_energy():
+    """A tempered RBM keeps its conditionals in agreement with its energy."""
     # One exact Gibbs sweep, as a matrix, must leave the tempered free energy's distribution invariant.
     rbm, v, h = random_rbm(), states(4), states(3)
     base = Bernoulli(torch.randn(2, 2).double())
@@ -128,7 +137,8 @@ def test_a_tempered_rbm_keeps_its_conditionals_in_agreement_with_its_energy():
         torch.testing.assert_close(p @ to_hidden @ to_visible, p, atol=1e-12, rtol=0)
 
 
-def test_a_base_that_is_not_binary_is_an_error():
+def test_base_must_be_binary():
+    """A base that is not binary raises an error."""
     with pytest.raises(UsageError, match="the base of RBM must be a Bernoulli"):
         random_rbm().tempered(torch.tensor(0.5), Normal(torch.zeros(2, 2)))
 
@@ -153,7 +163,8 @@ def test_it_has_the_capabilities_that_it_claims():
 
 
 @pytest.mark.parametrize("arguments", [{"hidden": 0}, {"hidden": 3, "weight_std": -1.0}])
-def test_a_value_that_cannot_work_is_an_error(arguments):
+def test_invalid_options_raise(arguments):
+    """A value that cannot work raises an error."""
     with pytest.raises(ValueError, match="must be at least"):
         RBM((4,), **arguments)
 
@@ -164,13 +175,15 @@ def test_it_is_installed_under_its_name():
 
 @pytest.mark.parametrize("scale", [0.3, 5.0, 300.0], ids=["small", "large", "beyond float64"])
 @pytest.mark.parametrize("hidden", [3, 9])
-def test_the_normaliser_is_the_sum_over_all_visible_states(hidden, scale):
+def test_normaliser_sums_visible_states(hidden, scale):
+    """The normaliser is the sum over all visible states."""
     rbm = random_rbm((6,), hidden, scale)
     with torch.no_grad():
         torch.testing.assert_close(rbm.log_partition(), torch.logsumexp(-rbm(states(6)), 0), rtol=1e-12, atol=1e-10)
 
 
-def test_the_gradient_of_the_free_energy_is_its_closed_form():
+def test_free_energy_gradient_is_closed_form():
+    """The gradient of the free energy is its closed form."""
     rbm, x = random_rbm((2, 3), hidden=4), torch.rand(5, 2, 3, dtype=torch.float64, requires_grad=True)
     signs = torch.tensor([1.0, -1.0, 2.0, 0.5, -3.0], dtype=torch.float64)
     (signs * rbm(x)).sum().backward()
@@ -185,7 +198,8 @@ def test_the_gradient_of_the_free_energy_is_its_closed_form():
     assert all(torch.allclose(t.grad, expected, rtol=0, atol=1e-12) for t, expected in closed.items())
 
 
-def test_the_gradient_of_each_example_can_be_taken_at_once():
+def test_per_example_gradients_with_vmap():
+    """The gradient of each example can be taken in one call."""
     rbm, x = random_rbm((2, 2), hidden=3), torch.rand(5, 2, 2, dtype=torch.float64)
     each = torch.func.vmap(torch.func.grad(lambda one: rbm(one[None])[0]))(x)
     torch.testing.assert_close(each, rbm.value_and_grad(x)[1].detach())
@@ -201,7 +215,8 @@ def test_the_free_energy_has_second_derivatives():
     assert torch.autograd.gradgradcheck(energy, (x, *values))
 
 
-def test_drawing_units_makes_no_further_tensor_of_their_size():
+def test_drawing_allocates_no_extra_tensor():
+    """Drawing units makes no further tensor of their size."""
     rbm = RBM((8,), hidden=500)
     x = torch.zeros(40, 8)
 

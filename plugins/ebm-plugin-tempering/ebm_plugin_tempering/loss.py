@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
-from torch import Tensor, nn
+from torch import nn
 
 from ebm_plugin_tempering.tempering import Tempering
 from ebmcore import BasePersistentContrastiveDivergence, Sampler
+from ebmcore.persistent import PersistentOptions
 
 
 class ParallelTemperingContrastiveDivergence(BasePersistentContrastiveDivergence):
@@ -17,9 +18,9 @@ class ParallelTemperingContrastiveDivergence(BasePersistentContrastiveDivergence
     .. math:: L = \frac1B\sum_i E(x_i) - \frac1M\sum_j E(\hat x_{j,0}), \qquad
               (\hat x_{j,0}, \dots, \hat x_{j,R-1}) \leftarrow T^k(\cdot \mid \hat x_{j,0}, \dots, \hat x_{j,R-1})
 
-    The whole ladder persists; the negatives are its replicas at :math:`\beta = 1`. Where the chains of `pcd` stay in the modes in
-    which they are, here new modes come down the ladder. A step costs ``n_rungs`` times the transitions of `pcd`. For every energy
-    and every sampler: it is persistent CD with the sampler `Tempering`.
+    The whole ladder persists; the negatives are its replicas at :math:`\beta = 1`. Use it where the chains of `pcd` stay in
+    their modes: replicas bring new modes down the ladder. A step costs ``n_rungs`` times the transitions of `pcd`.
+    For every energy and every sampler: it is persistent CD with the sampler `Tempering`.
 
     Args:
         energy: The model, any module ``(B, *shape) -> (B,)``.
@@ -57,14 +58,26 @@ class ParallelTemperingContrastiveDivergence(BasePersistentContrastiveDivergence
         min_beta: float = 0.1,
         betas: Sequence[float] | None = None,
         adapt: float = 0.0,
-        **options: Any,
+        **options: Unpack[PersistentOptions],
     ) -> None:
         ladder = Tempering(sampler, n_rungs=n_rungs, min_beta=min_beta, betas=betas, adapt=adapt)
         super().__init__(energy, ladder, k_steps, **options)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        pred_x = self.draw_negatives(x, *args, **kwargs)
-        return self.compute_loss(x, pred_x, *args, **kwargs), pred_x
+    @property
+    def n_rungs(self) -> int:
+        """Number of replicas of each chain, as given."""
+        return self.sampler.n_rungs
 
-    def compute_loss(self, x: Tensor, pred_x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.energy_gap(x, pred_x, *args, **kwargs)
+    @property
+    def min_beta(self) -> float:
+        """The smallest inverse temperature, as given."""
+        return self.sampler.min_beta
+
+    @property
+    def adapt(self) -> float:
+        """Rate at which the ladders adapt; a schedule may set it."""
+        return self.sampler.adapt
+
+    @adapt.setter
+    def adapt(self, rate: float) -> None:
+        self.sampler.adapt = rate

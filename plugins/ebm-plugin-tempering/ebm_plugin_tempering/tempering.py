@@ -17,7 +17,6 @@ from ebmcore.conditions import repeat_conditions
 from ebmcore.energies import supports
 from ebmcore.samplers import Info
 from ebmcore.tempering import SupportsTempering, Tempered
-from ebmcore.testing.samplers import SiteGibbs
 
 
 @dataclass(eq=False)
@@ -50,7 +49,7 @@ class LadderState(ChainState):
 
 
 class Tempering(BaseSampler):
-    r"""Parallel tempering (replica exchange): each chain is a ladder of replicas, the hotter of which cross what the cold cannot.
+    r"""Parallel tempering (replica exchange): each chain is a ladder of replicas at rising temperatures.
 
     Replica ``r`` moves by the inner sampler under :math:`E_{\beta_r}`, the energy at its inverse temperature
     (`ebmcore.tempered`), with :math:`1 = \beta_0 > \dots > \beta_{R-1}`. Then neighbours exchange places with probability
@@ -63,7 +62,7 @@ class Tempering(BaseSampler):
     sampler, bit for bit.
 
     ``info["swap_rate"]`` is the mean probability of the exchanges tried, ``info["round_trip_rate"]`` how often a replica that had
-    been at the hottest rung came back to the coldest; what the inner sampler tells is that of the coldest replica.
+    been at the hottest rung came back to the coldest; what the inner sampler reports is that of the coldest replica.
 
     Args:
         inner: The sampler of each replica, or its name.
@@ -75,7 +74,7 @@ class Tempering(BaseSampler):
         adapt: Rate at which each ladder adapts until all its neighbours exchange equally often: each gap between two inverse
             temperatures is multiplied by ``exp(adapt * swap rate)`` after an attempt, and all are scaled to the same
             ends. 0 keeps the ladder. While it adapts, the chain samples its target only approximately; a sampler with ``adapt=0``
-            goes on with the ladder that the state has reached.
+            keeps the ladder that the state has reached.
 
     Source: R. H. Swendsen and J.-S. Wang (1986), "Replica Monte Carlo simulation of spin glasses"; C. J. Geyer (1991), "Markov
     chain Monte Carlo maximum likelihood"; round trips: H. G. Katzgraber, S. Trebst, D. A. Huse and M. Troyer (2006),
@@ -91,7 +90,7 @@ class Tempering(BaseSampler):
     """
 
     # Both modes of the kit's small targets are crossed with few rungs; few states keep the exact law quick to solve for.
-    example_options: ClassVar[dict[str, Any]] = {"inner": SiteGibbs(), "betas": (1.0, 0.4)}
+    example_options: ClassVar[dict[str, Any]] = {"inner": "ebmcore.testing:SiteGibbs", "betas": (1.0, 0.4)}
 
     def __init__(
         self,
@@ -106,7 +105,9 @@ class Tempering(BaseSampler):
         if isinstance(inner, str):
             inner = ebmcore.create_sampler(inner, **(inner_options or {}))
         elif inner_options:
-            raise ValueError("inner_options belong to an inner sampler given by name: give this one its options yourself")
+            raise ValueError(
+                "inner_options belong to an inner sampler given by name, got an object: set the options on that object"
+            )
         if isinstance(inner, type) or not isinstance(inner, Sampler):
             raise TypeError(f"inner must be a sampler or the name of one, got {inner!r}")
         if isinstance(inner, Tempering):
@@ -116,6 +117,8 @@ class Tempering(BaseSampler):
                 f"the ladder has the temperatures: give the inner sampler temperature 1, not {inner.temperature}"
             )
         self.inner = inner
+        self.n_rungs = n_rungs
+        self.min_beta = min_beta
         self.betas = _ladder(n_rungs, min_beta) if betas is None else tuple(float(beta) for beta in betas)
         falling = all(warm < cold for cold, warm in pairwise(self.betas))
         if not self.betas or self.betas[0] != 1 or not falling or not self.betas[-1] >= 0:

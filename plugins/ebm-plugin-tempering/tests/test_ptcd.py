@@ -51,7 +51,8 @@ def test_it_is_pcd_with_the_sampler_tempering():
     assert equal(train(pcd), train(PTCD(DoubleWell(), Drift(), 2, n_chains=20, **ladder)))
 
 
-def test_the_whole_ladder_persists_and_the_negatives_are_its_coldest_replicas():
+def test_whole_ladder_persists():
+    """The whole ladder persists and the negatives are its coldest replicas."""
     loss = PTCD(Quadratic((2,)), Drift(), n_rungs=3, n_chains=12)
     loss.generator = torch.Generator().manual_seed(0)
     for _ in range(3):
@@ -63,7 +64,9 @@ def test_the_whole_ladder_persists_and_the_negatives_are_its_coldest_replicas():
     assert len(replicas.flatten(0, 1).unique(dim=0)) == 36
 
 
-def test_a_saved_ladder_goes_on_bit_for_bit():
+def test_saved_ladder_resumes_exactly():
+    """A saved ladder resumes bit for bit."""
+
     def fresh():
         return PTCD(EnumerableRBM((2,), 2), SiteGibbs(), n_rungs=3, n_chains=12)
 
@@ -79,7 +82,8 @@ def test_a_saved_ladder_goes_on_bit_for_bit():
     assert equal(on.state_dict().values(), resumed.state_dict().values())
 
 
-def test_a_lost_replica_restarts_its_chain_and_has_no_weight():
+def test_lost_replica_restarts_its_chain():
+    """A lost replica restarts its chain and has no weight."""
     loss = PTCD(Quadratic((2,)), Poison(2), n_rungs=3, n_chains=8)
     value, pred_x = loss(torch.ones(8, 2))
     assert loss.metrics["quarantined"] == 1
@@ -99,7 +103,9 @@ def test_labels_stay_with_their_ladder():
     assert sorted(loss.chains.conditions["0"].tolist()) == sorted([*range(8)] * 2)
 
 
-def test_it_finds_the_masses_of_two_modes_where_pcd_stays_in_one():
+def test_ptcd_finds_mode_masses():
+    """It finds the masses of two modes where PCD stays in one."""
+
     class Metropolis(Identity):
         def step(self, energy, state, *, generator=None):
             y = state.x + 0.7 * torch.randn(state.x.shape, generator=generator)
@@ -119,10 +125,11 @@ def test_it_finds_the_masses_of_two_modes_where_pcd_stays_in_one():
 
 
 @pytest.mark.parametrize("options", [{"n_rungs": 0}, {"rungs": 2}, {"n_chains": 0}])
-def test_a_value_that_cannot_work_is_an_error(options):
+def test_invalid_options_raise(options):
+    """A value that cannot work raises an error."""
     with pytest.raises((ValueError, TypeError)):
         PTCD(Quadratic(), Identity(), **options)
 
 
 def test_it_is_installed_under_its_name():
-    assert ebmcore.load("loss", "ebm-plugin-tempering:ptcd") is PTCD
+    assert ebmcore.host.load("loss", "ebm-plugin-tempering:ptcd") is PTCD

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 import ebmcore
+import ebmcore.tempering
 from ebm_plugin_tempering.tempering import LadderState, Tempering
 from ebmcore import BaseSampler, ChainState, run, tempered
+from ebmcore.conditions import condition
 from ebmcore.energies import SupportsBlockGibbs, frozen
 from ebmcore.errors import MissingCapabilityError
 from ebmcore.samplers import check_sampler
@@ -87,7 +89,8 @@ def matrix(sampler, energy, first):
 @pytest.mark.parametrize("first", ["even", "odd"])
 @pytest.mark.parametrize("inner", [BlockGibbs(), SiteGibbs()], ids=["block", "site"])
 @pytest.mark.parametrize("betas", [(1.0, 0.3), (1.0, 0.5, 0.0)], ids=["two", "three"])
-def test_the_matrix_of_a_ladder_over_a_2x2_rbm_leaves_the_exact_law_invariant(betas, inner, first):
+def test_ladder_matrix_keeps_exact_law(betas, inner, first):
+    """The matrix of a ladder over a 2x2 RBM leaves the exact law invariant."""
     sampler, energy = Tempering(inner, betas=betas), EnumerableRBM((2,), 2, scale=1.5).double()
     found, law = matrix(sampler, energy, first)
     torch.testing.assert_close(found.sum(1), torch.ones(len(found)).double(), atol=1e-12, rtol=0)
@@ -95,7 +98,8 @@ def test_the_matrix_of_a_ladder_over_a_2x2_rbm_leaves_the_exact_law_invariant(be
 
 
 @pytest.mark.parametrize("energy", [Quadratic((3,)), Mixture()], ids=["quadratic", "closed form"])
-def test_one_rung_is_the_inner_sampler_bit_for_bit(energy):
+def test_one_rung_equals_inner_sampler(energy):
+    """One rung is the inner sampler bit for bit."""
     x = torch.randn(7, 3, generator=torch.Generator().manual_seed(1))
     results = []
     for sampler in (Drift(), Tempering(Drift(), n_rungs=1)):
@@ -105,7 +109,8 @@ def test_one_rung_is_the_inner_sampler_bit_for_bit(energy):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_all_replicas_of_all_chains_move_in_one_call_each_at_its_own_temperature():
+def test_all_replicas_move_in_one_call():
+    """All replicas of all chains move in one call each at its own temperature."""
     seen = []
 
     class Spy(BaseSampler):
@@ -119,7 +124,9 @@ def test_all_replicas_of_all_chains_move_in_one_call_each_at_its_own_temperature
     torch.testing.assert_close(energies.view(2, 3), torch.tensor([[2.0, 1.0, 0.5], [8.0, 4.0, 2.0]]))
 
 
-def test_each_replica_has_the_condition_of_its_chain():
+def test_replicas_share_chain_conditions():
+    """Each replica has the condition of its chain."""
+
     class OfLabel(nn.Module):
         def forward(self, x, label):
             assert x.shape[:1] == label.shape
@@ -128,14 +135,16 @@ def test_each_replica_has_the_condition_of_its_chain():
 
     sampler, x = Tempering(Identity(), n_rungs=3), torch.arange(5.0)[:, None].repeat(1, 2)
     conditioned = ChainState(x, conditions={"0": torch.arange(5)})
-    energy = ebmcore.energies.condition(OfLabel(), conditioned.conditions)
+    energy = condition(OfLabel(), conditioned.conditions)
     state = start(sampler, energy, x)
     state = replace(state, conditions=conditioned.conditions)
     after, _ = run(sampler, OfLabel(), state, 4)
     assert torch.equal(after.conditions["0"], torch.arange(5))
 
 
-def test_conditional_rbms_keep_their_conditionals_on_the_ladder():
+def test_ladder_keeps_conditional_rbm():
+    """Conditional RBMs keep their conditionals on the ladder."""
+
     class Shifted(EnumerableRBM):
         """Another visible bias for each chain."""
 
@@ -172,7 +181,7 @@ def test_conditional_rbms_keep_their_conditionals_on_the_ladder():
     energy, n = Shifted((2,), 2).double(), 40_000
     shift, x = torch.tensor([-1.0, 1.0]).repeat(n // 2).double(), torch.zeros(n, 2).double()
     sampler, g = Tempering(BlockGibbs(), betas=(1.0, 0.3)), torch.Generator().manual_seed(0)
-    state = start(sampler, ebmcore.energies.condition(energy, {"0": shift}), x, g)
+    state = start(sampler, condition(energy, {"0": shift}), x, g)
     after, _ = run(sampler, energy, replace(state, conditions={"0": shift}), 20, generator=g)
     for value in (-1.0, 1.0):
         states = energy.states()
@@ -188,14 +197,15 @@ def test_swaps_are_decided_in_float64():
     class Notes(Quadratic):
         def tempered(self, beta, base=None):
             dtypes.append(beta.dtype)
-            return ebmcore.energies.Tempered(self, beta, base)
+            return ebmcore.tempering.Tempered(self, beta, base)
 
     sampler, energy = Tempering(Identity(), n_rungs=2), Notes((2,)).bfloat16()
     run(sampler, energy, start(sampler, energy, torch.ones(3, 2).bfloat16()), 1)
     assert torch.float64 in dtypes
 
 
-def test_energies_for_a_swap_take_one_evaluation_of_all_replicas():
+def test_swap_takes_one_evaluation():
+    """Energies for a swap take one evaluation of all replicas."""
     calls = []
     energy = Watched(Quadratic((2,)), lambda x: calls.append(len(x)))
     sampler = Tempering(Identity(), n_rungs=5)
@@ -205,7 +215,8 @@ def test_energies_for_a_swap_take_one_evaluation_of_all_replicas():
     assert calls == [20, 20, 20]
 
 
-def test_what_the_inner_sampler_caches_is_that_of_the_new_temperature():
+def test_swap_updates_inner_cache():
+    """What the inner sampler caches is that of the new temperature."""
     cached, energy = Cached(), Quadratic((2,))
     sampler, g = Tempering(cached, n_rungs=4, adapt=0.1), torch.Generator().manual_seed(0)
     replicas = torch.randn(50, 4, 2, generator=g)
@@ -216,7 +227,8 @@ def test_what_the_inner_sampler_caches_is_that_of_the_new_temperature():
     assert max(cached.stale) < 1e-6
 
 
-def test_replicas_that_always_exchange_make_a_round_trip_every_two_ladders():
+def test_certain_swaps_make_round_trips():
+    """Replicas that always exchange make a round trip every two ladders."""
     sampler = Tempering(Identity(), n_rungs=4)
     state, _ = run(sampler, Flat(), start(sampler, Flat(), torch.zeros(3, 2)), 16)  # until every replica has been everywhere
     _, info = run(sampler, Flat(), state, 80)
@@ -224,7 +236,9 @@ def test_replicas_that_always_exchange_make_a_round_trip_every_two_ladders():
     assert info["round_trip_rate"].tolist() == [0.5] * 3  # each of 4 replicas once in 8 steps
 
 
-def test_the_coldest_replica_finds_both_modes_of_a_density_and_the_inner_sampler_alone_does_not():
+def test_coldest_replica_finds_both_modes():
+    """The coldest replica finds both modes of a density and the inner sampler alone does not."""
+
     class Metropolis(BaseSampler):
         exact = True
 
@@ -246,7 +260,8 @@ def test_the_coldest_replica_finds_both_modes_of_a_density_and_the_inner_sampler
     assert abs(shares[1] - 0.7) < 4.5 * (0.21 / n) ** 0.5
 
 
-def test_an_adapting_ladder_evens_out_its_swap_rates_and_a_fixed_one_goes_on_with_it():
+def test_adaptation_evens_swap_rates():
+    """An adapting ladder evens out its swap rates and a fixed one keeps the result."""
     energy = Quadratic((20,))
 
     class Exact(BaseSampler):
@@ -282,14 +297,16 @@ def test_an_adapting_ladder_evens_out_its_swap_rates_and_a_fixed_one_goes_on_wit
     assert torch.equal(fixed.beta, adapted.beta)
 
 
-def test_a_replica_that_is_lost_takes_its_chain_with_it():
+def test_lost_replica_loses_its_chain():
+    """A replica that is lost takes its chain with it."""
     sampler, energy = Tempering(Poison(3), n_rungs=3), Quadratic((2,))
     state, _ = run(sampler, energy, start(sampler, energy, torch.ones(5, 2)), 1)
     assert state.finite().tolist() == [False, True, True, True, True]
     assert state.x[0].isnan().all()
 
 
-def test_the_state_says_all_and_holds_no_position_twice():
+def test_state_is_complete_without_copies():
+    """The state says all and holds no position twice."""
     sampler, energy = Tempering(Affine(), n_rungs=3), Quadratic((2,))
     state = start(sampler, energy, torch.zeros(4, 2))
     shapes = {name: tuple(t.shape) for name, t in state.tensors().items()}
@@ -301,7 +318,9 @@ def test_the_state_says_all_and_holds_no_position_twice():
     assert torch.equal(again.rungs.x, state.rungs.x)
 
 
-def test_conditionals_without_a_tempered_path_are_an_error_before_the_first_step():
+def test_untempered_conditionals_raise_early():
+    """Conditionals without a tempered path raise an error before the first step."""
+
     class Untempered(EnumerableRBM):
         tempered = None
 
@@ -334,7 +353,8 @@ class Warm(BaseSampler):
         ({"rungs": 3}, "unknown keyword 'rungs'"),
     ],
 )
-def test_a_value_that_cannot_work_is_an_error_with_advice(options, message):
+def test_invalid_options_raise_with_advice(options, message):
+    """A value that cannot work raises an error with advice."""
     with pytest.raises((ValueError, TypeError), match=message):
         Tempering(**{"inner": Identity()} | options)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from small_runs import data, pcd, quiet, table
+from small_runs import data, pcd, quiet, run_at, table
 
 import ebmcore
 from ebmcore.errors import DivergenceError, PluginError
@@ -13,7 +13,8 @@ from ebmcore.testing import Identity, Quadratic
 from ebmcore.training import BaseObserver, fit
 
 
-def test_tensorboard_gets_the_metrics_when_it_is_installed(tmp_path):
+def test_tensorboard_gets_the_metrics(tmp_path):
+    """Tensorboard gets the metrics when it is installed."""
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -23,13 +24,14 @@ def test_tensorboard_gets_the_metrics_when_it_is_installed(tmp_path):
     assert [e.step for e in events.Scalars("loss")] == [2, 4]
 
 
-def test_a_new_metric_gets_a_column_and_loses_no_row(tmp_path):
+def test_new_metric_gets_a_column(tmp_path):
+    """A new metric gets a column and loses no row."""
     from ebmcore.training.observers import MetricsFile
 
     file = MetricsFile(tmp_path / "metrics.csv")
-    file.on_start(0, 3)
-    file.on_log(1, {"loss": 1.0})
-    file.on_log(2, {"loss": 2.0, "acceptance_rate": 0.5})
+    file.on_start(run_at(0))
+    file.on_log(run_at(1), {"loss": 1.0})
+    file.on_log(run_at(2), {"loss": 2.0, "acceptance_rate": 0.5})
     rows = table(tmp_path / "metrics.csv")
     assert rows == [
         {"step": "1", "loss": "1.0", "acceptance_rate": ""},
@@ -37,12 +39,14 @@ def test_a_new_metric_gets_a_column_and_loses_no_row(tmp_path):
     ]
 
 
-def test_an_observer_that_raises_ends_the_run_with_its_name_and_the_event():
+def test_raising_observer_ends_the_run():
+    """An observer that raises ends the run with its name and the event."""
+
     class Faulty(BaseObserver):
-        def on_log(self, step, metrics):
+        def on_log(self, run, metrics):
             raise KeyError("mine")
 
-    with pytest.raises(PluginError, match=r"the observer Faulty failed in on_log\(2,\): KeyError: 'mine'"):
+    with pytest.raises(PluginError, match=r"the observer Faulty failed in on_log at step 2: KeyError: 'mine'"):
         quiet(pcd(), data(), steps=4, log_every=2, observers=[Faulty()])
 
 
@@ -62,18 +66,20 @@ class Diary(BaseObserver):
         if event == self.fails:
             sys.exit("enough")
 
-    def on_start(self, step, n_steps):
+    def on_start(self, run):
         self.hear("on_start")
 
-    def on_log(self, step, metrics):
+    def on_log(self, run, metrics):
         self.hear("on_log")
 
-    def on_end(self):
+    def on_end(self, run):
         self.hear("on_end")
 
 
 @pytest.mark.parametrize("event", ["on_start", "on_log", "on_end"])
-def test_an_observer_that_fails_is_named_with_its_plugin_and_keeps_no_other_from_ending(event):
+def test_failing_observer_is_named(event):
+    """An observer that fails is named with its plugin and keeps no other from ending."""
+
     class Plugin:
         @ebmcore.hookimpl
         def ebmcore_register(self, register):
@@ -91,7 +97,8 @@ def test_an_observer_that_fails_is_named_with_its_plugin_and_keeps_no_other_from
     )
 
 
-def test_why_training_ended_comes_before_what_an_observer_says_of_it():
+def test_reason_for_the_end_comes_first():
+    """Why training ended comes before what an observer says of it."""
     loss = ebmcore.create_loss("cd", Quadratic((2,), 1e15), Identity())
     loss.start_chains = lambda x: loss.new_chains(x + 1, {})
     with pytest.raises(DivergenceError, match="training stopped at step 1") as caught:

@@ -1,4 +1,4 @@
-"""Components of many kinds that are right: the kit must pass them all, as different from each other as they are."""
+"""Samplers of many kinds that are right: the kit must pass them all."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ebm_plugin_cd.loss import ContrastiveDivergence as CD
-from ebm_plugin_pcd.loss import PersistentContrastiveDivergence as PCD
-from ebmcore import BaseLoss, BaseSampler, ChainState, tempered, value_and_grad
-from ebmcore.conditions import name_conditions
+from ebmcore import BaseSampler, ChainState, tempered, value_and_grad
 from ebmcore.energies import SupportsBlockGibbs
 from ebmcore.samplers import as_rows, select_chains
 
@@ -177,54 +174,22 @@ class Exchange(BaseSampler):
         return energy(x) + hot(y) - energy(y) - hot(x)
 
 
-class ScoreMatching(BaseLoss):
-    """Implicit score matching, of another family; right, needs no sampler."""
+@dataclass(eq=False)
+class WeightedState(ChainState):
+    """Positions, their energy, and the logarithm of a weight that records how the parameters have changed."""
 
-    def __init__(self, energy):
-        super().__init__()
-        self.energy = energy
-
-    def objective(self, grad, divergence):
-        return (0.5 * grad.square().sum(1) - divergence).mean()
-
-    def forward(self, x, *args, **kwargs):
-        shape = x.shape
-        with torch.enable_grad():
-            x = x.detach().flatten(1).requires_grad_()
-            energies = self.energy(x.view(shape), *args, **kwargs)
-            (grad,) = torch.autograd.grad(energies.sum(), x, create_graph=True)
-            columns = [torch.autograd.grad(g.sum(), x, create_graph=True)[0][:, i] for i, g in enumerate(grad.unbind(1))]
-        return self.objective(grad, torch.stack(columns).sum(0))
+    energy: Tensor
+    log_weight: Tensor
+    records = ("log_weight",)
 
 
-class NoisyCD(CD):
-    """CD whose chains start at the data with noise added."""
+class Weighted(RandomWalk):
+    """A random walk that records the change of its energy at each parameter change (Jarzynski, 1997)."""
 
-    starts_at_data = False
+    def init(self, energy, x, *, generator=None):
+        value = energy(x).detach()
+        return WeightedState(x, value, torch.zeros_like(value))
 
-    def start_chains(self, x, *args, **kwargs):
-        return self.new_chains(x + 0.1 * torch.randn_like(x, generator=self.generator), name_conditions(args, kwargs, x))
-
-
-class FastPCD(PCD):
-    """PCD whose chains run under parameters moved along the last gradient: zero at first."""
-
-    def __init__(self, energy, sampler, k_steps: int = 1, *, n_chains: int = 256, fast_lr: float = 0.01):
-        super().__init__(energy, sampler, k_steps, n_chains=n_chains)
-        self.fast_lr = fast_lr
-        for i, parameter in enumerate(energy.parameters()):
-            self.register_buffer(f"fast_{i}", torch.zeros_like(parameter))
-
-    def draw_negatives(self, x, *args, **kwargs):
-        parameters = list(self.energy.parameters())
-        fast = [getattr(self, f"fast_{i}") for i in range(len(parameters))]
-        with torch.no_grad():
-            slow = [p.clone() for p in parameters]
-            for p, f in zip(parameters, fast, strict=True):
-                p.add_(f)
-        try:
-            return super().draw_negatives(x, *args, **kwargs)
-        finally:
-            with torch.no_grad():
-                for p, s in zip(parameters, slow, strict=True):
-                    p.copy_(s)
+    def refresh(self, energy, state):
+        value = energy(state.x).detach()
+        return replace(state, energy=value, log_weight=state.log_weight + state.energy - value)

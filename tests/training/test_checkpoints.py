@@ -20,9 +20,10 @@ from ebmcore.errors import CheckpointError, UsageError
 from ebmcore.training import BaseObserver, checkpoints, latest_checkpoint, read_checkpoint
 
 
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
+def test_resumed_run_is_bit_for_bit(tmp_path):
+    """A resumed run is the uninterrupted one bit for bit."""
     whole, first, second = pcd(restart_prob=0.1), pcd(restart_prob=0.1), pcd(seed=99, restart_prob=0.1)
-    options = {"lr_schedule": "constant", "ema_decay": 0.9}
+    options = {"ema_decay": 0.9}
     expected = quiet(whole, data(), steps=40, out=tmp_path / "whole", **options)
     quiet(first, data(), steps=23, out=tmp_path / "run", **options)
     resumed = quiet(second, data(), steps=40, out=tmp_path / "run", resume=True, **options)
@@ -30,7 +31,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
     assert same_state(expected.energy, resumed.energy)
 
 
-def test_what_a_chain_keeps_in_float64_is_resumed_bit_for_bit(tmp_path):
+def test_float64_chain_state_is_resumed(tmp_path):
+    """What a chain keeps in float64 is resumed bit for bit."""
+
     @dataclass(eq=False)
     class Adapting(ChainState):
         log_step: torch.Tensor
@@ -56,7 +59,8 @@ def test_what_a_chain_keeps_in_float64_is_resumed_bit_for_bit(tmp_path):
     assert same_state(whole, resumed)
 
 
-def test_a_resumed_run_writes_the_metrics_of_the_uninterrupted_one(tmp_path):
+def test_resumed_metrics_are_the_same(tmp_path):
+    """A resumed run writes the metrics of the uninterrupted one."""
     options = {"log_every": 3, "checkpoint_every": 10}
     quiet(pcd(), data(), steps=40, out=tmp_path / "whole", **options)
     quiet(pcd(), data(), steps=25, out=tmp_path / "run", **options)
@@ -70,7 +74,8 @@ def test_a_resumed_run_writes_the_metrics_of_the_uninterrupted_one(tmp_path):
     assert [r for r in rows if r["step"] != "25"] == whole
 
 
-def test_a_run_without_a_checkpoint_yet_starts_again(tmp_path):
+def test_run_without_checkpoint_starts(tmp_path):
+    """A run without a checkpoint yet starts again."""
     result = quiet(pcd(), data(), steps=3, out=tmp_path, resume=True)
     assert result.step == 3
 
@@ -89,13 +94,15 @@ def test_a_run_never_overwrites_another(tmp_path):
         quiet(pcd(), data(), steps=3, out=tmp_path)
 
 
-def test_the_last_two_checkpoints_are_kept_and_no_half_written_one(tmp_path):
+def test_last_two_checkpoints_are_kept(tmp_path):
+    """The last two checkpoints are kept and no half written one."""
     quiet(pcd(), data(), steps=50, out=tmp_path, checkpoint_every=10)
     names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-00000040", "step-00000050"]
 
 
-def test_a_checkpoint_holds_everything_and_says_where_it_came_from(tmp_path):
+def test_checkpoint_holds_tensors_and_origins(tmp_path):
+    """A checkpoint holds everything and says where it came from."""
     result = quiet(pcd(), data(), steps=5, out=tmp_path, ema_decay=0.9)
     tensors, info = read_checkpoint(result.checkpoint)
     assert {name.split(".")[0] for name in tensors} == {"loss", "optimizer", "average"}
@@ -108,7 +115,8 @@ def test_a_checkpoint_holds_everything_and_says_where_it_came_from(tmp_path):
 
 @pytest.mark.parametrize("part", [".metadata", "__0_0.distcp", "checkpoint.json"])
 @pytest.mark.parametrize("damage", ["cut", "change", "remove"])
-def test_a_damaged_checkpoint_is_an_error_that_says_how_to_go_on(tmp_path, part, damage):
+def test_damaged_checkpoint_is_refused(tmp_path, part, damage):
+    """A damaged checkpoint is an error that says how to go on."""
     quiet(pcd(), data(), steps=20, out=tmp_path, checkpoint_every=10)
     path = latest_checkpoint(tmp_path / "checkpoints") / part
     content = path.read_bytes()
@@ -118,11 +126,12 @@ def test_a_damaged_checkpoint_is_an_error_that_says_how_to_go_on(tmp_path, part,
         path.write_bytes(content[: len(content) // 2])
     else:
         path.write_bytes(content[:-9] + bytes([content[-9] ^ 255]) + content[-8:])
-    with pytest.raises(CheckpointError, match="is damaged .*remove it to go on from step-00000010"):
+    with pytest.raises(CheckpointError, match="is damaged .*remove it to resume from step-00000010"):
         quiet(pcd(), data(), steps=30, out=tmp_path, resume=True)
 
 
-def test_a_checkpoint_of_another_configuration_is_an_error(tmp_path):
+def test_other_configuration_is_refused(tmp_path):
+    """A checkpoint of another configuration is an error."""
     quiet(pcd(), data(), steps=3, out=tmp_path)
     sampler = ebmcore.create_sampler("langevin", step_size=0.05)
     other = ebmcore.create_loss("pcd", ebmcore.create_energy("mlp", (2,), hidden=(9,)), sampler, n_chains=20)
@@ -130,13 +139,16 @@ def test_a_checkpoint_of_another_configuration_is_an_error(tmp_path):
         quiet(other, data(), steps=5, out=tmp_path, resume=True)
 
 
-def test_an_average_that_only_one_side_keeps_is_an_error(tmp_path):
+def test_missing_average_is_refused(tmp_path):
+    """An average that only one side keeps is an error."""
     quiet(pcd(), data(), steps=2, out=tmp_path, ema_decay=0.9)
     with pytest.raises(CheckpointError, match="keeps a moving average of the parameters: resume with the ema_decay"):
         quiet(pcd(), data(), steps=4, out=tmp_path, resume=True)
 
 
-def test_an_optimizer_whose_state_would_be_lost_is_an_error(tmp_path):
+def test_lost_optimizer_state_is_refused(tmp_path):
+    """An optimizer whose state would be lost is an error."""
+
     class Counting(torch.optim.SGD):
         def step(self, closure=None):
             super().step(closure)
@@ -147,7 +159,9 @@ def test_an_optimizer_whose_state_would_be_lost_is_an_error(tmp_path):
         quiet(pcd(), data(), steps=2, out=tmp_path, optimizer=lambda p: Counting(p, lr=0.1))
 
 
-def test_an_optimizer_that_counts_in_its_groups_is_resumed_bit_for_bit(tmp_path):
+def test_counting_optimizer_is_resumed(tmp_path):
+    """An optimizer that counts in its groups is resumed bit for bit."""
+
     class Counting(torch.optim.SGD):
         def step(self, closure=None):
             group = self.param_groups[0]
@@ -167,7 +181,8 @@ def test_an_optimizer_that_counts_in_its_groups_is_resumed_bit_for_bit(tmp_path)
 
 
 @pytest.mark.parametrize(("place", "value"), [("state", "much"), ("groups", object())])
-def test_what_an_optimizer_would_lose_is_an_error_after_the_first_step(tmp_path, place, value):
+def test_lost_state_stops_the_first_step(tmp_path, place, value):
+    """What an optimizer would lose is an error after the first step."""
     steps = []
 
     class Noting(torch.optim.SGD):
@@ -182,7 +197,9 @@ def test_what_an_optimizer_would_lose_is_an_error_after_the_first_step(tmp_path,
     assert len(steps) == 1
 
 
-def test_a_disk_that_is_full_at_the_end_of_a_checkpoint_leaves_the_last_one(tmp_path, monkeypatch):
+def test_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    """A disk that is full at the end of a checkpoint leaves the last one."""
+
     def full(directory):
         if "00000004" in directory.name:
             raise OSError(28, "No space left on device")
@@ -193,7 +210,9 @@ def test_a_disk_that_is_full_at_the_end_of_a_checkpoint_leaves_the_last_one(tmp_
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
 
 
-def test_an_interrupt_while_a_checkpoint_is_written_is_one(tmp_path, monkeypatch):
+def test_interrupt_while_writing(tmp_path, monkeypatch):
+    """An interrupt while a checkpoint is written is one."""
+
     def interrupted(*args, **options):
         raise CheckpointException("write", {0: (KeyboardInterrupt(), None)})
 
@@ -202,7 +221,8 @@ def test_an_interrupt_while_a_checkpoint_is_written_is_one(tmp_path, monkeypatch
         quiet(pcd(), data(), steps=4, out=tmp_path)
 
 
-def test_extra_state_of_an_energy_is_an_error_before_the_first_step(tmp_path):
+def test_extra_state_is_refused(tmp_path):
+    """Extra state of an energy is an error before the first step."""
     loss = pcd()
     loss.energy.__class__ = type("Extra", (type(loss.energy),), {"get_extra_state": lambda self: {"a": 1}})
     before = [p.clone() for p in loss.energy.parameters()]
@@ -211,20 +231,24 @@ def test_extra_state_of_an_energy_is_an_error_before_the_first_step(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, loss.energy.parameters(), strict=True))
 
 
-def test_resuming_to_fewer_steps_than_there_are_is_an_error(tmp_path):
+def test_resuming_to_fewer_steps(tmp_path):
+    """Resuming to fewer steps than there are is an error."""
     quiet(pcd(), data(), steps=5, out=tmp_path)
     with pytest.raises(UsageError, match="already has 5 steps, more than the 3"):
         quiet(pcd(), data(), steps=3, out=tmp_path, resume=True)
 
 
-def test_a_checkpoint_of_another_component_is_an_error(tmp_path):
+def test_other_component_is_refused(tmp_path):
+    """A checkpoint of another component is an error."""
     quiet(pcd(), data(), steps=3, out=tmp_path)
     energy, sampler = ebmcore.create_energy("mlp", (2,), hidden=(8,)), ebmcore.create_sampler("langevin", step_size=0.05)
     with pytest.raises(CheckpointError, match="with the loss ebm-plugin-pcd:pcd, not with ebm-plugin-cd:cd"):
         quiet(ebmcore.create_loss("cd", energy, sampler), data(), steps=5, out=tmp_path, resume=True)
 
 
-def test_the_data_set_and_the_observers_are_recorded_too(tmp_path):
+def test_data_and_observers_are_recorded(tmp_path):
+    """The data set and the observers are recorded too."""
+
     class Plugin:
         @ebmcore.hookimpl
         def ebmcore_register(self, register):
@@ -248,14 +272,17 @@ def rewrite(checkpoint, change):
     (checkpoint / "checkpoint.json").write_text(json.dumps(info))
 
 
-def test_another_version_of_a_component_is_a_warning(tmp_path):
+def test_other_version_is_a_warning(tmp_path):
+    """Another version of a component is a warning."""
     checkpoint = quiet(pcd(), data(), steps=2, out=tmp_path).checkpoint
     rewrite(checkpoint, lambda info: info["components"]["loss"].update(version="0.0.1"))
     with pytest.warns(UserWarning, match=r"was written with ebm-plugin-pcd 0\.0\.1, but 0\.1\.0 is installed"):
         quiet(pcd(), data(), steps=3, out=tmp_path, resume=True)
 
 
-def test_a_component_that_was_renamed_since_is_still_the_same(tmp_path):
+def test_renamed_component_is_the_same(tmp_path):
+    """A component that was renamed since is still the same."""
+
     class Plugin:
         @ebmcore.hookimpl
         def ebmcore_register(self, register):
@@ -276,7 +303,8 @@ def test_a_component_that_was_renamed_since_is_still_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("change", [lambda info: info.pop("components"), lambda info: info.update(components={"loss": 3})])
-def test_a_checkpoint_that_does_not_say_what_wrote_it_is_an_error(tmp_path, change):
+def test_checkpoint_without_origins_is_refused(tmp_path, change):
+    """A checkpoint that does not say what wrote it is an error."""
     checkpoint = quiet(pcd(), data(), steps=1, out=tmp_path).checkpoint
     rewrite(checkpoint, change)
     with pytest.raises(CheckpointError, match="does not say which components wrote it"):
@@ -295,7 +323,8 @@ class Malice:
 
 @pytest.mark.parametrize("file", [".metadata", "__0_0.distcp"])
 @pytest.mark.parametrize("digests", ["left alone", "made to fit"])
-def test_a_malicious_pickle_is_refused_and_nothing_of_it_runs(tmp_path, file, digests):
+def test_malicious_pickle_is_refused(tmp_path, file, digests):
+    """A malicious pickle is refused and nothing of it runs."""
     checkpoint = quiet(pcd(), data(), steps=2, out=tmp_path / "run").checkpoint
     trace = tmp_path / "trace"
     payload = Malice(os.mkdir, str(trace))
@@ -324,7 +353,8 @@ def test_a_malicious_pickle_is_refused_and_nothing_of_it_runs(tmp_path, file, di
 @pytest.mark.parametrize(
     "call", [(os.mkdir, "x"), (getattr, torch, "load"), (torch.load, "x"), (eval, "1"), (torch.Generator,)]
 )
-def test_the_index_of_a_checkpoint_calls_no_function(tmp_path, call):
+def test_index_calls_no_function(tmp_path, call):
+    """The index of a checkpoint calls no function."""
     checkpoint = quiet(pcd(), data(), steps=1, out=tmp_path).checkpoint
     (checkpoint / ".metadata").write_bytes(
         pickle.dumps(Malice(*call) if call[0] is not getattr else Malice(getattr, 1, "real"))

@@ -1,0 +1,169 @@
+"""What every case has: one component, and all that a check needs to make it and to try it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ebmcore.testing.rules import ConformanceError
+
+SPACES = ("continuous", "binary", "categorical")
+KIT = "ebmcore.testing:"  # how plain data names a class of the kit
+
+
+def generator(seed: int = 0, device: str = "cpu") -> torch.Generator:
+    """A generator with a fixed seed."""
+    return torch.Generator(device).manual_seed(seed)
+
+
+def network(*shape: int) -> nn.Module:
+    """A small smooth energy on examples of a shape; the same one for the same number of components."""
+    size = torch.Size(shape).numel()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Flatten(), nn.Linear(size, 16), nn.SiLU(), nn.Linear(16, 1), nn.Flatten(0))
+    return Confined(layers)
+
+
+class Confined(nn.Module):
+    """A network with a quadratic term, so that its distribution exists."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        energies: Tensor = self.layers(x)
+        return energies + 0.5 * x.flatten(1).square().sum(1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One component under test.
+
+    Args:
+        name: How messages call it.
+        component: Its class.
+        given: Options from a test or a command line; they come before those of ``example_options``.
+    """
+
+    name: str
+    component: Any
+    given: Mapping[str, Any] = field(default_factory=dict)
+    kind: ClassVar[str] = ""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options with which the component is made unless a check asks for others."""
+        options = {**getattr(self.component, "example_options", {}), **self.given}
+        return {name: _of_the_kit(value) for name, value in options.items()}
+
+    @property
+    def expected_failures(self) -> Mapping[str, str]:
+        """The checks that its author declares to fail, each with the reason."""
+        expected: Mapping[str, str] = getattr(self.component, "expected_failures", {})
+        return expected
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why no instance can be made of what the component declares; `None` if one can."""
+        return self.missing(**self.options)
+
+    def accepts(self, *options: str) -> bool:
+        """Whether its constructor names these options."""
+        return set(options) <= set(inspect.signature(self.component).parameters)
+
+    def make(self, **options: Any) -> Any:
+        """An instance."""
+        return self.construct(**self.options | options)
+
+    def construct(self, *args: Any, **options: Any) -> Any:
+        """Call the constructor, each time from the same global random state: random initial values are the same ones."""
+        missing = self.missing(*args, **options)
+        if missing:
+            raise ConformanceError(missing)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return self.component(*args, **options)
+
+    def missing(self, *args: Any, **options: Any) -> str | None:
+        """What the constructor asks for that the component does not give, in words."""
+        try:
+            inspect.signature(self.component).bind(*args, **options)
+        except TypeError as error:
+            if "missing" in str(error):
+                return (
+                    f"{self.component.__name__} cannot be made: {error}. Give the options that the kit shall use in the class "
+                    "attribute example_options, or conformance(..., options=...), or `ebmcore check NAME --option`"
+                )
+        return None
+
+
+def _of_the_kit(value: Any) -> Any:
+    """An instance of the class of the kit that plain data names as ``"ebmcore.testing:SiteGibbs"``; any other value itself."""
+    if not (isinstance(value, str) and value.startswith(KIT)):
+        return value
+    from ebmcore import testing
+
+    name = value.removeprefix(KIT)
+    if name not in testing.__all__:
+        raise ConformanceError(f"example_options names {value!r}, and the kit has no {name!r}")
+    return getattr(testing, name)()
+
+
+class SteppingCase(Case):
+    """A component that makes steps with random numbers: a loss or a sampler."""
+
+    def use(
+        self,
+        instance: Any = None,
+        *,
+        seed: int = 0,
+        x: Tensor | None = None,
+        energy: nn.Module | None = None,
+    ) -> list[Tensor]:
+        """All that a few steps give, from a generator with that seed, on examples of `shape` unless ``x`` is given."""
+        raise NotImplementedError
+
+    def call(self, instance: Any, x: Tensor) -> Any:
+        """What a call of a loss on examples gives."""
+        raise NotImplementedError
+
+    def stepper(self, device: str = "cpu") -> Callable[[], None]:
+        """A function that makes one step after the other, on a batch of 64."""
+        raise NotImplementedError
+
+    def instance(self, energy: nn.Module) -> Any:
+        """An instance that works on ``energy``; a sampler is handed it at each call."""
+        return self.make()
+
+    def energy(self, *shape: int) -> nn.Module:
+        """An energy on examples of a shape of four components that it can work with."""
+        raise NotImplementedError
+
+    def moody(self) -> nn.Module:
+        """An energy with batch norm, dropout and spectral norm that it can work with, on examples of `shape`."""
+        raise NotImplementedError
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of an example unless a check asks for another: four components."""
+        return (4,)
+
+    @property
+    def takes_any_shape(self) -> bool:
+        """Whether the kit may choose the shape of the examples."""
+        return True
+
+    def start(self, n: int = 23, *shape: int, seed: int = 1) -> Tensor:
+        """Examples ``(n, *shape)`` of four components, of `shape` unless another is given."""
+        raise NotImplementedError
+
+    def draws(self) -> bool:
+        """Whether another generator gives another result."""
+        raise NotImplementedError

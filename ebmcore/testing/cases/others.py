@@ -1,0 +1,100 @@
+"""The cases of the kinds of which the kit knows least: energies, data sets, metrics, observers, recipes and commands."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from ebmcore.energies import supports
+from ebmcore.testing.cases.base import Case, generator
+
+
+class EnergyCase(Case):
+    """An energy under test."""
+
+    kind = "energy"
+
+    @property
+    def obstacle(self) -> str | None:
+        return self.missing((1, 2, 2), **self.options)
+
+    def make(self, shape: tuple[int, ...] = (1, 2, 2), **options: Any) -> Any:
+        """An energy on examples of a shape, with the same random parameters each time."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            energy = self.construct(shape, **self.options | options)
+            with torch.no_grad():
+                for parameter in energy.parameters():
+                    parameter.add_(0.5 * torch.randn_like(parameter))
+        return energy
+
+    def batch(self, n: int = 5) -> Tensor:
+        """Examples ``(n, 1, 2, 2)`` in its state space."""
+        x = torch.randn(n, 1, 2, 2, generator=generator(1))
+        if self.space == "categorical":
+            return one_hot(x.argmax(-1), 2).to(x.dtype)
+        return (x > 0).to(x.dtype) if self.space == "binary" else x
+
+    @property
+    def space(self) -> str | None:
+        """The state space that it declares."""
+        space: str | None = getattr(self.component, "state_space", None)
+        return space
+
+    @property
+    def discrete(self) -> bool:
+        """Whether it is an energy of binary or categorical units."""
+        return self.space in ("binary", "categorical")
+
+    def can(self, capability: type) -> bool:
+        """Whether it has a capability."""
+        return supports(self.component, capability)
+
+
+class DatasetCase(Case):
+    """A data set under test."""
+
+    kind = "dataset"
+
+
+class MetricCase(Case):
+    """A metric under test."""
+
+    kind = "metric"
+
+
+class ObserverCase(Case):
+    """An observer under test."""
+
+    kind = "observer"
+
+
+class RecipeCase(Case):
+    """A recipe under test: the path of its file."""
+
+    kind = "recipe"
+
+    @property
+    def obstacle(self) -> str | None:
+        return None
+
+    @cached_property
+    def settings(self) -> Any:
+        """What its file holds."""
+        return yaml.safe_load(Path(self.component).read_text())
+
+
+class CommandCase(Case):
+    """A command under test: its function."""
+
+    kind = "command"
+
+    @property
+    def obstacle(self) -> str | None:
+        return None

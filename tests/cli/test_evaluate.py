@@ -1,0 +1,118 @@
+"""Measuring a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from commands import RBM, ebmcore, tensors, train
+from small_runs import table
+
+import ebmcore as ebmcore_
+from ebmcore.training import latest_checkpoint
+
+
+def test_evaluating_prints_the_likelihood_with_its_interval(run, capsys):
+    assert ebmcore(f"evaluate {run} --metric exact-ll --metric.n_bootstrap 50") == 0
+    assert "log-likelihood -" in capsys.readouterr().out
+
+
+def test_several_metrics_with_options(tmp_path):
+    """Several metrics each with its options and at an interval."""
+    out = tmp_path / "run"
+    metrics = "--metric exact-ll --metric.n_bootstrap 20 --metric pseudo-ll --metric.n_bootstrap=30"
+    assert train(f"{RBM} --loss cd --steps 10 --log_every 5 {metrics} --measure_every 4", out) == 0
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["metric"] == [{"name": "exact-ll", "n_bootstrap": 20}, {"name": "pseudo-ll", "n_bootstrap": 30}]
+    assert list(json.loads((out / "evaluation.json").read_text())) == ["exact-ll", "pseudo-ll"]
+    rows = table(out / "metrics.csv")
+    measured = {row["step"]: row["exact-ll.log_likelihood"] for row in rows}
+    assert [step for step, value in measured.items() if value] == ["4", "8"]
+    assert list(measured) == ["4", "5", "8", "10"]
+    assert all(float(row["pseudo-ll.log_pseudo_likelihood"]) < 0 for row in rows if row["step"] in ("4", "8"))
+
+    assert train(f"--config {out / 'config.yaml'} --metric.n_bootstrap 9", tmp_path / "wrong") == 2
+    again = f"--config {out / 'config.yaml'} --metric pseudo-ll --metric ais-ll --metric.n_chains 10 --measure_every 20"
+    assert train(again, tmp_path / "again") == 0
+    config = yaml.safe_load((tmp_path / "again/config.yaml").read_text())["metric"]
+    assert [m["name"] for m in config] == ["pseudo-ll", "ais-ll"]
+    assert (config[0]["n_bootstrap"], config[1]["n_chains"]) == (30, 10)
+
+
+@pytest.mark.parametrize("content", ["{", "7"])
+def test_a_damaged_evaluation_is_not_overwritten(run, tmp_path, content, capsys):
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "evaluation.json").write_text(content)
+    assert ebmcore(f"evaluate {copy} --metric exact-ll") == 2
+    assert "move it away" in capsys.readouterr().err
+    assert (copy / "evaluation.json").read_text() == content
+
+
+def test_unwritten_result_is_printed(run, tmp_path, monkeypatch, capsys):
+    """A result that cannot be written is printed all the same."""
+
+    def full(path, text):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("ebmcore.cli.runs.write_text", full)
+    assert ebmcore("evaluate", run, "--metric", "exact-ll") == 2
+    told = capsys.readouterr()
+    assert "exact-ll: log-likelihood" in told.out
+    assert "No space left on device" in told.err
+
+
+class Failing:
+    def __init__(self, late: bool = False):
+        if not late:
+            raise RuntimeError("no luck")
+
+    def __call__(self, energy, data, *, sampler, generator):
+        raise RuntimeError("no luck")
+
+
+@pytest.mark.parametrize(
+    ("option", "doing"), [("", "making the metric 'failing'"), (" --metric.late true", "measuring with Failing")]
+)
+def test_component_error_names_it(tmp_path, option, doing):
+    """Trouble of a component is told with its name."""
+
+    class Plugin:
+        @ebmcore_.hookimpl
+        def ebmcore_register(self, register):
+            register.metric("failing", Failing)
+
+    with ebmcore_.temporary_plugin(Plugin(), "ebm-plugin-failing"), pytest.raises(RuntimeError, match="no luck") as caught:
+        train(f"{RBM} --loss pcd --steps 2 --metric failing{option}", tmp_path / "a")
+    assert f"while {doing}" in caught.value.__notes__[0]
+
+
+def test_the_moving_average_is_what_is_evaluated(moons):
+    from ebmcore.cli.runs import load_run
+
+    _, parts, step = load_run(moons)
+    saved = tensors(moons)
+    assert step == 5
+    assert torch.equal(parts.energy.net[1].weight, saved["average.module.net.1.weight"])
+    assert not torch.equal(parts.energy.net[1].weight, saved["loss.energy.net.1.weight"])
+
+
+def test_a_damaged_checkpoint_is_one_clear_line(run, tmp_path, capsys):
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (latest_checkpoint(copy / "checkpoints") / "__0_0.distcp").write_bytes(b"")
+    for command in (
+        f"evaluate {copy} --metric exact-ll",
+        f"train --resume {copy}",
+        f"sample {copy} --out {tmp_path / 'a.png'}",
+    ):
+        assert ebmcore(command) == 2
+        error = capsys.readouterr().err
+        assert "is damaged" in error
+        assert "remove it to resume from step-00000010" in error
+        assert len(error.splitlines()) == 1

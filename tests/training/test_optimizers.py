@@ -1,0 +1,153 @@
+"""Optimizers by name, parameter groups, gradient accumulation."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from small_runs import data, pcd, quiet, same_state
+
+import ebmcore
+from ebmcore.errors import EbmcoreError, UsageError
+from ebmcore.testing import Identity, Quadratic
+from ebmcore.training import BaseObserver
+from ebmcore.training.optimizers import OPTIMIZERS, create_optimizer
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "muon"])
+def test_each_optimizer_trains_and_resumes(name, tmp_path):
+    whole, resumed = pcd(), pcd(seed=1)
+    quiet(whole, data(), steps=6, optimizer=name)
+    quiet(pcd(), data(), steps=3, optimizer=name, out=tmp_path)
+    quiet(resumed, data(), steps=6, optimizer=name, out=tmp_path, resume=True)
+    assert same_state(whole, resumed)
+    assert not same_state(whole, pcd())
+
+
+def test_options_reach_the_optimizer():
+    made = create_optimizer({"name": "adamw", "betas": [0.0, 0.999], "weight_decay": 0.1}, pcd(), 0.02, "32-true")
+    assert type(made) is torch.optim.AdamW
+    (group,) = made.param_groups
+    assert (group["betas"], group["weight_decay"], group["lr"], group["fused"]) == ((0.0, 0.999), 0.1, 0.02, True)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        ("lbfgs", "calls the loss several times in a step: choose another"),
+        ("sparseadam", "takes sparse gradients alone: choose another"),
+        ("adamm", "did you mean adam"),
+        ("Adam", "there is no optimizer 'Adam', did you mean adam"),
+        ({"betas": (0.0, 0.9)}, "a mapping with one under 'name'"),
+        ({"name": "adam", "lr": 0.1}, "the option lr of the training"),
+        ({"name": "adam", "beta": 0.1}, "unknown keyword 'beta'.*Did you mean 'betas'"),
+        ({"name": "adam", "eps": -1.0}, "the optimizer 'adam': Invalid epsilon value"),
+        ("muon", "the optimizer 'muon': Muon only supports 2D parameters"),
+        (3, "optimizer must be a name"),
+    ],
+)
+def test_wrong_optimizer_is_refused(optimizer, message):
+    with pytest.raises(EbmcoreError, match=message) as caught:
+        quiet(pcd(), data(), steps=1, optimizer=optimizer)
+    assert "\n" not in str(caught.value)
+
+
+def test_scaled_gradients_are_not_fused():
+    (group,) = create_optimizer("adam", pcd(), 0.02, "16-mixed").param_groups
+    assert group["fused"] is False
+
+
+def test_groups_have_their_own_rate():
+    loss = pcd()
+    first, *rest = loss.parameters()
+    loss.parameter_groups = lambda: [{"params": rest}, {"params": [first], "lr": 0.0}]
+    before = [first.clone(), rest[0].clone()]
+    quiet(loss, data(), steps=2, optimizer="sgd", lr=0.1)
+    assert torch.equal(before[0], first)
+    assert not torch.equal(before[1], rest[0])
+
+
+class Mean(ebmcore.BaseLoss):
+    """The mean of an energy; counts its calls and the numbers that they draw."""
+
+    def __init__(self, energy):
+        super().__init__()
+        self.energy, self.drawn, self.steps = energy, [], []
+
+    def forward(self, x):
+        self.steps.append(self.step)
+        self.drawn.append((torch.rand(()).item(), torch.rand((), generator=self.generator).item()))
+        value = self.energy(x).mean()
+        self.metrics = {"size": torch.tensor(float(len(x)))}
+        return value
+
+
+def test_accumulated_gradient_is_the_mean():
+    small, large = Mean(Quadratic((2,), 2.0)), Mean(Quadratic((2,), 2.0))
+    options = {"optimizer": "sgd", "lr": 0.1}
+    quiet(small, data(), steps=2, batch_size=10, accumulate=5, **options)
+    quiet(large, data(), steps=2, batch_size=50, **options)
+    assert len(small.drawn) == 10
+    torch.testing.assert_close(small.energy.state_dict(), large.energy.state_dict())
+
+
+def test_micro_batches_draw_other_numbers():
+    plain, accumulated = Mean(Quadratic((2,))), Mean(Quadratic((2,)))
+    quiet(plain, data(), steps=2)
+    quiet(accumulated, data(), steps=2, accumulate=3)
+    assert accumulated.drawn[::3] == plain.drawn
+    assert len(set(accumulated.drawn)) == 6
+    assert accumulated.steps == [0, 0, 0, 1, 1, 1]
+    assert accumulated.step == 2
+
+
+def test_second_training_counts_from_zero():
+    loss = Mean(Quadratic((2,)))
+    quiet(loss, data(), steps=2)
+    quiet(loss, data(), steps=2)
+    assert loss.steps == [0, 1, 0, 1]
+
+
+def test_accumulated_metrics_are_means():
+    sizes = []
+
+    class Watch(BaseObserver):
+        def on_log(self, run, metrics):
+            sizes.append(metrics["size"])
+
+    quiet(Mean(Quadratic((2,))), data(20), steps=1, batch_size=16, accumulate=2, observers=[Watch()])
+    assert sizes == [(16 + 4) / 2]
+
+
+def test_accumulated_run_resumes_bit_for_bit(tmp_path):
+    whole, resumed = pcd(), pcd(seed=5)
+    quiet(whole, data(), steps=9, accumulate=3)
+    quiet(pcd(), data(), steps=4, accumulate=3, out=tmp_path)
+    quiet(resumed, data(), steps=9, accumulate=3, out=tmp_path, resume=True)
+    assert same_state(whole, resumed)
+
+
+def test_ranks_synchronise_once_a_step(monkeypatch):
+    events, loss = [], Mean(Quadratic((2,)))
+
+    @contextmanager
+    def recorded(self, module):
+        events.append("alone")
+        yield
+        events.append(len(loss.drawn))
+
+    monkeypatch.setattr(Fabric, "no_backward_sync", recorded)
+    quiet(loss, data(), steps=2, accumulate=3)
+    assert events == ["alone", 1, "alone", 2, "alone", 4, "alone", 5]
+
+
+def test_epochs_count_optimizer_steps():
+    loss = ebmcore.create_loss("cd", Quadratic((2,)), Identity())
+    assert quiet(loss, data(100), epochs=2, batch_size=10, accumulate=4).step == 5
+
+
+def test_accumulate_must_be_positive():
+    with pytest.raises(UsageError, match="accumulate must be at least 1"):
+        quiet(pcd(), data(), steps=1, accumulate=0)
