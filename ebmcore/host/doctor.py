@@ -112,7 +112,7 @@ def _examine_here(distribution: str, file: TextIO) -> Examination:
     manager = get_manager()
     report = next(r for r in manager.reports() if r.distribution == distribution)
     _write(file, version=report.version, doing=f"importing {', '.join(report.modules)}")
-    _import_if_installed("numpy.random")  # so that a plugin that seeds it is seen
+    _import_if_possible("numpy.random")  # so that a plugin that seeds it is seen
     start = time.perf_counter()
     components = manager.components()
     seconds = time.perf_counter() - start
@@ -126,7 +126,7 @@ def _examine_here(distribution: str, file: TextIO) -> Examination:
         problems.append(
             "ebmcore_register registers nothing: call register.loss(name, target), or another method of register"
         )
-    _import_if_installed("torch")  # so that a component that changes its settings is seen
+    _import_if_possible("torch")  # so that a component that changes its settings is seen
     for component in components:
         _write(file, doing=f"loading the {component.kind} {component.name} ({component.import_path})")
         try:
@@ -138,8 +138,8 @@ def _examine_here(distribution: str, file: TextIO) -> Examination:
     return Examination(distribution, report.version, report.state, names, seconds, problems + report.notes)
 
 
-def _import_if_installed(module: str) -> None:
-    with contextlib.suppress(ImportError):
+def _import_if_possible(module: str) -> None:
+    with contextlib.suppress(Exception):  # torch reads every entry point; a malformed one is reported as the plugin's fault
         importlib.import_module(module)
 
 
