@@ -29,6 +29,7 @@ myst_heading_anchors = 3
 
 autodoc_default_options = {"members": True, "show-inheritance": True, "member-order": "bysource"}
 autodoc_typehints = "signature"
+autodoc_preserve_defaults = True  # names of functions, not their addresses
 autoclass_content = "class"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False

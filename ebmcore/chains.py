@@ -238,7 +238,10 @@ class PersistentChains(nn.Module):
         if weights.shape != (n,):
             raise UsageError(f"resample() needs one weight for each of the {n} chains, got {tuple(weights.shape)}")
         upto = weights.double().cumsum(0)
-        points = (torch.arange(n, device=upto.device) + torch.rand((), generator=generator, device=upto.device)) / n
+        possible = (weights >= 0).all() & upto[-1].isfinite() & (upto[-1] > 0)
+        assert_async(possible, UsageError("resample() needs weights that are finite, at least 0 and not all 0"))
+        shift = torch.rand((), generator=generator, device=upto.device, dtype=upto.dtype)
+        points = (torch.arange(n, device=upto.device) + shift) / n
         ancestors = torch.searchsorted(upto, points * upto[-1], right=True).clamp(max=n - 1)  # sorted
         repeated = torch.cat([ancestors.new_zeros(1, dtype=torch.bool), ancestors[1:] == ancestors[:-1]])
         kept = torch.zeros_like(repeated).index_fill_(0, ancestors, True)
@@ -255,7 +258,12 @@ class PersistentChains(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PersistentChains:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.tensors = {name: fn(tensor) for name, tensor in self.tensors.items()}
+        if self.x is not None:
+            moved = fn(self.x)
+            self.tensors = {
+                name: moved if t is self.x else t.to(moved.device) if _is_wider(t, self.x) else fn(t)
+                for name, t in self.tensors.items()
+            }
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -311,6 +319,18 @@ def _put(stored: Tensor, some: Tensor | None, values: Tensor) -> None:
         stored.copy_(values)
     else:
         stored.index_copy_(0, some, values.to(stored.dtype))
+
+
+def _is_wider(t: Tensor, x: Tensor) -> bool:
+    return t.is_floating_point() and t.dtype.itemsize > x.dtype.itemsize
+
+
+def assert_async(condition: Tensor, error: Exception) -> None:
+    """Raises ``error`` unless ``condition`` holds; on an accelerator without waiting for the device."""
+    try:
+        torch._assert_async(condition, str(error))
+    except RuntimeError as cause:
+        raise error from cause
 
 
 def _shard(n_chains: int) -> tuple[int, int]:

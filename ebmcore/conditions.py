@@ -82,13 +82,16 @@ class Conditioned(nn.Module):
         modules = self.__dict__.get("_modules", {})
         if name in modules or "energy" not in modules:  # the latter while it is being copied
             return super().__getattr__(name)
+        if name.startswith("__"):  # protocols of Python, such as __deepcopy__, are the wrapper's own
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         attribute = getattr(modules["energy"], name)
         if not callable(attribute) or isinstance(attribute, nn.Module):
             return attribute
         if name == "tempered":  # another energy, under the same conditions
             return lambda *args, **kwargs: Conditioned(attribute(*args, **kwargs), self.conditions)
-        function = getattr(attribute, "__func__", attribute)
-        if not _takes_conditions(function, function is not attribute, len(self.args), tuple(self.kwargs)):
+        called = attribute if inspect.isroutine(attribute) else attribute.__call__
+        function = getattr(called, "__func__", called)
+        if not _takes_conditions(function, function is not called, len(self.args), tuple(self.kwargs)):
             return attribute
 
         def conditioned(first: Any, *args: Any, **kwargs: Any) -> Any:

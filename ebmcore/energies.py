@@ -126,8 +126,11 @@ def value_and_grad(energy: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Te
         (tensor([2.5000]), tensor([[1., 2.]]))
     """
     closed_form = getattr(energy, "value_and_grad", None)
-    value, grad = _differentiate(energy, x) if closed_form is None else closed_form(x)
-    return value.detach(), grad.detach()
+    if closed_form is not None:
+        value, grad = closed_form(x)
+        return value.detach(), grad.detach()
+    value, grad = _differentiate(energy, x)
+    return value.detach(), grad
 
 
 def gradient(energy: Callable[..., Tensor], x: Tensor) -> Tensor:

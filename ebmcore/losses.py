@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmcore._keywords import StrictKeywords
-from ebmcore.chains import PersistentChains
+from ebmcore.chains import PersistentChains, assert_async
 from ebmcore.compiling import CompiledTransitions
 from ebmcore.conditions import name_conditions, split_conditions
 from ebmcore.distributed import rank, world_size
@@ -354,12 +354,13 @@ class BaseContrastiveDivergence(BaseLoss):
         negatives = pred_x.detach() if pred_x.requires_grad else pred_x
         scored = torch.where(as_rows(finite, pred_x), negatives, x if x.shape == pred_x.shape else x[:1])
         energies = self._score(x, scored, conditions, negative_conditions)
-        weights = -_normalised(negative_weights, finite, energies.dtype)
+        weights = -_normalised(negative_weights, finite, energies.dtype, _ALL_LOST)
         n = x.shape[0]
         if data_weights is None:
             weights = torch.constant_pad_nd(weights, (n, 0), 1 / n)
         else:
-            weights = torch.cat([_normalised(data_weights, finite_rows(data_weights), energies.dtype), weights])
+            every = torch.ones(n, dtype=torch.bool, device=x.device)
+            weights = torch.cat([_normalised(data_weights, every, energies.dtype, _NO_DATA), weights])
         weighted = weights * energies
         gap = weighted.sum()
         energy_gap, energy_data = gap.detach(), weighted.detach().narrow(0, 0, n).sum()
@@ -445,28 +446,24 @@ def _first_tensor(energy: nn.Module, floating: bool = False) -> Tensor | None:
     return None
 
 
-def _normalised(weights: Tensor | None, counted: Tensor, dtype: torch.dtype) -> Tensor:
+def _normalised(weights: Tensor | None, counted: Tensor, dtype: torch.dtype, nothing_left: str) -> Tensor:
     """Returns weights that sum to 1, equal unless given, and 0 where not ``counted``."""
     if weights is None:
         weights = counted.to(dtype)
     else:
         if weights.shape != counted.shape:
             raise UsageError(f"weights must be {tuple(counted.shape)}, one for each example, got {tuple(weights.shape)}")
-        weights = torch.where(counted, weights.detach(), 0).to(dtype)
-        _assert_async((weights >= 0).all(), UsageError("a weight is negative: weights must be at least 0"))
+        weights = torch.where(
+            counted, weights.detach().double(), 0
+        )  # as annealed chains keep them: float32 may be too narrow
+        fit = (weights >= 0) & weights.isfinite()
+        assert_async(fit.all(), UsageError("a weight is negative, NaN or infinite: weights must be finite and at least 0"))
     total = weights.sum()
-    _assert_async(total, DivergenceError(_ALL_LOST))
-    return weights / total
+    assert_async(total, DivergenceError(nothing_left))
+    return (weights / total).to(dtype)
 
 
-def _assert_async(condition: Tensor, error: Exception) -> None:
-    """Raises ``error`` unless ``condition`` holds; on an accelerator without waiting for the device."""
-    try:
-        torch._assert_async(condition, str(error))
-    except RuntimeError as cause:
-        raise error from cause
-
-
+_NO_DATA = "every example of the data has weight 0: give data_weights of which one at least is above 0"
 _ALL_LOST = (
     "every negative sample is NaN or infinite, or has weight 0: lower the step size or the learning rate, or regularise the "
     "energy (energy_l2, spectral normalisation)"

@@ -121,6 +121,11 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
         n = min(x.shape[0], stored.shape[0])
         started = self.initial_distribution(x.shape[1:], x).sample(n, generator=self.generator)
         fresh = self.new_chains(started.to(x), {name: t[:n] for name, t in conditions.items()})
+        if chains.conditions and chains.conditions.keys() != conditions.keys():
+            raise UsageError(
+                f"the chains have the conditions {sorted(chains.conditions)}, the data {sorted(conditions)}: name them as in the "
+                "first call, or initialize_persistent_chain() for new chains"
+            )
         if chains.missing(fresh):
             # First use: every chain takes over conditions in turn, and gets whatever else its sampler carries.
             turn = torch.arange(len(stored), device=x.device) % len(x)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmcore._keywords import StrictKeywords
-from ebmcore.conditions import condition
+from ebmcore.conditions import condition, name_conditions
 from ebmcore.energies import frozen, require
 
 __all__ = [
@@ -226,8 +226,8 @@ def run(
     """Runs ``n_steps`` transitions of every chain. The only driver: losses, metrics and `sample` use it.
 
     The energy is frozen meanwhile (`ebmcore.energies.frozen`) and the result is detached. A chain that becomes NaN or infinite
-    in any tensor of its state is quarantined: its positions are NaN in the result, never clamped; `PersistentChains.write`
-    restarts it and the loss gives it weight 0. Nothing here synchronises a device.
+    in any tensor of its state is quarantined: its positions are not finite in the result (NaN where another tensor was lost) and
+    never clamped; `PersistentChains.write` restarts it and the loss gives it weight 0. Nothing here synchronises a device.
 
     Args:
         sampler: The Markov kernel.
@@ -289,7 +289,7 @@ def sample(
         transitions: As in `run`.
 
     Returns:
-        Positions ``(N, *shape)``; those of chains that became NaN or infinite are NaN.
+        Positions ``(N, *shape)``; those of chains that became NaN or infinite are so.
 
     Example:
         >>> from ebmcore.testing import Identity, Quadratic
@@ -297,8 +297,10 @@ def sample(
         tensor([[1., 1.],
                 [1., 1.]])
     """
+    check_sampler(sampler, energy)
+    conditions = name_conditions((), conditions or {}, x)
     with frozen(energy), torch.no_grad():
-        state = new_chains(sampler, energy, x.detach().clone(), conditions or {}, generator=generator)
+        state = new_chains(sampler, energy, x.detach().clone(), conditions, generator=generator)
     return run(sampler, energy, state, n_steps, generator=generator, transitions=transitions)[0].x
 
 

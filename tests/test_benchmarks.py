@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import ebmcore
 from ebmcore.testing.instruments import Storages
 
 ROOT = Path(__file__).parent.parent
@@ -60,19 +59,6 @@ def test_a_langevin_step_adds_three_operators_to_its_gradient():
 def test_a_mala_draw_takes_one_gradient_and_few_operators_more():
     floor, ours = counts("mala")
     assert (ours - floor) / 20 <= 27
-
-
-def test_unread_metrics_cost_no_operator():
-    energy = importlib.import_module("workloads").mlp()
-    cd = ebmcore.create_loss("cd", energy, ebmcore.create_sampler("langevin", step_size=0.01))
-    x = torch.randn(64, 2)
-
-    def step(read=False):
-        value, _ = cd(x)
-        value.backward()
-        return [value.clone() for value in cd.metrics.values()] if read else None
-
-    assert dispatches(step) + 4 <= dispatches(lambda: step(read=True))
 
 
 def test_an_rbm_step_has_few_operators():

@@ -18,6 +18,8 @@ from ebmcore.errors import EbmcoreError, PluginError, UnknownComponentError, Usa
 if TYPE_CHECKING:
     from ebmcore.host import Component
 
+__all__ = ["main"]
+
 COMMANDS = {
     "train": ("ebmcore.cli.train", "train an energy; 'ebmcore train --help' shows the options"),
     "evaluate": ("ebmcore.cli.evaluate", "measure a trained energy with a metric"),

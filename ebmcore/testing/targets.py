@@ -12,6 +12,11 @@ from torch.nn.functional import one_hot, softplus
 from ebmcore.distributions import BaseDistribution
 from ebmcore.errors import UsageError
 
+__all__ = [
+    "Boltzmann", "DoubleWell", "Enumerable", "EnumerableRBM", "Gaussian", "Ising", "Mixture", "OnALine", "Potts", "Quadratic",
+    "binary_states",
+]  # fmt: skip
+
 
 class Quadratic(nn.Module):
     r"""A Gaussian with independent components: :math:`E(x) = \frac a2 \|x - \mu\|^2`.

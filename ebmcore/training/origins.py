@@ -11,7 +11,7 @@ import torch
 from importlib_metadata import version
 
 from ebmcore import host
-from ebmcore.errors import CheckpointError, EbmcoreError
+from ebmcore.errors import CheckpointError
 
 
 def origins(components: Mapping[str, object], observers: Sequence[object] = ()) -> dict[str, Any]:
@@ -56,17 +56,10 @@ def check_same(info: Mapping[str, Any], components: Mapping[str, object], where:
     for kind, part in components.items():
         then = info["components"].get(kind) or {"id": None}
         now = host.provenance(part) if part is not None else {"id": None}
-        if then["id"] and now["id"] and _current_id(kind, then["id"]) != now["id"]:
+        if then["id"] and now["id"] and then["id"] != now["id"]:
             raise CheckpointError(
                 f"{where} was written with the {kind} {then['id']}, not with {now['id']}: resume with that one"
             )
-
-
-def _current_id(kind: str, then: str) -> str:
-    try:
-        return host.find(kind, then).id  # it may have been renamed since
-    except EbmcoreError:
-        return then
 
 
 def _versions(info: Mapping[str, Any], where: Path) -> list[tuple[str, str, str | None]]:

@@ -280,28 +280,6 @@ def test_other_version_is_a_warning(tmp_path):
         quiet(pcd(), data(), steps=3, out=tmp_path, resume=True)
 
 
-def test_renamed_component_is_the_same(tmp_path):
-    """A component that was renamed since is still the same."""
-
-    class Plugin:
-        @ebmcore.hookimpl
-        def ebmcore_register(self, register):
-            register.loss("new", Renamed, deprecated_aliases=("old",))
-
-    class Renamed(type(pcd())):
-        pass
-
-    def loss():
-        energy, sampler = ebmcore.create_energy("mlp", (2,), hidden=(8,)), ebmcore.create_sampler("langevin", step_size=0.05)
-        return ebmcore.create_loss("new", energy, sampler)
-
-    with ebmcore.temporary_plugin(Plugin(), "renaming"):
-        checkpoint = quiet(loss(), data(), steps=2, out=tmp_path).checkpoint
-        rewrite(checkpoint, lambda info: info["components"]["loss"].update(id="renaming:old"))
-        with pytest.warns(FutureWarning, match="is now called 'renaming:new'"):
-            assert quiet(loss(), data(), steps=3, out=tmp_path, resume=True).step == 3
-
-
 @pytest.mark.parametrize("change", [lambda info: info.pop("components"), lambda info: info.update(components={"loss": 3})])
 def test_checkpoint_without_origins_is_refused(tmp_path, change):
     """A checkpoint that does not say what wrote it is an error."""
