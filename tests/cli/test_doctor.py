@@ -161,3 +161,16 @@ def test_threads_of_a_plugin_do_not_keep_the_doctor(install):
     (found,) = examine([NAME], seconds=60)
     assert found.problems == []
     assert time.monotonic() - start < 50
+
+
+def test_doctor_names_hidden_commands(install, capsys):
+    source = (
+        hook()
+        .replace("register.sampler(", "register.command(")
+        .replace("broken_component:Still", "ebmcore.cli.listing:list")
+    )
+    install(Broken(source.replace('"broken"', '"list"')))
+    assert main(["doctor", NAME]) == 1
+    shown = capsys.readouterr().out
+    assert f"the command 'list' of {NAME} is hidden by ebmcore's own" in shown
+    assert f"'ebmcore {NAME}:list'" in shown

@@ -29,6 +29,7 @@ def test_a_class_can_be_registered_for_the_session_and_replaced():
     ("arguments", "error", "message"),
     [
         (("sampler", "a:b", Identity), ValueError, "without ':'"),
+        (("sampler", "--still", Identity), ValueError, "does not begin with '-'"),
         (("sampler", "still", dict), TypeError, "a sampler must have init"),
         (("sampler", "still", Identity()), TypeError, "must be a class or"),
         (("smapler", "still", Identity), UnknownComponentError, "the kinds are"),
@@ -120,3 +121,21 @@ def test_looking_again_in_the_real_host_finds_what_was_installed(tmp_path, monke
     ebmcore.refresh()
     with pytest.raises(UnknownComponentError):
         host.find("sampler", "fresh")
+
+
+def test_refresh_warns_at_caller(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    info = tmp_path / "test_plugin_dated-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: test-plugin-dated\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[ebmcore]\ndated = test_plugin_dated\n")
+    (tmp_path / "test_plugin_dated.py").write_text(GOOD.replace("identity", "dated"))
+    ebmcore.refresh()
+    assert host.find("sampler", "dated").version == "1"
+    info.rename(info.with_name("test_plugin_dated-2.dist-info"))
+    (tmp_path / "test_plugin_dated-2.dist-info/METADATA").write_text("Name: test-plugin-dated\nVersion: 2\n")
+    with pytest.warns(RuntimeWarning, match="test-plugin-dated 2 is installed, but 1 is imported") as caught:
+        ebmcore.refresh()
+    assert [warning.filename for warning in caught] == [__file__]
+    monkeypatch.undo()
+    ebmcore.refresh()
