@@ -87,13 +87,16 @@ def plot(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """What stands between the page's two marks is replaced; the bounds are printed."""
     results = {path.stem.removeprefix("threads-"): json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
-    for n, rows in results.items():
-        print(f"threads: {n}", *bounds(rows), sep="\n")
-    parts = [f"## {'One thread' if n == '1' else 'Two threads'}\n\n{table(rows)}" for n, rows in results.items()]
+    for n, found in results.items():
+        print(f"threads: {n}", *bounds(found["rows"]), sep="\n")
+    parts = [
+        f"## {'One thread' if n == '1' else 'Two threads'}\n\nProcessor: {found['processor']}.\n\n{table(found['rows'])}"
+        for n, found in results.items()
+    ]
     before, mark, rest = PAGE.read_text().partition("<!-- table -->\n")
     _, end, after = rest.partition("<!-- end of the table -->\n")
     PAGE.write_text(f"{before}{mark}\n" + "\n\n".join(parts) + f"\n\n{end}{after}")
-    plot(results["1"])
+    plot(results["1"]["rows"])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import argparse
 import importlib
 import json
 import os
+import platform
 import statistics
 import time
 import warnings
@@ -129,6 +130,18 @@ def wrong(check: Callable[[ModuleType], None], system: ModuleType) -> str:
     return ""
 
 
+def processor() -> str:
+    """The name of the processor, as Linux gives it, with the widest vectors that it has."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    known = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = known.get("flags", "").split()
+    vectors = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else platform.machine()
+    return f"{known.get('model name', platform.machine())}, {vectors}"
+
+
 def main() -> None:
     """Print a line for each figure and write them to ``results``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -145,7 +158,7 @@ def main() -> None:
     warnings.simplefilter("ignore")  # of the libraries under test
     found = systems(list(SYSTEMS[:3] if options.quick else SYSTEMS))
     rows = []
-    print(f"torch {torch.__version__}, {options.threads} thread{'s' * (options.threads > 1)}")
+    print(f"torch {torch.__version__}, {options.threads} thread{'s' * (options.threads > 1)}, {processor()}")
     for workload in WORKLOADS:
         if options.only and options.only not in workload.name:
             continue
@@ -156,7 +169,9 @@ def main() -> None:
             rows += measure(workload, size, right, 5 if options.quick else options.rounds)
     if not options.quick and not options.only:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"threads-{options.threads}.json").write_text(json.dumps(rows, indent=1))
+        (RESULTS / f"threads-{options.threads}.json").write_text(
+            json.dumps({"processor": processor(), "rows": rows}, indent=1)
+        )
 
 
 if __name__ == "__main__":
