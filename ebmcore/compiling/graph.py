@@ -10,7 +10,7 @@ import copy
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -35,27 +35,30 @@ class ImpureStepError(CannotCompileError):
 
 def trace(sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> Graph:
     """Traces transitions into a graph that is not compiled yet; called as `eager_transitions` is. Raises `CannotCompileError`."""
-    try:
-        return Graph(sampler, energy, state, n_steps, lift=True)
-    except CannotCompileError:  # numbers that pass through math.sqrt and the like are constants of the graph
-        return Graph(sampler, energy, state, n_steps, lift=False)
+    numbers = range(len(Options.of(sampler).numbers))
+    with suppress(CannotCompileError):
+        return Graph(sampler, energy, state, n_steps, numbers)
+    lifted: Sequence[int] = ()  # a number that passes through math.sqrt, an if and the like is a constant of the graph
+    for i in numbers:
+        with suppress(CannotCompileError):
+            lifted = Graph(sampler, energy, state, 1, [*lifted, i]).lifted
+    return Graph(sampler, energy, state, n_steps, lifted)
 
 
 class Graph:
-    """Traced transitions; the sampler's floating-point options are inputs where ``lift`` says so, else constants."""
+    """Traced transitions; those of the sampler's floats that are ``lifted`` (by place) are inputs, the others constants."""
 
-    def __init__(self, sampler: Any, energy: nn.Module, state: Any, n_steps: int, *, lift: bool) -> None:
-        if lift and Options.of(sampler).objects:  # they would use the numbers of the sampler, not those of the graph
+    def __init__(self, sampler: Any, energy: nn.Module, state: Any, n_steps: int, lifted: Sequence[int]) -> None:
+        if lifted and Options.of(sampler).objects:  # they would use the numbers of the sampler, not those of the graph
             raise CannotCompileError("an attribute of the sampler is a function or an object that may read its options")
-        self.lift = lift
+        self.lifted = lifted
         self.guard = Guard.of(sampler, energy, state, n_steps)
         self.n_chains = len(state)
         self.module, n_drawn = self._trace(sampler, energy, state, n_steps)
         find, first = self.module.graph.find_nodes, len(tensors_of(energy))
         if any(getattr(self.module, node.target).requires_grad for node in find(op="get_attr")):
             raise CannotCompileError("a trained tensor is no parameter of the energy: give it the module that has it")
-        inputs = list(find(op="placeholder"))
-        if lift and not all(node.users for node in inputs[first : first + len(self.guard.numbers)]):
+        if not all(node.users for node in list(find(op="placeholder"))[first : first + len(lifted)]):
             raise CannotCompileError("an option of the sampler does not enter its steps as an attribute")
         self.draws = _lift_random_numbers(self.module, n_drawn)
         self.call: Callable[..., Sequence[Tensor]] = self.module
@@ -64,8 +67,7 @@ class Graph:
         """Compiles the graph with inductor."""
         generator = torch.Generator(state.x.device)
         inputs = self._inputs(sampler, energy, state, [draw(generator=generator) for draw in self.draws])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # inductor imports what torch has deprecated
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of what inductor imports
             self.call = compile_with_inductor(self.module, [t.detach() for t in inputs])
 
     def __call__(
@@ -78,9 +80,8 @@ class Graph:
         return moved, {name: next(results) for name in self.info_names}
 
     def _inputs(self, sampler: Any, energy: nn.Module, state: Any, noise: Sequence[Tensor]) -> list[Tensor]:
-        options = Options.of(sampler)
-        weights = [_by_columns(tensor) for *_, tensor in tensors_of(energy)]
-        numbers = [torch.tensor(number, dtype=torch.float64) for number in options.numbers] if self.lift else []
+        options, weights = Options.of(sampler), [_by_columns(tensor) for *_, tensor in tensors_of(energy)]
+        numbers = [torch.tensor(options.numbers[i], dtype=torch.float64) for i in self.lifted]
         return [*weights, *numbers, *options.tensors, *state.tensors().values(), *noise]
 
     def _trace(self, sampler: Any, energy: nn.Module, state: Any, n_steps: int) -> tuple[torch.fx.GraphModule, int]:
@@ -91,7 +92,7 @@ class Graph:
 
         def steps(*inputs: Tensor) -> list[Tensor]:
             rest = iter(inputs[n_weights:])
-            numbers = iter([next(rest) for _ in options.numbers] if self.lift else options.numbers)
+            numbers = iter([next(rest) if i in self.lifted else number for i, number in enumerate(options.numbers)])
             held = iter([next(rest) for _ in options.tensors])
 
             def replaced(leaf: Any) -> Any:
@@ -118,7 +119,7 @@ class Graph:
             return fake(*(t.detach() for t in inputs)), mode.n_drawn
         except CannotCompileError:
             raise
-        except Exception as error:  # whatever the sampler's or the energy's code does with tensors that hold no values
+        except Exception as error:  # of the sampler's or the energy's own code, given tensors that hold no values
             raise ImpureStepError(summary(error)) from error
 
 
@@ -162,8 +163,7 @@ _DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {aten.mm.default: _narrow_mm, a
 def _fill(fill: str, like: Tensor, *, generator: torch.Generator | None) -> Tensor:
     # As torch fills a tensor like another: in the order in which it lies in memory.
     numbers = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
-    getattr(numbers, fill)(generator=generator)
-    return numbers
+    return getattr(numbers, fill)(generator=generator)  # type: ignore[no-any-return]
 
 
 _NORMAL, _UNIFORM = (aten.randn, aten.randn_like, aten.normal), (aten.rand, aten.rand_like)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -41,10 +41,11 @@ class Guard(NamedTuple):
                 rest += [(name, _layout(t)) for name, t in tensors.items() if t is not None and not is_lazy(t)]
         return cls(options.numbers, [*modules, *options.objects, *held.objects], rest)
 
-    def matches(self, other: Guard, *, any_numbers: bool) -> bool:
-        """Whether both calls have the same graph, of which numbers are inputs where ``any_numbers`` says so."""
+    def matches(self, other: Guard, lifted: Sequence[int]) -> bool:
+        """Whether both calls have the same graph, of which the numbers at the places ``lifted`` are inputs."""
         same_objects = len(self.objects) == len(other.objects) and all(map(operator.is_, self.objects, other.objects))
-        return same_objects and (any_numbers or self.numbers == other.numbers) and self.rest == other.rest
+        numbers = enumerate(zip(self.numbers, other.numbers, strict=False))
+        return same_objects and self.rest == other.rest and all(a == b or i in lifted for i, (a, b) in numbers)
 
 
 def _layout(t: Tensor) -> tuple[Any, ...]:

@@ -56,11 +56,11 @@ class CompiledTransitions:
         if type(sampler) in self._eager:
             return None
         guard, n_chains = Guard.of(sampler, energy, state, n_steps), len(state)
-        graphs = [graph for graph in self.graphs if graph.guard.matches(guard, any_numbers=graph.lift)]
+        graphs = [graph for graph in self.graphs if graph.guard.matches(guard, graph.lifted)]
         fitting = next((graph for graph in graphs if graph.n_chains == n_chains), None)
         if fitting or any(graph.n_chains > n_chains for graph in graphs):
             return fitting
-        if not any(n == n_chains and seen.matches(guard, any_numbers=True) for seen, n in self._seen):
+        if not any(n == n_chains and seen.matches(guard, range(len(guard.numbers))) for seen, n in self._seen):
             self._seen.append((guard, n_chains))
             if len(self._seen) > MAX_GRAPHS:
                 self._give_up(sampler, f"{MAX_GRAPHS} kinds of call were seen, as something changes from call to call")

@@ -269,3 +269,11 @@ def test_schedule_makes_one_graph(interpreted):
     eager, compiled = (loss.energy(data()) for loss in losses)
     torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
     assert len(losses[1].transitions.graphs) == 1
+
+
+def test_schedule_of_an_inner_sampler_makes_one_graph(interpreted):
+    """Of a sampler whose other numbers are constants of the graph, as those of tempering's ladder are."""
+    sampler = ebmcore.create_sampler("tempering", "langevin", {"step_size": 0.1}, n_rungs=3)
+    loss = ebmcore.create_loss("pcd", ebmcore.create_energy("mlp", shape=(2,), hidden=(8,)), sampler, n_chains=64)
+    quiet(loss, torch.randn(64, 2), steps=4, compile=True, schedules={"sampler.inner.step_size": "linear(0.1, 0.05)"})
+    assert len(loss.transitions.graphs) == 1
