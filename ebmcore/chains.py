@@ -249,9 +249,8 @@ class PersistentChains(nn.Module):
         free, copies = kept.int().argsort(stable=True), (~repeated).int().argsort(stable=True)
         own = torch.arange(n, device=ancestors.device)
         source = own.index_copy(0, free, torch.where(kept[free], free, ancestors[copies]))
-        ids = torch.where(
-            kept, self.ids, self.ids + self._n_chains
-        )  # unique: a slot's ids are equal modulo the number of chains
+        # Unique, as the ids that a slot has had are equal modulo the number of chains.
+        ids = torch.where(kept, self.ids, self.ids + self._n_chains)
         for name, tensor in self.tensors.items():
             tensor.copy_(ids if name == "id" else tensor.index_select(0, source))
         return source

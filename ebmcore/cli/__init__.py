@@ -123,7 +123,7 @@ def _usage() -> str:
     note = []
     try:
         commands = host.list_components("command")
-    except EbmcoreError as error:  # help is shown whatever the environment variables say
+    except EbmcoreError as error:  # help is shown even where an environment variable is wrong
         commands, note = [], ["", f"Commands of plugins cannot be listed: {error}"]
     names = [*COMMANDS, *(c.name for c in commands)]
     rows |= {(c.name if names.count(c.name) == 1 else c.id): f"a command of {c.distribution}" for c in commands}

@@ -64,7 +64,7 @@ def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(P
         sources = [_named_parts(recommended), *sources]
     merged = _merge(*sources)
     given = {argument.partition("=")[0] for argument in arguments}
-    for length, other in (("epochs", "steps"), ("steps", "epochs")):  # a length replaces that of a file, in whatever unit
+    for length, other in (("epochs", "steps"), ("steps", "epochs")):  # a length replaces that of a file, in either unit
         if f"--{length}" in given and f"--{other}" not in given:
             merged.pop(other, None)
     schedules = _schedule_texts(merged.pop("schedules", None) or {})

@@ -39,7 +39,7 @@ def train(arguments: Sequence[str]) -> None:
         check_plugins(run)
         base = {**saved, "out": str(run)}
         given = {argument.partition("=")[0].removeprefix("--") for argument in arguments}
-        if given & {"epochs", "steps"}:  # a new length replaces the old one, in whatever unit that was
+        if given & {"epochs", "steps"}:  # a new length replaces the old one, in either unit
             base |= {"epochs": None, "steps": None}
         config = parse(prog, arguments, base=base)
         changed = [name for name in config if name not in CHANGEABLE and config[name] != base.get(name)]

@@ -14,7 +14,7 @@ from ebmcore.host.report import PluginReport
 
 
 def call_hooks(report: PluginReport, modules: Sequence[object]) -> list[Component]:
-    """The components that a plugin's modules register. Whatever is wrong with one of them raises, and none is registered.
+    """The components that a plugin's modules register. If one of them is faulty, an error says why and none is registered.
 
     Each plugin has a pluggy manager of its own, so that a fault in one cannot reach another.
     """

@@ -45,7 +45,7 @@ class Moody(nn.Module):
 
 
 class Watched(nn.Module):
-    """An energy that calls ``watch`` before each evaluation at positions, through whatever method.
+    """An energy that calls ``watch`` before each evaluation at positions, through any method.
 
     Args:
         energy: The energy.

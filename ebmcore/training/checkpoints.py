@@ -113,8 +113,8 @@ def read_info(path: Path) -> dict[str, Any]:
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the tensors of a checkpoint, on the CPU, and what else belongs to it. Collective: every rank calls it.
 
-    A checkpoint is data: whatever its files hold, reading them runs no code of theirs.
-    Chains come back as this rank's shards of all chains, whatever the number of ranks that wrote them.
+    A checkpoint is data: reading its files runs no code of theirs.
+    Chains come back as this rank's shards of all chains, for any number of ranks that wrote them.
 
     Raises:
         CheckpointError: If it is missing or damaged; the message says how to resume.

@@ -100,8 +100,8 @@ def fit(
             parameter groups (``lr`` is then its own affair).
         lr: Learning rate of each parameter group that has none of its own.
         schedules: Options that change during training, by name, e.g. ``{"optimizer.lr": Linear(end=0.0)}``; see
-            `ebmcore.training.schedules`. Whatever no schedule names is left alone. After training each has the value again that
-            it had before.
+            `ebmcore.training.schedules`. Other options are left alone. After training each has the value again that it had
+            before.
         clip_grad: Bound on the norm of the gradient; `None` does not clip.
         ema_decay: Decay of an exponential moving average of the parameters, e.g. 0.999, whose buffers are copies of the trained
             energy's, spectral norms (torch's parametrization) its own; `None` keeps none.
@@ -305,7 +305,7 @@ class _Due:
 
 
 def _prepare(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: _Options) -> _Training:
-    """Find out before the first step whatever cannot work, and make what the run needs."""
+    """Find out before the first step what cannot work, and make what the run needs."""
     fabric = _fabric(options.accelerator, options.devices, options.precision)
     rank, out = fabric.global_rank, options.out
     energy: nn.Module = getattr(loss, "energy", loss)  # a loss may be its own model
@@ -427,7 +427,7 @@ def _train_step(training: _Training, step: int, *, read: bool) -> dict[str, Tens
 def _forward(training: _Training, step: int, micro: int) -> Tensor:
     """The loss of the next micro-batch, 0-dim. The streams of the first micro-batch are those of a step without others."""
     seed, rank, suffix = training.options.seed, training.fabric.global_rank, f"/{micro}" if micro else ""
-    # Dropout in the energy, and whatever else draws from the global generator.
+    # Dropout in the energy, and all else that draws from the global generator.
     torch.manual_seed(stream_seed(seed, f"forward{suffix}", step, rank))
     args, kwargs = training.fabric.to_device(next(training.visited))
     generator = training.loss.generator

@@ -70,7 +70,7 @@ class ScheduledOptions:
 
     @contextmanager
     def put_back(self) -> Iterator[None]:
-        """Give each option the value that it was made with again, whatever happened meanwhile."""
+        """Give each option the value that it was made with again, also after an error."""
         try:
             yield
         finally:

@@ -120,12 +120,7 @@ class SteppingCase(Case):
     """A component that makes steps with random numbers: a loss or a sampler."""
 
     def use(
-        self,
-        instance: Any = None,
-        *,
-        seed: int = 0,
-        x: Tensor | None = None,
-        energy: nn.Module | None = None,
+        self, instance: Any = None, *, seed: int = 0, x: Tensor | None = None, energy: nn.Module | None = None
     ) -> list[Tensor]:
         """All that a few steps give, from a generator with that seed, on examples of `shape` unless ``x`` is given."""
         raise NotImplementedError

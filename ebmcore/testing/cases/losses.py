@@ -141,12 +141,7 @@ class LossCase(SteppingCase):
         return () if batch is None else tuple(t[torch.arange(n) % len(t)] for t in batch[1:])
 
     def use(
-        self,
-        instance: Any = None,
-        *,
-        seed: int = 0,
-        x: Tensor | None = None,
-        energy: nn.Module | None = None,
+        self, instance: Any = None, *, seed: int = 0, x: Tensor | None = None, energy: nn.Module | None = None
     ) -> list[Tensor]:
         """What one call gives: loss, negatives and the parameters' gradients."""
         x = self.start(8) if x is None else x

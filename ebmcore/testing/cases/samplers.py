@@ -103,12 +103,7 @@ class SamplerCase(SteppingCase):
         return states[rows].reshape(n, *shape).detach()
 
     def use(
-        self,
-        instance: Any = None,
-        *,
-        seed: int = 0,
-        x: Tensor | None = None,
-        energy: nn.Module | None = None,
+        self, instance: Any = None, *, seed: int = 0, x: Tensor | None = None, energy: nn.Module | None = None
     ) -> list[Tensor]:
         """All tensors of the state after three steps."""
         x = self.start() if x is None else x

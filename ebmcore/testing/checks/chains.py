@@ -201,7 +201,7 @@ def check_ids_and_ages_follow_the_chains(case: LossCase) -> None:
 
 @check(PERSISTENT, CONDITIONS, since="0.1")
 def check_labels_travel_with_their_chain(case: LossCase) -> None:
-    """A chain is scored under the label that it was started with, by position or keyword, whatever the batch's labels."""
+    """A chain is scored under the label that it was started with, by position or keyword, not under the batch's labels."""
     for by_keyword in (False, True):
         _check_labels(case, by_keyword)
 

@@ -144,7 +144,7 @@ def check_the_loss_depends_on_values_alone(case: LossCase) -> None:
 
 @check(LABELLED_CD, since="0.1")
 def check_the_loss_depends_on_values_alone_with_labels(case: LossCase) -> None:
-    """The same with labels, which belong to the negatives of the last draw whatever tensor object holds those."""
+    """The same with labels, which belong to the negatives of the last draw in any tensor object."""
     energy = Labelled()
     with torch.no_grad():
         energy.weight.copy_(10.0 * torch.arange(8))
