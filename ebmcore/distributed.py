@@ -8,24 +8,17 @@ from __future__ import annotations
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["barrier", "mean_over_ranks", "rank", "shutdown", "world", "world_size"]
-
-
-def world() -> tuple[int, int]:
-    """Returns this process's rank and the number of ranks; ``(0, 1)`` outside a process group."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+__all__ = ["barrier", "mean_over_ranks", "rank", "shutdown", "world_size"]
 
 
 def rank() -> int:
     """Returns this process's rank; 0 outside a process group."""
-    return world()[0]
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def world_size() -> int:
     """Returns the number of ranks; 1 outside a process group."""
-    return world()[1]
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:

@@ -126,11 +126,8 @@ def value_and_grad(energy: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Te
         (tensor([2.5000]), tensor([[1., 2.]]))
     """
     closed_form = getattr(energy, "value_and_grad", None)
-    if closed_form is not None:
-        value, grad = closed_form(x)
-        return value.detach(), grad.detach()
-    value, grad = _differentiate(energy, x)
-    return value.detach(), grad
+    value, grad = _differentiate(energy, x) if closed_form is None else closed_form(x)
+    return value.detach(), grad.detach()
 
 
 def gradient(energy: Callable[..., Tensor], x: Tensor) -> Tensor:
@@ -141,9 +138,7 @@ def gradient(energy: Callable[..., Tensor], x: Tensor) -> Tensor:
         >>> gradient(Quadratic((2,)), torch.tensor([[1.0, 2.0]]))
         tensor([[1., 2.]])
     """
-    closed_form = getattr(energy, "value_and_grad", None)
-    grad: Tensor = _differentiate(energy, x)[1] if closed_form is None else closed_form(x)[1].detach()
-    return grad
+    return value_and_grad(energy, x)[1]
 
 
 def _differentiate(energy: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,11 +156,10 @@ def _differentiate(energy: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Te
 
 @contextmanager
 def frozen(energy: nn.Module) -> Iterator[None]:
-    """Context manager that disables parameter gradients and training mode for ``energy`` and restores both afterwards.
+    """Context manager in which samplers call ``energy``: no gradient of its parameters, evaluation mode, and fixed buffers.
 
-    Samplers call the energy within it: no gradient of the parameters is computed, batch statistics and power iterations stand
-    still. On exit, even if an exception is raised, each module's ``training``, each ``requires_grad`` and each buffer is what it
-    was. The flags belong to the module, so two threads cannot use one energy at the same time; give each thread a copy.
+    On exit, even if an exception is raised, each ``training``, each ``requires_grad`` and each buffer is what it was. The flags
+    belong to the module, so two threads cannot use one energy at the same time; give each thread a copy.
 
     Raises:
         RuntimeError: Under ``torch.inference_mode``, where no gradient of the energy can be computed.
@@ -182,24 +176,19 @@ def frozen(energy: nn.Module) -> Iterator[None]:
         raise RuntimeError(
             "sampling takes gradients of the energy, which torch.inference_mode() forbids: use torch.no_grad() instead"
         )
-    modules, parameters, buffers = [], [], []
-    for module in energy.modules():
-        modules.append((module, module.training))
-        parameters += [(p, p.requires_grad) for p in module._parameters.values() if p is not None]
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                buffers.append((module, name, buffer, buffer.detach().clone(), buffer._version))
+    modules = [(m, m.training) for m in energy.modules()]
+    parameters = [(p, p.requires_grad) for m, _ in modules for p in m._parameters.values() if p is not None]
+    held = [(m, name, b) for m, _ in modules for name, b in m._buffers.items() if b is not None]
+    buffers = [(m, name, b, b.detach().clone(), b._version) for m, name, b in held]
     try:
-        for module, training in modules:
-            if training:
-                module.training = False
+        for module, _ in modules:
+            vars(module)["training"] = False  # nn.Module.__setattr__ would take most of the time of this function
         for parameter, _ in parameters:
             parameter.requires_grad = False
         yield
     finally:
         for module, training in modules:
-            if module.training is not training:
-                module.training = training
+            vars(module)["training"] = training
         for parameter, requires_grad in parameters:
             parameter.requires_grad = requires_grad
         for owner, name, buffer, saved, version in buffers:

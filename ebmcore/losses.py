@@ -28,7 +28,7 @@ from ebmcore.samplers import (
     eager_transitions,
     finite_rows,
     new_chains,
-    quarantine,
+    run,
 )
 
 __all__ = ["BaseContrastiveDivergence", "BaseLoss"]
@@ -125,19 +125,11 @@ class BaseLoss(StrictKeywords, nn.Module, ABC):
             raise UsageError("compile() of a loss takes no options: for others, compile the energy yourself")
         self.transitions = CompiledTransitions()
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "step"] = torch.tensor(self.step)  # a tensor as checkpoints need, a number to those who read it
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.step)  # a tensor, as checkpoints need
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str], *rest: Any
-    ) -> None:
-        step = state_dict.pop(prefix + "step", None)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *rest)
-        if step is not None:
-            self.step = int(step)
-        elif strict:
-            missing_keys.append(prefix + "step")
+    def set_extra_state(self, state: Tensor) -> None:
+        self.step = int(state)
 
 
 class BaseContrastiveDivergence(BaseLoss):
@@ -191,13 +183,7 @@ class BaseContrastiveDivergence(BaseLoss):
     trains_more: ClassVar[bool] = False
 
     def __init__(
-        self,
-        energy: nn.Module,
-        sampler: Sampler,
-        k_steps: int = 1,
-        *,
-        energy_l2: float = 0.0,
-        joint_forward: bool = True,
+        self, energy: nn.Module, sampler: Sampler, k_steps: int = 1, *, energy_l2: float = 0.0, joint_forward: bool = True
     ) -> None:
         super().__init__()
         if not isinstance(energy, nn.Module):
@@ -242,14 +228,18 @@ class BaseContrastiveDivergence(BaseLoss):
     @property
     def device(self) -> torch.device:
         """Device of the energy."""
-        first = _first_tensor(self.energy)
-        return torch.device("cpu") if first is None else first.device
+        return self._parameter.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The floating-point type of the energy, and so of data and chains."""
-        first = _first_tensor(self.energy, floating=True)
-        return torch.get_default_dtype() if first is None else first.dtype
+        return self._parameter.dtype
+
+    @property
+    def _parameter(self) -> Tensor:
+        modules = self.energy.modules()
+        tensors = (t for m in modules for held in (m._parameters, m._buffers) for t in held.values() if t is not None)
+        return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
 
     def initial_distribution(self, shape: Sequence[int], x: Tensor | None = None) -> InitialDistribution:
         """Returns where chains of examples of ``shape`` start: the energy's own distribution, else a standard normal.
@@ -261,17 +251,19 @@ class BaseContrastiveDivergence(BaseLoss):
             return own
         return Normal(torch.zeros(tuple(shape), dtype=self.dtype, device=self.device))
 
-    def initialize_persistent_chain(self, shape: Sequence[int]) -> Tensor:
+    def initialize_persistent_chain(self, shape: Sequence[int], x: Tensor | None = None) -> Tensor:
         """Returns the live chains of ``shape`` (number of chains first), allocated from the initial distribution at first.
 
-        The same shape again returns the same tensor, in the loss's dtype and on its device; another shape re-initialises.
+        The same shape again returns the same tensor, in the loss's dtype and on its device; another shape re-initialises. Where
+        chains start from data, ``x`` is a batch.
         """
-        chains = self.chains
+        chains, dtype, device = self.chains, self.dtype, self.device
         if not chains.matches(shape):
             with self._rank_generator():
-                return self._allocate(tuple(shape), None)
-        chains.move_to(self.dtype, self.device)
-        chains.keep_local_shard()
+                initial = self.initial_distribution(shape[1:], x)
+                return chains.allocate(shape, initial, dtype=dtype, device=device, generator=self.generator)
+        chains.move_to(dtype, device)  # the energy may have been moved alone
+        chains.keep_local_shard()  # the process group may be younger than the chains
         return chains.tensors["x"]
 
     def draw_negatives(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -287,16 +279,15 @@ class BaseContrastiveDivergence(BaseLoss):
                 energy.observe_data(x, *args, **kwargs)  # type: ignore[operator]
             with self.negative_phase(), frozen(energy):
                 state = self.start_chains(x, *args, **kwargs)
-                state, totals = self.transitions(self.sampler, energy, state, self.k_steps, generator=self.generator)
-                state = quarantine(state)
+                state, info = run(
+                    self.sampler, energy, state, self.k_steps, generator=self.generator, transitions=self.transitions
+                )
                 self.keep_chains(state)
         self.negatives = state
-        if totals:
+        if info:
             finite = state.finite()
-            n = self.k_steps * finite.sum()
-            self.metrics |= {name: torch.where(finite, total, 0).sum() / n for name, total in totals.items()}
-        pred_x: Tensor = state.x
-        return pred_x
+            self.metrics |= {name: torch.where(finite, mean, 0).sum() / finite.sum() for name, mean in info.items()}
+        return state.x
 
     def negative_phase(self) -> AbstractContextManager[None]:
         """Context in which chains start and move; nothing unless a variant's negatives are those of another energy."""
@@ -361,13 +352,12 @@ class BaseContrastiveDivergence(BaseLoss):
         else:
             every = torch.ones(n, dtype=torch.bool, device=x.device)
             weights = torch.cat([_normalised(data_weights, every, energies.dtype, _NO_DATA), weights])
-        weighted = weights * energies
-        gap = weighted.sum()
-        energy_gap, energy_data = gap.detach(), weighted.detach().narrow(0, 0, n).sum()
+        gap = weights.dot(energies)
+        energy_data = weights[:n].dot(energies.detach()[:n])
         self.metrics |= {
             "energy_data": energy_data,
-            "energy_negatives": energy_data - energy_gap,
-            "energy_gap": energy_gap,
+            "energy_negatives": energy_data - gap.detach(),
+            "energy_gap": gap.detach(),
             "quarantined": finite.logical_not().sum(),
         }
         if not self.energy_l2:
@@ -390,35 +380,28 @@ class BaseContrastiveDivergence(BaseLoss):
     def _conditions_of_negatives(
         self, pred_x: Tensor, of_data: Mapping[str, Tensor], given: Mapping[str, Tensor] | None
     ) -> Mapping[str, Tensor]:
-        if given is None:
-            given = of_data
-            if of_data and self.persistent:
-                n = 0 if self.negatives is None else len(self.negatives)
-                if self.negatives is None or n != len(pred_x):
-                    raise UsageError(
-                        f"the conditions of these {len(pred_x)} negatives are unknown, as the last draw gave {n}: pass "
-                        "negative_conditions to energy_gap()"
-                    )
-                given = self.negatives.conditions
+        if given is None and of_data and self.persistent:
+            if self.negatives is None or len(self.negatives) != len(pred_x):
+                raise UsageError(
+                    f"these {len(pred_x)} negatives are not those of the last draw, so their conditions are unknown: pass "
+                    "negative_conditions to energy_gap()"
+                )
+            given = self.negatives.conditions
+        given = of_data if given is None else given
         if given.keys() != of_data.keys():
             raise UsageError(f"the data have the conditions {sorted(of_data)}, the negatives {sorted(given)}: pass the same")
         return name_conditions((), given, pred_x)  # one row for each negative, or an error that says so
 
-    def _rank_generator(self) -> AbstractContextManager[None]:
-        return _NOTHING if self.generator is not None or world_size() == 1 else self._generator_of_rank()
-
     @contextmanager
-    def _generator_of_rank(self) -> Iterator[None]:
-        seed = int(torch.randint(2**62, ()))  # equal on all ranks where their global seeds are
-        self.generator = stream_generator(seed, "chains", rank=rank(), device=self.device)
+    def _rank_generator(self) -> Iterator[None]:
+        own = self.generator
+        if own is None and world_size() > 1:
+            seed = int(torch.randint(2**62, ()))  # equal on all ranks where their global seeds are
+            self.generator = stream_generator(seed, "chains", rank=rank(), device=self.device)
         try:
             yield
         finally:
-            self.generator = None
-
-    def _allocate(self, shape: tuple[int, ...], x: Tensor | None) -> Tensor:
-        initial = self.initial_distribution(shape[1:], x)
-        return self.chains.allocate(shape, initial, dtype=self.dtype, device=self.device, generator=self.generator)
+            self.generator = own
 
     def _check_batch(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or x.ndim < 2 or not x.shape[0]:
@@ -437,25 +420,16 @@ class BaseContrastiveDivergence(BaseLoss):
 _NOTHING = nullcontext()
 
 
-def _first_tensor(energy: nn.Module, floating: bool = False) -> Tensor | None:
-    for module in energy.modules():
-        for tensors in (module._parameters, module._buffers):
-            for tensor in tensors.values():
-                if tensor is not None and (tensor.is_floating_point() or not floating):
-                    return tensor
-    return None
-
-
 def _normalised(weights: Tensor | None, counted: Tensor, dtype: torch.dtype, nothing_left: str) -> Tensor:
     """Returns weights that sum to 1, equal unless given, and 0 where not ``counted``."""
     if weights is None:
         weights = counted.to(dtype)
+    elif weights.shape != counted.shape:
+        raise UsageError(f"weights must be {tuple(counted.shape)}, one for each example, got {tuple(weights.shape)}")
     else:
-        if weights.shape != counted.shape:
-            raise UsageError(f"weights must be {tuple(counted.shape)}, one for each example, got {tuple(weights.shape)}")
         weights = torch.where(
             counted, weights.detach().double(), 0
-        )  # as annealed chains keep them: float32 may be too narrow
+        )  # float32 may be too narrow for those of annealed chains
         fit = (weights >= 0) & weights.isfinite()
         assert_async(fit.all(), UsageError("a weight is negative, NaN or infinite: weights must be finite and at least 0"))
     total = weights.sum()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, TypedDict
 
 import torch
@@ -106,33 +107,30 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
         """
         chains, conditions = self.chains, name_conditions(args, kwargs, x)
         shape = (self.n_chains, *x.shape[1:])
-        if chains.matches(shape):
-            if (x.dtype, x.device) != (chains.tensors["x"].dtype, chains.tensors["x"].device):
-                chains.move_to(self.dtype, self.device)  # the energy may have been moved alone
-            chains.keep_local_shard()  # the process group may be younger than the chains
-        elif chains.x is None:
-            self._allocate(shape, x)
-        else:
+        if chains.x is not None and not chains.matches(shape):
             raise UsageError(
                 f"the loss holds {len(chains)} chains of shape {tuple(chains.x.shape[1:])}, but {self.n_chains} of shape "
                 f"{tuple(x.shape[1:])} were asked for: initialize_persistent_chain({shape}) starts new ones"
             )
-        stored = chains.tensors["x"]
-        n = min(x.shape[0], stored.shape[0])
-        started = self.initial_distribution(x.shape[1:], x).sample(n, generator=self.generator)
-        fresh = self.new_chains(started.to(x), {name: t[:n] for name, t in conditions.items()})
+        stored = self.initialize_persistent_chain(shape, x)
+        like = self.new_chains(x[:1], {name: t[:1] for name, t in conditions.items()})
         if chains.conditions and chains.conditions.keys() != conditions.keys():
             raise UsageError(
                 f"the chains have the conditions {sorted(chains.conditions)}, the data {sorted(conditions)}: name them as in the "
                 "first call, or initialize_persistent_chain() for new chains"
             )
-        if chains.missing(fresh):
+        if like.tensors().keys() - chains.tensors.keys():
             # First use: every chain takes over conditions in turn, and gets whatever else its sampler carries.
             turn = torch.arange(len(stored), device=x.device) % len(x)
             known = {name: t[turn] for name, t in conditions.items()} | chains.conditions
             chains.fill_missing(self.new_chains(stored, known))
-        state, self.slots = chains.draw(fresh, restart_prob=self.restart_prob, generator=self.generator)
+        n, start = min(x.shape[0], stored.shape[0]), partial(self._start, x, conditions)
+        state, self.slots = chains.draw(like, n, start, restart_prob=self.restart_prob, generator=self.generator)
         return self.sampler.refresh(condition(self.energy, state.conditions), state)
+
+    def _start(self, x: Tensor, conditions: Mapping[str, Tensor], n: int) -> ChainState:
+        started = self.initial_distribution(x.shape[1:], x).sample(n, generator=self.generator)
+        return self.new_chains(started.to(x), {name: t[:n] for name, t in conditions.items()})
 
     def keep_chains(self, state: ChainState) -> None:
         """Writes the chains back into the slots that they were drawn from."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -64,14 +65,8 @@ class ChainState:
 
     def finite(self) -> Tensor:
         """Returns ``(N,)`` bool: which chains hold no NaN and no infinity, their conditions aside."""
-        finite = [finite_rows(t) for t in self._moving().values()]
-        if not finite:
-            return torch.ones(len(self), dtype=torch.bool, device=self.x.device)
-        return finite[0] if len(finite) == 1 else torch.stack(finite).all(0)
-
-    def _moving(self) -> dict[str, Tensor]:
-        # A condition stays what it was given as, such as a mask of minus infinity.
-        return {n: t for n, t in self.tensors().items() if t.is_floating_point() and not n.startswith(CONDITION)}
+        moving = [t for n, t in self.tensors().items() if t.is_floating_point() and not n.startswith(CONDITION)]
+        return reduce(torch.logical_and, map(finite_rows, moving or [self.x]))
 
 
 def conditions_among(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -81,8 +76,6 @@ def conditions_among(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def finite_rows(t: Tensor) -> Tensor:
     """Returns ``(N,)`` bool: which rows of ``t`` ``(N, ...)`` hold no NaN and no infinity."""
-    if not t.numel():
-        return torch.ones(len(t), dtype=torch.bool, device=t.device)
     zeros = t - t  # NaN where t is not finite
     return (zeros.sum(tuple(range(1, t.ndim))) if t.ndim > 1 else zeros).logical_not()
 
@@ -205,12 +198,8 @@ def eager_transitions(
     for _ in range(n_steps):
         state, info = sampler.step(energy, state, generator=generator)
         _add(totals, info)
-    tensors = state.tensors()
-    if any(t.requires_grad for t in tensors.values()):
-        state = state.with_tensors({name: t.detach() for name, t in tensors.items()})
-    if state.conditions is not conditions:
-        state = replace(state, conditions=conditions)
-    return state, {name: total.detach() for name, total in totals.items()}
+    state = state.with_tensors({name: t.detach() for name, t in state.tensors().items()})
+    return replace(state, conditions=conditions), {name: total.detach() for name, total in totals.items()}
 
 
 def run(
@@ -255,10 +244,9 @@ def run(
         raise ValueError(f"n_steps must be at least 1, got {n_steps}")
     totals: dict[str, Tensor] = {}
     with frozen(energy), torch.no_grad():
-        if not observers:
-            state, totals = transitions(sampler, energy, state, n_steps, generator=generator)
-        for i in range(n_steps if observers else 0):
-            state, info = transitions(sampler, energy, state, 1, generator=generator)
+        together = 1 if observers else n_steps
+        for i in range(0, n_steps, together):
+            state, info = transitions(sampler, energy, state, together, generator=generator)
             _add(totals, info)
             for observe in observers:
                 observe(i, state, info)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
+
 import pytest
 import torch
 
@@ -9,6 +12,7 @@ from ebmcore.chains import PersistentChains
 from ebmcore.distributions import Normal
 from ebmcore.errors import EbmcoreError, UsageError
 from ebmcore.samplers import ChainState
+from ebmcore.testing.instruments import Synchronisations
 
 
 def store(n_chains=100, dim=2, **kwargs):
@@ -21,22 +25,26 @@ def fresh(n=64, dim=2, value=0.0):
     return ChainState(torch.full((n, dim), value))
 
 
+def draw(chains, n, start=fresh, **options):
+    return chains.draw(start(1), n, start, **options)
+
+
 def test_updates_lose_no_chain():
     """Ten thousand draws of 64 of 100 chains leave each chain with its id and position."""
     chains = store()
     before = {int(i): x.clone() for i, x in zip(chains.ids, chains.x, strict=True)}
     generator = torch.Generator().manual_seed(1)
     for _ in range(10_000):
-        chains.write(*chains.draw(fresh(), generator=generator))
+        chains.write(*draw(chains, 64, generator=generator))
     assert sorted(chains.ids.tolist()) == list(range(100))
     assert all(torch.equal(before[int(i)], x) for i, x in zip(chains.ids, chains.x, strict=True))
 
 
 def test_id_and_age_follow_the_chain():
-    """What is written back reaches the slot of the chain's id, whatever number the slot has."""
+    """What is written back reaches the slot of the chain's id, not that of this number."""
     chains = store(10)
     chains.tensors["id"].copy_(torch.arange(10).flip(0))  # not the slot's number
-    moved, slots = chains.draw(fresh(10))
+    moved, slots = draw(chains, 10)
     before = chains.x.clone()
     chains.write(ChainState(moved.x + chains.ids[slots.index, None]), slots)
     assert torch.equal(chains.ids, torch.arange(10).flip(0))
@@ -51,7 +59,7 @@ def test_draw_without_replacement():
     generator = torch.Generator().manual_seed(0)
     seen = torch.zeros(100)
     for _ in range(200):
-        drawn = chains.draw(fresh(64), generator=generator)[0].x[:, 0].long()
+        drawn = draw(chains, 64, generator=generator)[0].x[:, 0].long()
         assert len(drawn.unique()) == 64
         seen[drawn] += 1
     # 200 draws of 64 of 100: mean 128, standard deviation 6.8; all slots alike.
@@ -65,7 +73,7 @@ def test_restarts_are_fresh_samples():
     initial = Normal(torch.tensor([3.0]), 2.0)
     generator = torch.Generator().manual_seed(0)
     state = ChainState(initial.sample(20_000, generator=generator))
-    drawn, _ = chains.draw(state, restart_prob=0.25, generator=generator)
+    drawn, _ = draw(chains, 20_000, lambda n: ChainState(state.x[:n]), restart_prob=0.25, generator=generator)
     restarted = (drawn.x == state.x).squeeze(1)
     assert restarted.double().mean().item() == pytest.approx(0.25, abs=0.012)  # 4 standard errors
     assert drawn.x[restarted].mean().item() == pytest.approx(3.0, abs=0.12)
@@ -76,22 +84,39 @@ def test_restarts_are_fresh_samples():
 def test_restarts_reset_age_not_id():
     chains = store(10)
     for _ in range(3):
-        chains.write(*chains.draw(fresh(10)))
-    chains.write(*chains.draw(fresh(10), restart_prob=1.0))
+        chains.write(*draw(chains, 10))
+    chains.write(*draw(chains, 10, restart_prob=1.0))
     assert chains.ages.tolist() == [1] * 10
     assert sorted(chains.ids.tolist()) == list(range(10))
 
 
-def test_a_lost_chain_restarts():
-    """A chain written back as NaN becomes the fresh one of its draw, with age 0."""
+@pytest.mark.parametrize("device", [nullcontext, Synchronisations], ids=["cpu", "as-on-an-accelerator"])
+def test_a_lost_chain_restarts(device):
+    """A chain written back as NaN becomes one of those that are started then, with age 0."""
     chains = store(10)
-    state, slots = chains.draw(fresh(10, value=7.0))
+    state, slots = draw(chains, 10, partial(fresh, value=7.0))
     lost = torch.arange(10) == 3
     slot = slots.index[3]
-    chains.write(ChainState(state.x.masked_fill(lost[:, None], torch.nan)), slots)
+    with device():
+        chains.write(ChainState(state.x.masked_fill(lost[:, None], torch.nan)), slots)
     assert chains.x.isfinite().all()
     assert chains.x[slot].tolist() == [7.0, 7.0]
     assert chains.ages[slot] == 0
+
+
+def test_no_chain_is_started_in_vain():
+    """On a CPU new chains are made for a restart or a lost chain only: a sampler may evaluate the energy for each."""
+    chains, started = store(10), []
+
+    def start(n):
+        started.append(n)
+        return fresh(n)
+
+    state, slots = chains.draw(fresh(1), 10, start)
+    chains.write(state, slots)
+    assert started == []
+    chains.write(ChainState(state.x.index_fill(0, torch.tensor(3), torch.inf)), slots)
+    assert started == [10]
 
 
 def test_labels_follow_their_chain():
@@ -100,10 +125,13 @@ def test_labels_follow_their_chain():
     labels = torch.arange(50)
     chains.fill_missing(ChainState(chains.x, conditions={"0": labels}))
     tagged = chains.x.clone()
+
+    def labelled(n):
+        return ChainState(torch.zeros(n, 2), conditions={"0": torch.zeros(n).long()})
+
     generator = torch.Generator().manual_seed(0)
     for _ in range(100):
-        start = ChainState(torch.zeros(16, 2), conditions={"0": torch.zeros(16).long()})
-        state, slots = chains.draw(start, generator=generator)
+        state, slots = draw(chains, 16, labelled, generator=generator)
         assert torch.equal(state.x, tagged[state.conditions["0"]])
         chains.write(state, slots)
     assert sorted(chains.conditions["0"].tolist()) == list(range(50))
@@ -114,7 +142,7 @@ def test_a_drawn_state_is_a_copy(n):
     """Writing into what was drawn changes nothing in the store."""
     chains = store(10)
     before = chains.x.clone()
-    chains.draw(fresh(n))[0].x.fill_(9.0)
+    draw(chains, n)[0].x.fill_(9.0)
     assert torch.equal(chains.x, before)
 
 
@@ -122,7 +150,7 @@ def test_a_full_draw_is_in_order():
     """All chains are drawn in the order of their slots, and no random number is used for it."""
     chains, generator = store(10), torch.Generator().manual_seed(0)
     before = generator.get_state()
-    state, slots = chains.draw(fresh(10), generator=generator)
+    state, slots = draw(chains, 10, generator=generator)
     assert torch.equal(state.x, chains.x)
     assert slots.index.tolist() == list(range(10))
     assert torch.equal(before, generator.get_state())
@@ -131,7 +159,7 @@ def test_a_full_draw_is_in_order():
 def test_draw_returns_its_slots():
     """``slots.index`` says, row by row, in which slot of the store a drawn chain lives."""
     chains = store(10)
-    state, slots = chains.draw(fresh(4), generator=torch.Generator().manual_seed(0))
+    state, slots = draw(chains, 4, generator=torch.Generator().manual_seed(0))
     assert slots.index.dtype == torch.int64
     assert slots.index.tolist() != sorted(slots.index.tolist())
     assert torch.equal(state.x, chains.x[slots.index])
@@ -148,12 +176,12 @@ def test_the_live_tensor_stays():
     chains = store(10)
     live, pointer = chains.x, chains.x.data_ptr()
     for n in (10, 4, 10):
-        state, slots = chains.draw(fresh(n))
+        state, slots = draw(chains, n)
         chains.write(ChainState(state.x + 1), slots)
     chains.resample(torch.arange(10.0))
     assert chains.x is chains.tensors["x"] is live
     assert live.data_ptr() == pointer
-    assert torch.equal(live, chains.draw(fresh(10))[0].x)
+    assert torch.equal(live, draw(chains, 10)[0].x)
 
 
 def test_visits_change_no_value():
@@ -161,13 +189,13 @@ def test_visits_change_no_value():
     chains = PersistentChains()
     chains.allocate((10, 4), Normal(torch.full((4,), 0.95), 0.0))
     for _ in range(20):
-        chains.write(*chains.draw(ChainState(torch.zeros(10, 4))))
+        chains.write(*draw(chains, 10, partial(fresh, dim=4)))
     assert chains.x.dtype == torch.float32
     assert chains.x.mean().item() == pytest.approx(0.95, abs=1e-6)
 
 
 def test_allocate_casts_to_the_dtype():
-    """Whatever dtype the initial distribution gives."""
+    """Chains have the dtype that is asked for, not that of the initial distribution."""
     chains = PersistentChains()
     assert chains.allocate((10, 2), Normal(torch.zeros(2).double()), dtype=torch.float32).dtype == torch.float32
 
@@ -183,7 +211,7 @@ def test_chains_share_no_initial_tensor():
 
     chains, initial = PersistentChains(), Own()
     chains.allocate((10, 2), initial)
-    state, slots = chains.draw(fresh(10))
+    state, slots = draw(chains, 10)
     chains.write(ChainState(state.x + 1), slots)
     assert torch.equal(initial.x, torch.zeros(10, 2))
 
@@ -201,7 +229,7 @@ def test_a_fresh_store_loads_a_used_one():
     """Every tensor, conditions included, by a strict load."""
     used = store(10)
     used.fill_missing(ChainState(used.x, conditions={"label": torch.arange(10)}))
-    used.write(*used.draw(ChainState(torch.zeros(4, 2), conditions={"label": torch.zeros(4).long()})))
+    used.write(*draw(used, 4, lambda n: ChainState(torch.zeros(n, 2), conditions={"label": torch.zeros(n).long()})))
     loaded = PersistentChains()
     assert loaded.load_state_dict(used.state_dict()).missing_keys == []
     assert len(loaded) == 10
@@ -246,12 +274,12 @@ def test_chains_are_no_buffers():
 
 def test_draw_refuses_too_many():
     with pytest.raises(UsageError, match="cannot draw 64 different chains from 10"):
-        store(10).draw(fresh(64))
+        draw(store(10), 64)
 
 
 def test_write_needs_every_drawn_chain():
     chains = store(10)
-    _, slots = chains.draw(fresh(10))
+    _, slots = draw(chains, 10)
     with pytest.raises(UsageError, match="10 chains were drawn, but 9 are to be written"):
         chains.write(fresh(9), slots)
 
@@ -259,7 +287,7 @@ def test_write_needs_every_drawn_chain():
 def test_draw_refuses_another_samplers_state():
     """A state with a tensor that the store does not hold."""
     with pytest.raises(UsageError, match="another sampler"):
-        store(10).draw(ChainState(torch.zeros(4, 2), conditions={"0": torch.zeros(4)}))
+        draw(store(10), 4, lambda n: ChainState(torch.zeros(n, 2), conditions={"0": torch.zeros(n)}))
 
 
 @pytest.mark.parametrize("shape", [(0, 2), ()])
@@ -289,10 +317,8 @@ def test_move_to_keeps_float64_tensors():
 def test_draw_refuses_another_shape():
     """The message names the tensor and both shapes."""
     chains = store(4)
-    with pytest.raises(
-        UsageError, match=r"the sampler's state has x of shape \(3,\) for each chain, the store holds the shape \(2,\)"
-    ):
-        chains.draw(fresh(2, dim=3))
+    with pytest.raises(UsageError, match=r"the sampler's state has x of shape \(3,\) for each chain, the store does not"):
+        draw(chains, 2, partial(fresh, dim=3))
 
 
 def test_allocate_refuses_inference_mode():

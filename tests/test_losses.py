@@ -101,10 +101,10 @@ def test_compile_hands_on_compiled_transitions():
 
 
 def test_the_step_is_part_of_the_state():
-    """A tensor ``"step"`` in ``state_dict()``; loaded, it is a number again."""
+    """A tensor in ``state_dict()``; loaded, it is a number again."""
     used, fresh = ScoreMatching(Quadratic()), ScoreMatching(Quadratic())
     used.step = 7
-    assert torch.equal(used.state_dict()["step"], torch.tensor(7))
+    assert torch.equal(used.state_dict()["_extra_state"], torch.tensor(7))
     fresh.load_state_dict(used.state_dict())
     assert fresh.step == 7
     assert type(fresh.step) is int
@@ -115,15 +115,15 @@ def test_a_state_without_step_is_incomplete():
     loss = ScoreMatching(Quadratic())
     state = loss.state_dict()
     loss.step = 7
-    del state["step"]
-    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "step"'):
+    del state["_extra_state"]
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "_extra_state"'):
         loss.load_state_dict(state)
-    assert loss.load_state_dict(state, strict=False).missing_keys == ["step"]
+    assert loss.load_state_dict(state, strict=False).missing_keys == ["_extra_state"]
     assert loss.step == 7
 
 
 def test_a_wrapped_losss_step_is_loaded():
-    """As in `DistributedDataParallel`, where its key is ``"module.step"``."""
+    """As in `DistributedDataParallel`, where its key is ``"module._extra_state"``."""
     used, fresh = (nn.ModuleDict({"module": ScoreMatching(Quadratic())}) for _ in range(2))
     used["module"].step = 7
     fresh.load_state_dict(used.state_dict())
@@ -326,7 +326,7 @@ def test_weights_have_no_scale(name):
 
 
 def test_weight_zero_leaves_out():
-    """An example of weight 0 has no influence on the gradient, whatever its energy."""
+    """An example of weight 0 has no influence on the gradient, at any energy."""
     energy, x, pred_x = network(), noise(6, 4), noise(9, 4, seed=1)
     loss = Data(energy, Identity())
     some, others = torch.arange(6) != 2, torch.arange(9) < 5
@@ -471,7 +471,7 @@ def test_both_halves_share_one_mode():
 
 
 def test_a_joint_forward_shares_batch_statistics():
-    """Negatives equal to the data give no gap, whatever the statistics of the batch, which count one forward."""
+    """Negatives equal to the data give no gap under any statistics of the batch, which count one forward."""
     torch.manual_seed(0)
     energy = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout(0.0), nn.Linear(2, 1), nn.Flatten(0)).train()
     loss, _ = Data(energy, Identity())(torch.randn(16, 2) + 5)

@@ -130,7 +130,9 @@ def summary(error: Exception) -> str:
 
 def compile_with_inductor(module: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
     """Compiles a graph for inputs like these. It is called without torch's own guards: a `Guard` says when it fits."""
-    return torch._inductor.compile(copy.deepcopy(module), list(inputs))  # type: ignore[no-any-return]
+    # What calls the kernels is C++ too: a Langevin step of an MLP 2-128-128-1 with 64 chains takes 0.95 of the time.
+    options = {"cpp_wrapper": all(t.device.type == "cpu" for t in inputs)}
+    return torch._inductor.compile(copy.deepcopy(module), list(inputs), options)  # type: ignore[no-any-return]
 
 
 def _by_columns(weight: Tensor) -> Tensor:
@@ -160,10 +162,10 @@ def _narrow_addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha:
 _DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {aten.mm.default: _narrow_mm, aten.addmm.default: _narrow_addmm}
 
 
-def _fill(fill: str, like: Tensor, *, generator: torch.Generator | None) -> Tensor:
+def _filling(fill: str, like: Tensor) -> Callable[..., Tensor]:
     # As torch fills a tensor like another: in the order in which it lies in memory.
-    numbers = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
-    return getattr(numbers, fill)(generator=generator)  # type: ignore[no-any-return]
+    empty = partial(torch.empty_strided, like.shape, like.stride(), dtype=like.dtype, device=like.device)
+    return lambda *, generator: getattr(empty(), fill)(generator=generator)
 
 
 _NORMAL, _UNIFORM = (aten.randn, aten.randn_like, aten.normal), (aten.rand, aten.rand_like)
@@ -183,7 +185,7 @@ def _lift_random_numbers(module: torch.fx.GraphModule, n_drawn: int) -> list[Cal
         of_moments = function is aten.normal and bool(node.all_input_nodes)
         filled = function in _FILL and not node.target._schema.is_mutable
         if filled and (function is not aten.normal or (of_moments and len(node.args) == 2)):
-            draws.append(partial(_fill, _FILL[function], value))
+            draws.append(_filling(_FILL[function], value))
         elif not node.all_input_nodes:
             draws.append(partial(function, *node.args, **{k: v for k, v in node.kwargs.items() if v is not None}))
         else:
@@ -191,6 +193,7 @@ def _lift_random_numbers(module: torch.fx.GraphModule, n_drawn: int) -> list[Cal
             raise CannotCompileError(f"{reason}: draw by torch.rand or torch.randn and transform the numbers")
         with graph.inserting_after(last_input):
             noise = last_input = graph.placeholder(f"noise_{i}")
+            noise.meta["val"] = value
         if of_moments:
             mean, std = node.args
             with graph.inserting_before(node):
@@ -202,8 +205,12 @@ def _lift_random_numbers(module: torch.fx.GraphModule, n_drawn: int) -> list[Cal
     return draws
 
 
+# Its gradient computes the sigmoid again; shared, a Langevin step of an MLP 2-128-128-1 takes 0.95 of the time at any size.
+_SILU = (nn.functional.silu, torch._C._nn.silu)
+
+
 class _Tracing(TorchFunctionMode):
-    """Counts the calls that draw from the steps' generator, and lets a tensor stand for ``alpha`` in ``add(x, y, alpha=t)``."""
+    """Counts the calls that draw from the steps' generator, and writes two functions in a form that suits a graph."""
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
@@ -215,9 +222,11 @@ class _Tracing(TorchFunctionMode):
         if kwargs.get("generator") is self.generator:
             del kwargs["generator"]  # no graph holds one
             self.n_drawn += 1
-        if isinstance(kwargs.get("alpha"), Tensor):
+        if isinstance(kwargs.get("alpha"), Tensor):  # of add(x, y, alpha=t), which takes numbers only
             first, second, *rest = args
             args = (first, kwargs.pop("alpha") * second, *rest)
+        if function in _SILU and len(args) == 1 and not any(kwargs.values()) and args[0].dtype.itemsize >= 4:
+            return args[0] * args[0].sigmoid()
         return function(*args, **kwargs)
 
 

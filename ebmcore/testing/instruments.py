@@ -1,4 +1,4 @@
-"""What the checks measure with: traces on an energy, synchronisations, memory, randomness."""
+"""Instruments of the checks: traces on an energy, synchronisations, memory, randomness."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Trace:
 
     @classmethod
     def of(cls, module: nn.Module) -> Trace:
-        """What it is now."""
+        """Record the current state."""
         return cls(
             {name: t.detach().clone() for name, t in (*module.named_parameters(), *module.named_buffers())},
             {name or "the energy": m.training for name, m in module.named_modules()},
@@ -36,7 +36,7 @@ class Trace:
         )
 
     def changes(self, module: nn.Module, ignore: Sequence[str] = ()) -> list[str]:
-        """What of ``module`` is no longer as it was, in words."""
+        """Describe what has changed in ``module``."""
         now = Trace.of(module)
         changed = [f"{n} changed" for n, t in self.tensors.items() if not _same(t, now.tensors.get(n))]
         changed += [
@@ -130,7 +130,7 @@ _SPOKEN = {"_local_scalar_dense": ".item() or bool(), int(), float() of a tensor
 
 
 class _Reads(TorchFunctionMode):
-    """What never reaches the dispatcher on the CPU, and would wait elsewhere."""
+    """Notes reads that never reach the dispatcher on the CPU, but wait for the device elsewhere."""
 
     def __init__(self, found: list[str]) -> None:
         super().__init__()
@@ -140,6 +140,8 @@ class _Reads(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if func == Tensor.is_cpu.__get__:  # type: ignore[attr-defined]
+            return False  # what is read on a CPU alone makes no accelerator wait
         name = getattr(func, "__name__", "")
         if name in ("tolist", "numpy", "__array__", "cpu", "allclose", "bincount"):
             self._found.append(f".{name}()")
@@ -173,7 +175,7 @@ class Storages(TorchDispatchMode):
         return out
 
     def living(self) -> int:
-        """Bytes of those that still exist."""
+        """Bytes of the storages that still exist."""
         self._seen = {key: (ref, size) for key, (ref, size) in self._seen.items() if not ref.expired()}
         return sum(size for _, size in self._seen.values())
 

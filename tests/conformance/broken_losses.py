@@ -114,7 +114,7 @@ class BatchStatistics(CD):
 
 
 class Unfrozen(CD):
-    """Sets all flags afterwards, whatever they were."""
+    """Sets all flags afterwards, also those that were not set."""
 
     def forward(self, x, *args, **kwargs):
         result = super().forward(x, *args, **kwargs)
@@ -156,7 +156,7 @@ class MovesTheBatch(CD):
 
 
 class OneTransition(CD):
-    """One transition, whatever k_steps says."""
+    """Makes one transition for any k_steps."""
 
     def draw_negatives(self, x, *args, **kwargs):
         k, self.k_steps = self.k_steps, 1
@@ -467,7 +467,7 @@ class LosesChains(PCD):
 
 
 class KeepsNaN(PCD):
-    """Keeps chains that have left the finite numbers."""
+    """Keeps chains that are NaN or infinite."""
 
     def keep_chains(self, state):
         slots = self.slots.index
@@ -639,7 +639,7 @@ class Origin(PCD):
 
 
 class NormalStart(PCD):
-    """Chains start at normal noise, whatever the energy says."""
+    """Starts chains at normal noise for every energy."""
 
     def initial_distribution(self, shape, x=None):
         return Draws(lambda n, generator: torch.randn(n, *shape, generator=generator))
@@ -765,13 +765,13 @@ class MetricsReplaced(CD):
 
 
 class StepLost(CD):
-    """Saves no step."""
+    """Saves something else in the place of the step."""
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        nn.Module._save_to_state_dict(self, destination, prefix, keep_vars)
+    def get_extra_state(self):
+        return torch.zeros(3)
 
-    def _load_from_state_dict(self, *args):
-        nn.Module._load_from_state_dict(self, *args)
+    def set_extra_state(self, state):
+        pass
 
 
 class HalfEnergies(CD):
@@ -812,7 +812,7 @@ class Unnormalised(CD):
 
 
 class OwnConditions(CD):
-    """Scores negatives under the conditions of the data, whatever it is given."""
+    """Scores negatives under the conditions of the data, never under those given."""
 
     def energy_gap(self, x, pred_x, *args, negative_conditions=None, **kwargs):
         return super().energy_gap(x, pred_x, *args, **kwargs)

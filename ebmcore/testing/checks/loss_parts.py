@@ -1,4 +1,4 @@
-"""What the base gives every loss: parts, steps, metrics, energies, weights and compilation, kept as the contract says."""
+"""Rules for the base of every loss: parts, steps, metrics, energies, weights and compilation, kept as the contract says."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def check_what_it_declares_is_known(case: LossCase) -> None:
 
 @check(since="0.1")
 def check_every_parameter_is_in_one_group(case: LossCase) -> None:
-    """parameter_groups() holds each parameter that is trained exactly once, and none that is not the loss's."""
+    """parameter_groups() holds each parameter that is trained exactly once, and no parameter of another module."""
     loss = case.make()
     names = {id(p): name for name, p in loss.named_parameters()}
     counts = Counter(id(p) for group in loss.parameter_groups() for p in group["params"])
     strange = sum(key not in names for key in counts)
-    expect(not strange, f"{strange} parameters of the groups are none of the loss's")
+    expect(not strange, f"{strange} parameters of the groups do not belong to the loss")
     twice = [names[key] for key, n in counts.items() if n > 1]
     expect(not twice, f"{', '.join(twice)} are in several groups")
     left = [name for name, p in loss.named_parameters() if p.requires_grad and id(p) not in counts]
@@ -61,7 +61,7 @@ def check_it_trains_after_compile(case: LossCase) -> None:
 
 @check(since="0.1")
 def check_metrics_of_the_whole_call_are_kept(case: LossCase) -> None:
-    """What is written into metrics while chains start, are kept or are scored is there when the call has ended."""
+    """Metrics written while chains start, are kept or are scored are still there when the call has ended."""
     loss, written = case.make(), set()
 
     def write(name: str) -> None:
@@ -93,10 +93,9 @@ def check_the_step_is_part_of_the_state(case: LossCase) -> None:
     """The number of the training step is in state_dict(), and loading sets it."""
     used, fresh = case.make(), case.make()
     used.step = 7
-    state = copy.deepcopy(used.state_dict())
-    expect("step" in state, "state_dict() does not hold the step: call the base's methods that save and load")
-    fresh.load_state_dict(state)
-    expect(int(fresh.step) == 7, f"after loading a loss at step 7 the step is {fresh.step}")
+    fresh.load_state_dict(copy.deepcopy(used.state_dict()))
+    hint = "call the base's methods that save and load"
+    expect(fresh.step == 7, f"after loading the state of a loss at step 7 the step is {fresh.step}: {hint}")
 
 
 @check(ANY_SHAPE, since="0.1")
@@ -166,7 +165,7 @@ def _expect_one_loss(loss: Any, x: Tensor, pred_x: Tensor, labels: tuple[Tensor,
 
 @check(ON_CD_BASE, ANY_SHAPE, since="0.1")
 def check_weights_of_the_energy_gap_are_weights(case: LossCase) -> None:
-    """energy_gap with weights is the difference of weighted means; their scale does not matter, and weight 0 leaves out."""
+    """energy_gap with weights is the difference of weighted means; their scale does not matter, and weight 0 leaves a row out."""
     energy = case.energy(4).double()
     loss = case.make(energy, Identity()).double()
     x, pred_x = case.start(6).double(), case.start(9, seed=2).double()
