@@ -29,7 +29,7 @@ BOUNDS: list[tuple[int, str, str, dict[str, float]]] = [
 
 
 def bounds(rows: list[dict[str, Any]]) -> list[str]:
-    """Which bounds hold, by medians of ratios to the floor or the quotient of two systems' to the hand-written loop."""
+    """Check the bounds, by medians of ratios to the floor or the quotient of two systems' to the hand-written loop."""
     names = list(dict.fromkeys(row["workload"] for row in rows))
     at = {(row["workload"], row["size"], row["system"]): row for row in rows}
     lines = []
@@ -85,7 +85,7 @@ def plot(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """What stands between the page's two marks is replaced; the bounds are printed."""
+    """Replace the text between the page's two marks, and print the bounds."""
     results = {path.stem.removeprefix("threads-"): json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
     for n, found in results.items():
         print(f"threads: {n}", *bounds(found["rows"]), sep="\n")

@@ -1,4 +1,4 @@
-"""Time of ebmcore beside its floor, the usual hand-written loop and other libraries. Run by ``make bench``.
+"""Time of ebmcore compared with its floor, the usual hand-written loop and other libraries. Run by ``make bench``.
 
 Every unit of work is timed in rounds in which all systems take turns; a figure is the median of the ratios to the hand-written
 loop within a round, with its quartiles. Dispatches are counts of ATen operators in a unit, which repeat exactly.
@@ -53,7 +53,7 @@ class Dispatches(TorchDispatchMode):
 
 
 def systems(names: list[str]) -> dict[str, ModuleType]:
-    """Those of ``names`` that are installed."""
+    """The systems among ``names`` that are installed."""
     found = {}
     for name in names:
         try:
@@ -114,7 +114,7 @@ def checked(workload: Workload, found: dict[str, ModuleType]) -> dict[str, Modul
         if getattr(system, "CHECKED", True):
             error = wrong(workload.check, system)
             if error:
-                print(f"{workload.name}: {name} is not measured, for its result is wrong: {error}")
+                print(f"{workload.name}: {name} is not measured, because its result is wrong: {error}")
                 continue
         right[name] = system
     return right
@@ -122,7 +122,7 @@ def checked(workload: Workload, found: dict[str, ModuleType]) -> dict[str, Modul
 
 @cache
 def wrong(check: Callable[[ModuleType], None], system: ModuleType) -> str:
-    """What a check says of a system; nothing if it holds."""
+    """Message of the check of a system; empty if it holds."""
     try:
         check(system)
     except AssertionError as error:
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--only", help="workloads whose name contains this")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if hasattr(os, "sched_setaffinity"):  # before JAX counts them for threads of its own
+    if hasattr(os, "sched_setaffinity"):  # before JAX counts them for its own threads
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     warnings.simplefilter("ignore")  # of the libraries under test
     found = systems(list(SYSTEMS[:3] if options.quick else SYSTEMS))

@@ -1,6 +1,6 @@
-"""What starting costs: imports, listings with the installed plugins alone and beside 300 generated ones, a first loss.
+"""Cost of starting: imports, listings with the installed plugins alone and with 300 generated ones, a first loss.
 
-Run by ``make bench``. Whole processes in turn, the start of Python included; figures are medians, the last one of ratios.
+Run by ``make bench``. It times whole processes in turn, with the start of Python; figures are medians, the last one of ratios.
 """
 
 from __future__ import annotations

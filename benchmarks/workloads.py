@@ -1,4 +1,4 @@
-"""What is measured: each workload makes a unit of work of a system, and checks the system's result before its time counts."""
+"""Workloads: each makes a unit of work of a system, and checks the system's result before its time counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bars and stripes: published likelihoods, and what each loss bears."""
+"""Bars and stripes: published likelihoods, and the learning rates that each loss tolerates."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def tempered_curve(seed: int) -> list[float]:
 
 
 def tempering(curves: dict[str, list[list[float]]]) -> list[Row]:
-    """What ten trials of each say: PTCD ends above PCD, at equal compute too; CD-1 rises and falls, PTCD does not fall."""
+    """Results of ten trials of each: PTCD ends above PCD, at equal compute too; CD-1 rises and falls, PTCD does not fall."""
     setting = "bars and stripes 4x4, 16 hidden units, rate 0.1, at the end"
     return [
         lead_of_ptcd(f"{setting}: PTCD - PCD-1", curves["ptcd"], curves["pcd"]),
@@ -176,7 +176,7 @@ def variants(lr: float) -> dict[str, list[float]]:
 
 
 def variant_rows(found: dict[float, dict[str, list[float]]]) -> list[Row]:
-    """PCD is ahead of CD-1 at the smaller rate; fast weights bear the larger one."""
+    """PCD is ahead of CD-1 at the smaller rate; FPCD is ahead of PCD at the larger one."""
     at = {(lr, loss): mean_and_error(values) for lr, of in found.items() for loss, values in of.items()}
 
     def told(lr: float) -> str:

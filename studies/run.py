@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def summary(rows: list[Row]) -> str:
-    """Which verdicts are not true, and what was not run."""
+    """Lists the verdicts that are not true and the studies that were not run."""
     wrong = [row.study for row in rows if row.verdict is False]
     missing = [row.study for row in rows if row.verdict is None]
     told = "not true: " + "; ".join(wrong) if wrong else f"every verdict{' on what was run' if missing else ''} is true"

@@ -1,4 +1,4 @@
-"""Closed forms: what contrastive divergence is the gradient of, and how fast its bias falls; annealed importance sampling."""
+"""Closed forms: the objectives whose gradient CD is, and how fast its bias falls; annealed importance sampling."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RandomSite(BaseSampler):
 
 
 def gradient(value: Tensor, energy: nn.Module) -> Gradient:
-    """With respect to all parameters."""
+    """Gradient with respect to all parameters."""
     return list(torch.autograd.grad(value, list(energy.parameters())))
 
 

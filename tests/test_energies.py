@@ -37,7 +37,7 @@ class Forwarding(nn.Module):
 
 
 class Standing(nn.Linear):
-    """Answers in place of another module, whatever is asked."""
+    """Answers for another module, for every attribute."""
 
     def __init__(self, energy):
         super().__init__(2, 1)

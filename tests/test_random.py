@@ -11,7 +11,7 @@ PINNED = 8809743251124126291  # stream_seed(0, "sampler", step=1, rank=2), compu
 
 
 def test_a_stream_is_a_pure_function():
-    """The same arguments give the same numbers, whatever was drawn in between; torch's global generator is left alone."""
+    """The same arguments give the same numbers, regardless of draws in between; torch's global generator is left alone."""
     before = torch.get_rng_state()
     first = torch.rand(5, generator=stream_generator(3, "sampler", step=7, rank=1))
     torch.rand(5, generator=stream_generator(4, "data"))

@@ -1,4 +1,4 @@
-"""The driver `run`, and `sample`: what they guarantee whatever the sampler does."""
+"""The driver `run`, and `sample`: what they guarantee for every sampler."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_flags_the_energy_sets_are_restored():
 
 
 def test_replaced_buffers_are_restored():
-    """A buffer that ``forward`` assigns anew has its old value after the run."""
+    """A buffer that ``forward`` replaces has its old value after the run."""
 
     class Counting(Quadratic):
         def __init__(self):

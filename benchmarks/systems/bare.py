@@ -1,6 +1,6 @@
 """The barest PCD-1 of an RBM: the fewest operators that learn, none of them to watch, restart or measure anything.
 
-Hidden units persist, which saves a product; everything is written in its place; the parameters move by the products themselves.
+Hidden units persist, which saves a product; everything is written in place; the parameters move by the products themselves.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ebmcore with its plugins, as it comes."""
+"""ebmcore with its plugins, not compiled."""
 
 from __future__ import annotations
 

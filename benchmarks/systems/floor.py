@@ -1,4 +1,4 @@
-"""The floor: what cannot be saved, and no more. It moves no chain, so there is nothing to check.
+"""The floor: only the work that cannot be saved. It moves no chain, so there is nothing to check.
 
 ``k`` bare calls of ``autograd.grad`` with frozen parameters and a ready tensor of ones, one training forward and backward of the
 concatenated batch with ready signs, and one fused Adam step. For an RBM, the five matrix products of PCD-1.

@@ -1,4 +1,4 @@
-"""The usual loop, as it stands in tutorials and papers' repositories."""
+"""The usual loop of tutorials and papers' repositories."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""learnergy: CD-1, for it has no persistent chains."""
+"""learnergy: CD-1, because it has no persistent chains."""
 
 from __future__ import annotations
 

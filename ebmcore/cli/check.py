@@ -21,7 +21,7 @@ def check(arguments: Sequence[str]) -> int:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="an option with which the component is made, e.g. directory=/data/mnist; may stand several times",
+        help="an option with which the component is made, e.g. directory=/data/mnist; may be given several times",
     )
     options = parser.parse_args(arguments)
     results = run_checks(options.name, options=_options(options.name, options.option))

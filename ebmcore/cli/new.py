@@ -42,7 +42,7 @@ _COMPONENT = {
 _CLASS = ("$kind.py", "$package/$kind.py", "$package.$kind:$cls")
 _LANGEVIN = "--sampler langevin --sampler.step_size 0.01"
 _EPOCH = "--epochs 1 --out runs/first"
-# What is done first with a component of each kind.
+# First command for a component of each kind.
 _FIRST = {
     "loss": f"train --energy mlp {_LANGEVIN} --loss $name --data two-moons {_EPOCH}",
     "other loss": f"train --energy mlp --loss $name --data two-moons {_EPOCH}",
@@ -101,7 +101,7 @@ def new(arguments: Sequence[str]) -> None:
     repository = _kernel_repository(options.directory or Path.cwd())
     directory = options.directory or (repository / "plugins" if repository else Path()) / distribution
     if directory.absolute() == Path.cwd():
-        raise UsageError("the current directory cannot be made anew: give --directory a path below it, or leave it out")
+        raise UsageError("the current directory cannot be replaced: give --directory a path below it, or leave it out")
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise UsageError(f"{directory} exists and is not an empty directory: choose another --directory")
     values = {
@@ -178,6 +178,6 @@ def _write(directory: Path, rendered: Mapping[Path, str]) -> None:
         for path, text in rendered.items():
             (temporary / path).parent.mkdir(parents=True, exist_ok=True)
             (temporary / path).write_text(text, encoding="utf-8")
-        os.replace(temporary, directory)  # an empty directory gives way
+        os.replace(temporary, directory)  # an empty directory is replaced
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

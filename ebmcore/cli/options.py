@@ -3,7 +3,7 @@
 ``--energy rbm --energy.hidden 64`` on the command line is ``energy: {name: rbm, hidden: 64}`` in a YAML file. The options of
 a component, their types and their help come from its own constructor, so a third-party plugin's appear by themselves.
 The optimizers of ``torch.optim`` are named in the same way: ``--optimizer adamw --optimizer.betas "[0.0, 0.999]"``.
-``--metric`` may stand several times, and ``--metric.OPTION`` belongs to the metric named before it; in a file they are a list.
+``--metric`` may be given several times, and ``--metric.OPTION`` belongs to the metric named before it; in a file they are a list.
 A schedule is the same text in both: ``--schedules.sampler.step_size "cosine(0.1, 0.01)"`` on the command line is
 ``schedules: {sampler.step_size: "cosine(0.1, 0.01)"}`` in a file.
 """
@@ -71,7 +71,7 @@ def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(P
     names = {part: merged.get(part, {}).get("name") for part in parts} | named
     if (
         "loss" in parts and not names["optimizer"] and not _asks_for_help(arguments)
-    ):  # the help shows options of what was named
+    ):  # the help shows the options of the named components
         names["optimizer"] = "adam"
         merged["optimizer"] = {"name": "adam"} | merged.get("optimizer", {})
     for part in parts:  # another component than the base's takes none of the base's options
@@ -162,7 +162,7 @@ def _split_off_metrics(arguments: Sequence[str], known: list[Config]) -> tuple[l
             if not value or value.startswith("-"):
                 raise UsageError("--metric needs the name of a metric: see 'ebmcore list metric'")
             if value in (options["name"] for options, _ in metrics):
-                raise UsageError(f"--metric {value} stands twice: name it once, with its options after it")
+                raise UsageError(f"--metric {value} is given twice: name it once, with its options after it")
             metrics.append((next((m for m in known if m["name"] == value), {"name": value}), []))
             continue
         if not metrics:
@@ -258,7 +258,7 @@ def _losses_without_sampler() -> str:
         try:
             if not host.load("loss", component.id).needs_sampler:
                 losses.append(component.name)
-        except EbmcoreError:  # a broken plugin keeps nobody from the help
+        except EbmcoreError:  # a broken plugin does not break the help
             continue
     return f" (a loss that takes none: {', '.join(losses)})" if losses else " (each installed loss needs one)"
 

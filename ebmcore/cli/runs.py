@@ -91,7 +91,7 @@ def load_run(run: Path) -> tuple[Config, Parts, int]:
 
 
 def check_plugins(run: Path) -> None:
-    """Find out first whether the plugins of a run are installed; see `ebmcore.training.check_installed`."""
+    """Check first that the plugins of a run are installed; see `ebmcore.training.check_installed`."""
     checkpoint = latest_checkpoint(run / "checkpoints")
     if checkpoint is not None:
         check_installed(read_info(checkpoint), checkpoint)
@@ -111,12 +111,12 @@ def run_config(run: Path) -> Config:
         except AmbiguousComponentError:
             config[part]["name"] = then.get(kind, {}).get("id") or config[part]["name"]
         except (EbmcoreError, KeyError, TypeError):
-            continue  # told when it is built
+            continue  # raises when it is built
     return config
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.writing")
     temporary.write_text(text)
@@ -143,7 +143,7 @@ def report(metric: str, result: dict[str, Any]) -> str:
 
 
 def measure(config: Config, metrics: Mapping[str, Any], parts: Parts, run: Path, step: int) -> None:
-    """Measure the energy with each metric; print the results and keep them beside the run."""
+    """Measure the energy with each metric; print the results and write them into the run's directory."""
     path = run / "evaluation.json"
     try:
         known = dict(json.loads(path.read_text())) if path.exists() else {}
@@ -157,7 +157,7 @@ def measure(config: Config, metrics: Mapping[str, Any], parts: Parts, run: Path,
 
 
 def results(config: Config, metric: Any, parts: Parts, energy: nn.Module) -> dict[str, Any]:
-    """What a metric finds; its randomness is a stream of its own."""
+    """Measure with one metric; its randomness is a stream of its own."""
     generator = stream_generator(config.get("seed", 0), "metric")
     try:
         found: dict[str, Any] = metric(energy, parts.data, sampler=parts.sampler, generator=generator)

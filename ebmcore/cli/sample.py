@@ -71,7 +71,7 @@ def sample(arguments: Sequence[str]) -> None:
 
 
 def _initial_distribution(parts: Parts) -> InitialDistribution:
-    """Where the loss starts its chains; for a loss that has none, the energy's own distribution or a standard normal."""
+    """Distribution that starts the chains; for a loss without one, the energy's own distribution or a standard normal."""
     import torch
 
     from ebmcore.distributions import Normal

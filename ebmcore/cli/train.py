@@ -46,7 +46,7 @@ def train(arguments: Sequence[str]) -> None:
         if changed:
             raise UsageError(f"a resumed run keeps its {', '.join(changed)}: start another run to change that")
     parts = build(config)
-    metrics = create_metrics(config)  # a wrong option is told before training, not after it
+    metrics = create_metrics(config)  # a wrong option raises before training, not after it
     if config["measure_every"] is not None and not metrics:
         raise UsageError("--measure_every needs a metric: name it with --metric NAME")
     options = {name: value for name, value in config.items() if name not in PARTS or name == "optimizer"}

@@ -108,7 +108,7 @@ def load(kind: Literal["command"], name: str) -> Callable[[Sequence[str]], int |
 @overload
 def load(kind: str, name: str) -> Any: ...
 def load(kind: str, name: str) -> Any:
-    """What a name or canonical id stands for, imported when first needed.
+    """Return the object that a name or canonical id stands for, imported when first needed.
 
     Returns:
         The class of a component; for a ``"recipe"`` the path of its YAML file, which is not read; for a ``"command"`` its

@@ -1,4 +1,4 @@
-"""What is installed, as far as metadata and source tell: nothing here imports a plugin."""
+"""Finds the installed plugins from metadata and source alone: nothing here imports a plugin."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def forget() -> None:
 def names_in_source(report: PluginReport) -> list[tuple[str, str]]:
     """Kind and name of each component that the plugin's modules register, read from their source.
 
-    Only literal names are seen; a hook that makes up its names tells them when it is called, and not before.
+    Only literal names are seen; names that a hook computes are known only when it is called.
     """
     found = []
     for entry_point in report.entry_points:
@@ -61,7 +61,7 @@ def names_in_source(report: PluginReport) -> list[tuple[str, str]]:
         try:
             tree = ast.parse(source or "")
         except (SyntaxError, ValueError):
-            continue  # importing it will tell
+            continue  # importing it raises the error
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
             match call:
                 case ast.Call(func=ast.Attribute(attr=kind), args=[ast.Constant(value=str(name)), _, *_]) if kind in KINDS:
@@ -110,7 +110,7 @@ def _headers(distribution: Distribution) -> Message:
 
 
 def _unmet(line: str, installed_version: Callable[[str], str | None]) -> str:
-    """What is wrong with one line of ``Requires-Dist``; empty if nothing is."""
+    """Describe what is wrong with one line of ``Requires-Dist``; empty if nothing is wrong."""
     try:
         requirement = Requirement(line)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
@@ -127,7 +127,7 @@ def _unmet(line: str, installed_version: Callable[[str], str | None]) -> str:
 
 def _installed_version(name: str) -> str | None:
     try:
-        return _headers(Distribution.from_name(name)).get("Version") or "a version that its metadata do not tell"
+        return _headers(Distribution.from_name(name)).get("Version") or "a version that its metadata do not name"
     except (PackageNotFoundError, FileNotFoundError):  # the latter where only an empty folder of it is left
         return None
 

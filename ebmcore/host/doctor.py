@@ -24,13 +24,13 @@ from typing import Any, TextIO
 from ebmcore.host.report import State
 from ebmcore.host.settings import VARIABLES
 
-SECONDS = 60.0  # until an import is taken for one that hangs
+SECONDS = 60.0  # until an import counts as one that hangs
 _OUTPUT_SHOWN = 300  # characters of what a crashed process said
 
 
 @dataclass
 class Examination:
-    """What was found out about one plugin.
+    """Result of the examination of one plugin.
 
     Args:
         distribution: Its name.
@@ -64,7 +64,7 @@ def _examine(distribution: str, seconds: float) -> Examination:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "found"
         code = f"import sys; sys.path[:] = {sys.path!r}; from ebmcore.host.doctor import _serve; _serve(*sys.argv[1:])"
-        # Alone, whatever the variables say: a plugin is examined for its own faults.
+        # Alone, regardless of the variables: a plugin is examined for its own faults.
         environ = {name: value for name, value in os.environ.items() if name not in VARIABLES} | {
             "EBMCORE_PLUGINS": distribution
         }

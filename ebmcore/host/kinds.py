@@ -16,7 +16,7 @@ Target = str | type[Any] | Callable[..., Any]
 
 
 class ClassRules(NamedTuple):
-    """What a class must have to be a component of its kind.
+    """Requirements on a class to be a component of its kind.
 
     Args:
         base: Full name of a class that it must derive from, if any.
@@ -35,7 +35,7 @@ CLASSES = {
     "metric": ClassRules(methods=("__call__",)),
     "observer": ClassRules(methods=("on_start", "on_log", "on_checkpoint", "on_end")),
 }
-"""Kinds whose target is a class, of which ``ebmcore.create_KIND`` makes instances."""
+"""Kinds whose target is a class; ``ebmcore.create_KIND`` makes an instance of it."""
 
 KINDS = (*CLASSES, "recipe", "command")
 """All kinds. The target of a recipe is a YAML file in a package, that of a command a function."""

@@ -84,7 +84,7 @@ class PluginManager:
             report = self._broken_provider(kind, name)
             if report is None:
                 raise
-            raise PluginError(f"the {kind} {name!r} cannot be had: {report.failure()}") from (report.error or unknown)
+            raise PluginError(f"the {kind} {name!r} is not available: {report.failure()}") from (report.error or unknown)
 
     def load(self, component: Component) -> Any:
         """See `ebmcore.host.load`. Failures are remembered and raised again."""

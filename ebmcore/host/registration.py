@@ -58,7 +58,7 @@ def _check_hooks(manager: pluggy.PluginManager, module: object) -> None:
 
 def _refuse_result(result: object) -> None:
     if hasattr(result, "close"):
-        result.close()  # a coroutine or generator, of which nothing has run
+        result.close()  # a coroutine or generator that has not run
     raise TypeError(
         f"ebmcore_register must return nothing, but returned a {type(result).__name__}: it must be a plain function"
     )

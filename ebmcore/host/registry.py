@@ -69,7 +69,7 @@ class RegisterKind(Protocol):
 
 
 class Register:
-    """What `ebmcore_register` receives: one method for each kind of component."""
+    """Argument of `ebmcore_register`: one method for each kind of component."""
 
     loss: RegisterKind
     sampler: RegisterKind
@@ -128,7 +128,7 @@ class Registry:
         raise UnknownComponentError(self._advice(kind, name))
 
     def _advice(self, kind: str, name: str) -> str:
-        """What to do about a name that nobody provides: install its distribution, or correct the name."""
+        """Advice on a name that nobody provides: install its distribution, or correct the name."""
         nobody = f"no installed plugin provides the {kind} {name!r}"
         distribution, _, bare = name.rpartition(":")
         known = known_plugins()

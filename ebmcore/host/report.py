@@ -1,4 +1,4 @@
-"""What the host knows of each plugin. Failures are data until somebody asks for what failed."""
+"""Reports on plugins. A failure is recorded, and raised when somebody asks for what failed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class PluginReport:
         return f"the plugin {self.distribution} ({', '.join(self.modules)}) is {self.state}: {self.reason}. {self.advice()}"
 
     def advice(self) -> str:
-        """What the user can do about a failure of the plugin."""
+        """Advice on what the user can do about a failure of the plugin."""
         if self.state is State.DISABLED:
             return "Change that variable to use it."
         return (

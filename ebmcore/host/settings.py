@@ -1,4 +1,4 @@
-"""The environment variables that control plugins. All name distributions, and are obeyed before any plugin is imported."""
+"""The environment variables that control plugins. All name distributions, and take effect before any plugin is imported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VARIABLES = {
     "EBMCORE_PLUGINS": "plugins to allow, separated by commas; unset allows all, empty none",
     "EBMCORE_DISABLED_PLUGINS": "plugins to leave out, separated by commas",
     "EBMCORE_PREFER": "name=distribution pairs, separated by commas, that decide between two providers of one bare name",
-    "EBMCORE_STRICT": "true: a plugin that is failed, incompatible or in conflict is an error at once, not when it is asked for",
+    "EBMCORE_STRICT": "true: a plugin that is failed, incompatible or in conflict raises an error at once, not when asked for",
 }
 _BOOLEANS = {
     "1": True,
@@ -31,7 +31,7 @@ _BOOLEANS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What the environment asks of the host."""
+    """Settings of the host, from environment variables."""
 
     left_out: dict[str, str] = field(default_factory=dict)  # distribution -> the variable that leaves it out
     prefer: dict[str, str] = field(default_factory=dict)  # bare name -> distribution

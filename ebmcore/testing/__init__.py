@@ -1,8 +1,8 @@
 """The conformance kit: what ``check_estimator`` is to scikit-learn, for losses and samplers of energy-based models.
 
 A component that passes keeps the rules that are easy to break and hard to notice: which chains continue, what sampling leaves
-behind on the model, whether the gradient is the likelihood's, whether losses learn and samplers sample what they say. One that
-does not fails with the rule and how far off it is.
+behind on the model, whether the gradient is the likelihood's, whether losses learn and samplers sample what they say. A
+component that breaks a rule fails with a message that names the rule and how far off it is.
 
 How to use it
 -------------
@@ -12,7 +12,7 @@ In a plugin's tests, one line::
 
 or none, with ``pytest --ebm-conformance ebm-plugin-pcd``; without pytest, ``ebmcore check pcd`` prints a table.
 
-Which checks apply is what a component declares in class attributes: see `ebmcore.BaseLoss`, `ebmcore.BaseContrastiveDivergence`
+A component declares in class attributes which checks apply: see `ebmcore.BaseLoss`, `ebmcore.BaseContrastiveDivergence`
 and `ebmcore.BaseSampler`. ``docs/conformance.md`` lists every check.
 
 The targets, energies whose distribution is known exactly, and the samplers of the kit are there for your own tests too.

@@ -1,4 +1,4 @@
-"""Energies that are hard to handle: they watch, raise, return NaN or carry state that sampling must not touch."""
+"""Energies that are hard to handle: they record their calls, raise, return NaN or hold state that sampling must not change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _AT_POSITIONS = ("value_and_grad", "sample_hidden")
 
 
 class Moody(nn.Module):
-    """Batch norm, dropout and spectral norm, with mixed modes and flags: everything that sampling could leave a trace on.
+    """Energy with batch norm, dropout and spectral norm, and with mixed modes and flags: state that sampling could change.
 
     Args:
         shape: Shape of one example.
@@ -81,14 +81,14 @@ class Watched(nn.Module):
         except AttributeError:
             if name.startswith("_") or "energy" not in self._modules or hasattr(nn.Module, name):
                 raise
-            return getattr(self.energy, name)  # what else the energy gives, such as the logits of a classifier
+            return getattr(self.energy, name)  # other attributes of the energy, such as the logits of a classifier
 
 
 class Raising:
-    """A ``watch`` that raises `EnergyError` from the given evaluation on.
+    """Callback ``watch`` that raises `EnergyError` after a given number of evaluations.
 
     Args:
-        after: Evaluations that still work.
+        after: Number of evaluations that succeed.
     """
 
     def __init__(self, after: int = 0) -> None:
@@ -101,15 +101,15 @@ class Raising:
 
 
 class EnergyError(Exception):
-    """What an energy that raises raises."""
+    """Error that `Raising` raises."""
 
 
 class Holed(nn.Module):
-    """An energy that is NaN for some chains: those whose first component is above ``edge``.
+    """An energy that is NaN where the first component is above ``edge``.
 
     Args:
         energy: The energy elsewhere.
-        edge: Where the hole begins.
+        edge: Value of the first component above which the energy is NaN.
     """
 
     def __init__(self, energy: nn.Module, edge: float = 2.0) -> None:
@@ -118,7 +118,7 @@ class Holed(nn.Module):
         self.edge = edge
 
     def inside(self, x: Tensor) -> Tensor:
-        """Which positions ``(N,)`` lie in the hole."""
+        """Mask ``(N,)`` of the positions at which the energy is NaN."""
         return x.flatten(1)[:, 0] > self.edge
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,10 +127,10 @@ class Holed(nn.Module):
 
 
 class Labelled(nn.Module):
-    """One parameter for each label, and a weak dependence on the position: the energies show who is scored under which label.
+    """Energy ``w[label] + s |x|^2 / 2``, with one parameter for each label.
 
     Args:
-        n_labels: Labels are whole numbers below it.
+        n_labels: Number of labels, which are 0 to ``n_labels - 1``.
     """
 
     def __init__(self, n_labels: int = 8) -> None:
@@ -147,7 +147,7 @@ class Shifted(nn.Module):
 
     Args:
         energy: The energy.
-        constant: What is added.
+        constant: Number that is added.
     """
 
     def __init__(self, energy: nn.Module, constant: float = 1000.0) -> None:

@@ -3,8 +3,8 @@ r"""Exact probabilities of what a random function does, by enumerating what it c
 A sampler on a discrete space draws uniform numbers and compares them with probabilities. Between two thresholds the outcome
 does not depend on the number, so that finitely many numbers stand for all: `outcomes` runs the function with one number of
 each interval, notes the thresholds that it is compared with, and splits the intervals until none is left to split. The
-probability of an outcome is the product of the lengths of its intervals, exact to rounding. Nothing in the function needs
-to know.
+probability of an outcome is the product of the lengths of its intervals, exact to rounding. The function itself needs
+no change.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
     """Outcomes of a random function, one in each row.
 
     Args:
-        start: From which input row, int64 ``(R,)``.
+        start: Input row of each outcome, int64 ``(R,)``.
         probability: Given that input row, float64 ``(R,)``.
         value: What the function returned ``(R, ...)``.
     """
@@ -73,7 +73,7 @@ def transition_matrix(sampler: Sampler, energy: Enumerable) -> Tensor:
 
 
 def stationary_law(sampler: Sampler, energy: Enumerable) -> Tensor:
-    """The exact long-run probability of each state of the target, ``(S,)`` float64, whatever else a chain carries.
+    """The exact long-run probability of each state of the target, ``(S,)`` float64, for chains with any further state.
 
     Follows the whole state of the chains (replicas, caches) from `Sampler.init` at every state of the target to all that can be
     reached, and solves for the law that a step leaves invariant.
@@ -137,7 +137,7 @@ def _unique(rows: Tensor) -> Tensor:
 
 
 def _positions_in(rows: Tensor, known: Tensor) -> Tensor:
-    """Which of ``known`` each row is; -1 if none."""
+    """Index in ``known`` of each row; -1 if there is none."""
     together, which = torch.unique(_keys(torch.cat([known, rows])), dim=0, return_inverse=True)
     table = torch.full((len(together),), -1).scatter_(0, which[: len(known)], torch.arange(len(known)))
     return table[which[len(known) :]]
@@ -263,7 +263,7 @@ class _Draws(TorchFunctionMode):
 
 
 class _Uniform(Tensor):
-    """Uniform numbers that know which ones they are, through reshaping and the logarithm."""
+    """Uniform numbers that keep their identity through reshaping and the logarithm."""
 
     row: Tensor
     number: Tensor

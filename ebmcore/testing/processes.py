@@ -37,17 +37,17 @@ _GROUP_IMPORTS = ("torch._dynamo",)
 
 
 def spawned(function: Callable[..., Result], *args: Any) -> Result:
-    """``function(*args)`` in another process, which shares no state with this one; function, arguments and result are pickled.
+    """Run ``function(*args)`` in another process without shared state; function, arguments and result are pickled.
 
     Raises:
-        RuntimeError: If it failed there, with what it said.
+        RuntimeError: If it failed there, with the message of that error.
     """
     result: Result = _run((function, args), ())
     return result
 
 
 def process_group(function: Callable[..., Result], world: int, *args: Any) -> list[Result]:
-    """``function(rank, *args)`` in each of ``world`` other processes that form a gloo process group."""
+    """Run ``function(rank, *args)`` in each of ``world`` other processes that form a gloo process group."""
     if _FORKS:
         _server(os.getpid())  # one for all ranks, whose threads would each start their own
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(world) as pool:

@@ -16,7 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="run the conformance checks of ebmcore on an installed distribution or component; may stand several times",
+        help="run the conformance checks of ebmcore on an installed distribution or component; may be given several times",
     )
 
 

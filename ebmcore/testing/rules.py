@@ -22,7 +22,7 @@ def expect(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class Condition:
-    """What a component must declare for a check to apply.
+    """Condition on a component's declarations under which a check applies.
 
     Args:
         where: Completes "applies ...", e.g. ``"to persistent losses"``.
@@ -58,7 +58,7 @@ class Check:
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
     def obstacle(self, case: Any) -> str | None:
-        """Why it does not apply to a case; `None` where it does."""
+        """Reason why the check does not apply to a case; `None` if it applies."""
         return next((f"applies {condition.where}" for condition in self.when if not condition.holds(case)), None)
 
 

@@ -24,7 +24,7 @@ PROPERTY = "ebmcore conformance"  # under which a test of pytest records its res
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one check on one component.
+    """Result of one check on one component.
 
     Args:
         component: Name of the component.
@@ -32,7 +32,7 @@ class Result:
         outcome: ``"passed"``, ``"failed"``, ``"failed as expected"`` or ``"did not apply"``.
         detail: Why it failed or did not apply.
         seconds: How long it took.
-        error: What was raised.
+        error: Exception that was raised, if any.
     """
 
     component: str
@@ -117,12 +117,12 @@ def run_check(component: host.Component, name: str, options: Mapping[str, Any] |
                 return result(EXPECTED, reason, error)
             return result(FAILED, f"{check.rule} But here: {_said(error)}", error)
     if reason is not None:
-        return result(FAILED, f"expected to fail ({reason}), but it passed: take it off the list")
+        return result(FAILED, f"expected to fail ({reason}), but it passed: remove it from the list")
     return result(PASSED, "")
 
 
 def _said(error: BaseException) -> str:
-    """What an error says; its type and its line where it says nothing."""
+    """Message of an error; its type and its line if it has no message."""
     said = str(error).strip()
     if said:
         return said if isinstance(error, AssertionError) else f"{type(error).__name__}: {said}"
@@ -231,7 +231,7 @@ class Item:
 
     @property
     def id(self) -> str:
-        """How pytest shows it."""
+        """Name under which pytest shows the test."""
         return f"{self.component.name}-{self.check}"
 
     def run(self, record_property: Callable[[str, object], None]) -> None:

@@ -50,7 +50,7 @@ class ExactGaussian(BaseSampler):
             mean, noise = energy.mean, noise / energy.precision.sqrt()
         elif isinstance(energy, Gaussian):
             mean = energy.mean.view(state.x.shape[1:])
-            # The symmetric part of the precision is all that the energy knows of it.
+            # The energy depends on the symmetric part of the precision only.
             factor, wrong = torch.linalg.cholesky_ex(0.5 * (energy.precision + energy.precision.T))
             if wrong:
                 raise UsageError("the precision of the Gaussian energy is not positive definite: it has no distribution")
@@ -68,7 +68,7 @@ class Affine(BaseSampler):
 
     Args:
         scale: Factor.
-        shift: What is added.
+        shift: Number that is added.
     """
 
     deterministic = True
@@ -82,7 +82,7 @@ class Affine(BaseSampler):
 
 
 class Drift(BaseSampler):
-    """Follows the gradient of whatever energy, with noise: for tests in which the law does not matter."""
+    """Follows the gradient of any energy, with noise: for tests in which the distribution does not matter."""
 
     state_space = "continuous"
 
@@ -98,10 +98,10 @@ class Drift(BaseSampler):
 
 
 class Poison(BaseSampler):
-    """Sends the first ``n`` chains out of the finite numbers.
+    """Makes the first ``n`` chains NaN.
 
     Args:
-        n: How many.
+        n: Number of chains.
     """
 
     deterministic = True
@@ -124,7 +124,7 @@ class CachedState(ChainState):
 
 
 class Cached(BaseSampler):
-    """Stays where it is and compares what it cached with what is right.
+    """Stays where it is and compares the cached energy with the current one.
 
     Attributes:
         stale: For each step, the largest difference between the cached energy and the energy.
@@ -159,14 +159,14 @@ class DriftState(ChainState):
 
 
 class CachingDrift(BaseSampler):
-    """`Drift` that caches energy and gradient in its state, as MALA does, and compares them with what is right.
+    """`Drift` that caches energy and gradient in its state, as MALA does, and compares them with the current ones.
 
     Args:
         step_size: Step size.
         temperature: Temperature.
 
     Attributes:
-        stale: For each step, the largest difference between what the state holds and what is right.
+        stale: For each step, the largest difference between the cached values and the current ones.
         flags: For each call of ``init`` or ``step``, what about the energy is not as a sampler must receive it.
     """
 
@@ -225,7 +225,7 @@ class SiteGibbs(BaseSampler):
 
 
 class ExactSamples(BaseSampler):
-    """Goes to an independent exact sample of an enumerable target in each step, wherever it was.
+    """Moves to an independent exact sample of an enumerable target in each step.
 
     Args:
         target: The target.

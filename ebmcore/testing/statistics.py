@@ -1,4 +1,4 @@
-"""Tests of samples against known distributions, at sizes that see an error of a few percent.
+"""Tests of samples against known distributions, at sizes that detect an error of a few percent.
 
 Seeds are fixed, so a component passes always or never. A comparison fails for one correct component in 100,000; a sampler
 meets about a hundred of them.
@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-N = 100_000  # a chi-square test sees a temperature 10 % off at this size, and not at 5,000
+N = 100_000  # a chi-square test detects a temperature 10 % off at this size, and not at 5,000
 SIGMAS = 4.5
 P_VALUE = 1e-5
 
@@ -32,12 +32,12 @@ def chi_square_p(counts: Tensor, probabilities: Tensor) -> float:
 
 
 def binned(x: Tensor, edges: Tensor) -> Tensor:
-    """How many of ``x`` ``(N,)`` lie in each of the bins between ``edges``."""
+    """Number of ``x`` ``(N,)`` in each of the bins between ``edges``."""
     return torch.bincount(torch.bucketize(x.double(), edges.double()), minlength=len(edges) + 1)
 
 
 def mean_in_sigmas(x: Tensor, expected: Tensor | float) -> Tensor:
-    """How many standard errors the mean over the first axis is off ``expected``."""
+    """Number of standard errors by which the mean over the first axis is off ``expected``."""
     x = x.double()
     error = x.std(0) / math.sqrt(len(x))
     return (x.mean(0) - expected).abs() / error.clamp(min=1e-12)

@@ -124,7 +124,7 @@ class OnALine(nn.Module):
         return (cdf[ends[1]] - cdf[ends[0]]).item()
 
     def quantiles(self, p: Tensor, temperature: float = 1.0) -> Tensor:
-        """Where the first component's distribution function is ``p``; float64."""
+        """Position at which the first component's distribution function is ``p``; float64."""
         grid, cdf = self._cdf(temperature)
         i = torch.searchsorted(cdf, p.double()).clamp(1, len(grid) - 1)
         weight = ((p - cdf[i - 1]) / (cdf[i] - cdf[i - 1])).clamp(0, 1)
@@ -202,7 +202,7 @@ class Enumerable(nn.Module):
         return torch.logsumexp(-self(self.states()).double(), dim=0)
 
     def codes(self, x: Tensor) -> Tensor:
-        """Which of `states` each row of ``x`` is, ``(N,)``.
+        """Index in `states` of each row of ``x``, ``(N,)``.
 
         Raises:
             UsageError: If a row is none of them.

@@ -16,7 +16,7 @@ POWER_ITERATIONS = 30  # enough, because they begin at the singular vectors of w
 def moving_average(energy: nn.Module, decay: float) -> AveragedModel:
     """Exponential moving average of the parameters of ``energy``; its buffers are copies of the current ones.
 
-    Buffers are not averaged: the mean of unit vectors or of indices is neither.
+    Buffers are not averaged: the mean of unit vectors is no unit vector, and that of indices no index.
     """
     return AveragedModel(energy, multi_avg_fn=get_ema_multi_avg_fn(decay))
 

@@ -40,7 +40,7 @@ def write_checkpoint(directory: Path, step: int, tensors: Mapping[str, Tensor], 
         directory: Where the run keeps its checkpoints.
         step: Number of training steps done.
         tensors: Flat mapping of names to tensors; DTensors are written shard by shard.
-        info: What else belongs to it, as JSON.
+        info: Further content, as JSON.
 
     Raises:
         CheckpointError: If it cannot be written, as on a full disk; those before it stay.
@@ -57,7 +57,7 @@ def write_checkpoint(directory: Path, step: int, tensors: Mapping[str, Tensor], 
     except CheckpointException as error:  # the same on every rank
         for one, _ in error.failures.values():
             if not isinstance(one, Exception):
-                raise one from None  # an interrupt is none of a disk
+                raise one from None  # an interrupt is not an error of the disk
         raise _write_error(final, temporary, _reason(error)) from error
     failure: list[OSError | None] = [None]
     if rank() == 0:
@@ -111,7 +111,7 @@ def read_info(path: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the tensors of a checkpoint, on the CPU, and what else belongs to it. Collective: every rank calls it.
+    """Read the tensors of a checkpoint, on the CPU, and its further content. Collective: every rank calls it.
 
     A checkpoint is data: reading its files runs no code of theirs.
     Chains come back as this rank's shards of all chains, for any number of ranks that wrote them.
@@ -136,7 +136,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 class _DataOnlyReader(FileSystemReader):
-    """Reads tensors with ``weights_only``, as its base does, and their index in the same spirit.
+    """Reads tensors with ``weights_only``, as its base does, and their index under the same restriction.
 
     The index is a pickle, which could call any function; only the classes that an index is made of are let through.
     """
@@ -150,7 +150,7 @@ class _DataOnlyReader(FileSystemReader):
 
 
 class _IndexUnpickler(pickle.Unpickler):
-    """Builds what an index is made of, and nothing else."""
+    """Unpickles the few classes that an index is made of, and nothing else."""
 
     CLASSES: ClassVar = {
         "pathlib": {"PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"},
@@ -172,7 +172,7 @@ class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if not dtype and name not in self.CLASSES.get(module, ()):
-            raise pickle.UnpicklingError(f"its index holds {module}.{name}, which is no data")
+            raise pickle.UnpicklingError(f"its index holds {module}.{name}, which is not data")
         return super().find_class(module, name)
 
 

@@ -1,4 +1,4 @@
-"""What training asks of data, and the order in which it is visited."""
+"""Data for training: what a data set must provide, and the order of its batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ebmcore.random import stream_generator
 
 @runtime_checkable
 class DataSource(Protocol):
-    """What a component of the kind ``dataset`` offers.
+    """Interface of a component of the kind ``dataset``.
 
     Attributes:
         train: Training examples ``(N, *shape)``, floating point.
@@ -157,7 +157,7 @@ def batches(data: Tensor | Dataset[Any], order: StepBatches) -> Iterator[Batch]:
 
 
 def n_examples(data: Tensor | Dataset[Any]) -> int:
-    """Number of training examples; an error that says what to pass where there are none."""
+    """Number of training examples. Raises `UsageError` if there are none."""
     if not hasattr(data, "__len__") or len(data) == 0:
         raise UsageError("data must hold at least one example: pass a tensor (N, *shape) or a map-style torch Dataset")
     return len(data)

@@ -31,7 +31,7 @@ from ebmcore.training.scheduled import ScheduledOptions
 from ebmcore.training.schedules import SCHEDULES, Schedule, as_text
 from ebmcore.training.state import TrainingState
 
-DIVERGED = 1e12  # a metric beyond it is taken for divergence: float32 energies have no digit after the point left by then
+DIVERGED = 1e12  # a metric beyond it counts as divergence: float32 energies have no digit after the point by then
 Precision = Literal["32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"]
 
 
@@ -87,7 +87,7 @@ def fit(
 
     Args:
         loss: The loss; its energy is trained in place.
-        data: A data set component, of which the training examples are taken; or training examples ``(N, *shape)``; or a
+        data: A data set component, whose training examples are used; or training examples ``(N, *shape)``; or a
             map-style torch ``Dataset`` whose items are examples, or tuples of an example and its conditions, the last of which
             may be a mapping of named ones. A loss whose ``labels`` are `None` receives the examples alone.
         epochs: Passes through the data. Give this or ``steps``.
@@ -97,11 +97,11 @@ def fit(
             examples in the memory of ``batch_size``. The loss is called once for each.
         optimizer: An optimizer of ``torch.optim`` by its name in lower case, such as ``"adamw"``; a mapping with the name and
             its options, ``{"name": "adamw", "betas": (0.0, 0.999)}``; or a function that makes an optimizer of the loss's
-            parameter groups (``lr`` is then its own affair).
+            parameter groups (``lr`` is then not used).
         lr: Learning rate of each parameter group that has none of its own.
         schedules: Options that change during training, by name, e.g. ``{"optimizer.lr": Linear(end=0.0)}``; see
-            `ebmcore.training.schedules`. Other options are left alone. After training each has the value again that it had
-            before.
+            `ebmcore.training.schedules`. Other options do not change. After training each option has its earlier
+            value again.
         clip_grad: Bound on the norm of the gradient; `None` does not clip.
         ema_decay: Decay of an exponential moving average of the parameters, e.g. 0.999, whose buffers are copies of the trained
             energy's, spectral norms (torch's parametrization) its own; `None` keeps none.
@@ -120,7 +120,7 @@ def fit(
             a run that was killed then continues with the same up to rounding. A loss that samples nothing trains as without.
         progress: Show a progress bar.
         observers: Further observers.
-        config: What observers find as ``run.config``; by default the options of this call that are plain data.
+        config: The value of ``run.config``, which observers read; by default the options of this call that are plain data.
 
     Raises:
         DivergenceError: When a metric or the norm of the parameters is not finite, or beyond 1e12. The last good checkpoint
@@ -273,14 +273,14 @@ class _Training:
         return self.energy if self.average is None else self.average.module
 
     def due(self, done: int) -> _Due:
-        """What follows once ``done`` steps are done."""
+        """Return whether to log, measure and save after ``done`` steps."""
         options, last = self.options, done == self.n_steps
         measure = options.measure is not None and options.measure_every is not None and done % options.measure_every == 0
         save = options.out is not None and (done % options.checkpoint_every == 0 or last)
         return _Due(log=done % options.log_every == 0 or last or measure, measure=measure, save=save)
 
     def run(self) -> Run:
-        """What observers see."""
+        """Return the run as observers receive it."""
         options = self.options
         return Run(
             config=options.plain_data() if options.config is None else options.config,
@@ -297,7 +297,7 @@ class _Training:
 
 @dataclass(frozen=True)
 class _Due:
-    """What follows a step."""
+    """Actions that follow a step."""
 
     log: bool
     measure: bool
@@ -305,7 +305,7 @@ class _Due:
 
 
 def _prepare(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: _Options) -> _Training:
-    """Find out before the first step what cannot work, and make what the run needs."""
+    """Check before the first step that the options work, and make the parts of the run."""
     fabric = _fabric(options.accelerator, options.devices, options.precision)
     rank, out = fabric.global_rank, options.out
     energy: nn.Module = getattr(loss, "energy", loss)  # a loss may be its own model
@@ -330,7 +330,7 @@ def _prepare(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: 
     if start == 0 and energy is not loss:
         _probe(loss, energy, first, fabric)
     if out is not None:
-        state.check()  # an error now, and not after hours
+        state.check()  # raises now, not after hours
         if rank == 0:
             out.mkdir(parents=True, exist_ok=True)
     return _Training(
@@ -382,7 +382,7 @@ def _resumed(state: TrainingState, options: _Options, n_steps: int) -> tuple[int
 
 @contextmanager
 def _training(training: _Training) -> Iterator[None]:
-    """What holds while a run trains: the loss has the generator of the run, observers observe, the global generator is kept."""
+    """Set up a run: the loss gets the generator of the run, observers start, the global generator is restored at the end."""
     loss, device = training.loss, training.fabric.device
     own = loss.generator
     try:
@@ -444,7 +444,7 @@ def _forward(training: _Training, step: int, micro: int) -> Tensor:
 
 
 def _after_step(training: _Training, due: _Due, readings: Mapping[str, Tensor]) -> None:
-    """Log, measure and save, as far as it is due."""
+    """Log, measure and save, each if it is due."""
     options, done = training.options, training.step
     if training.average is not None and (due.log or due.save):
         refresh_spectral_norms(training.average.module)
@@ -491,7 +491,7 @@ def _all_observers(options: _Options) -> list[BaseObserver]:
 
 
 def _probe(loss: BaseLoss, energy: nn.Module, batch: Batch, fabric: Any) -> None:
-    """Find out before the first step whether the energy can take the data."""
+    """Check before the first step that the energy can take the data."""
     (x, *args), kwargs = fabric.to_device(batch)
     if loss.labels != "conditions":
         args, kwargs = [], {}

@@ -1,4 +1,4 @@
-"""What watches a run: the metrics file, TensorBoard, the progress bar, and observers of plugins."""
+"""Observers of a run: the metrics file, TensorBoard, the progress bar, and observers of plugins."""
 
 from __future__ import annotations
 

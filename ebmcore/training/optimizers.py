@@ -17,7 +17,7 @@ __all__ = ["OPTIMIZERS", "OptimizerChoice", "create_optimizer", "optimizer_class
 ParameterGroups = list[dict[str, Any]]
 OptimizerChoice = str | Mapping[str, Any] | Callable[[ParameterGroups], torch.optim.Optimizer]
 
-_REFUSED = {"lbfgs": "it calls the loss several times in a step", "sparseadam": "it takes sparse gradients alone"}
+_REFUSED = {"lbfgs": "it calls the loss several times in a step", "sparseadam": "it takes sparse gradients only"}
 _ALL = {
     name.lower(): kind
     for name, kind in vars(torch.optim).items()
@@ -32,10 +32,12 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     """The class of ``torch.optim`` whose name in lower case is ``name``.
 
     Raises:
-        UsageError: If there is none, or one that this training loop cannot drive.
+        UsageError: If there is none, or this training loop does not support it.
     """
     if name in _REFUSED:
-        raise UsageError(f"the optimizer {name!r} cannot train here, for {_REFUSED[name]}: choose another, such as 'adam'")
+        raise UsageError(
+            f"the optimizer {name!r} cannot train here, because {_REFUSED[name]}: choose another, such as 'adam'"
+        )
     if name not in OPTIMIZERS:
         raise UsageError(
             f"there is no optimizer {name!r}{close_match(name, OPTIMIZERS)}; torch.optim has {', '.join(OPTIMIZERS)}"
@@ -47,7 +49,7 @@ def create_optimizer(choice: OptimizerChoice, loss: BaseLoss, lr: float, precisi
     """An optimizer of the loss's parameter groups. A group without a learning rate takes ``lr``.
 
     Raises:
-        UsageError: If the choice is none, or torch refuses an option.
+        UsageError: If the choice is not valid, or torch refuses an option.
     """
     groups = loss.parameter_groups()
     if callable(choice):

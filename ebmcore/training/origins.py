@@ -1,4 +1,4 @@
-"""Where the components of a run came from: written into its checkpoints, and compared when one is loaded."""
+"""Origins of the components of a run: written into its checkpoints, and compared when one is loaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def origins(components: Mapping[str, object], observers: Sequence[object] = ()) 
 
     Args:
         components: The components by kind; `None` stands for none.
-        observers: Observers, of which there may be several.
+        observers: Any number of observers.
     """
     known: dict[str, Any] = {kind: host.provenance(part) for kind, part in components.items() if part is not None}
     if observers:
@@ -29,10 +29,10 @@ def origins(components: Mapping[str, object], observers: Sequence[object] = ()) 
 
 
 def check_installed(info: Mapping[str, Any], where: Path) -> None:
-    """Raise `CheckpointError` if a distribution that a checkpoint was written with is gone; the message is the line to type.
+    """Raise `CheckpointError` with the install command if a distribution that a checkpoint was written with is missing.
 
     Args:
-        info: What `origins` gave then.
+        info: Result of `origins` at that time.
         where: The checkpoint, for messages.
     """
     missing = [f"{distribution}=={then}" for distribution, then, now in _versions(info, where) if now is None]

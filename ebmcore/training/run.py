@@ -1,4 +1,4 @@
-"""What an observer sees of a run."""
+"""The run as observers receive it."""
 
 from __future__ import annotations
 

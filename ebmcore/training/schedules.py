@@ -157,7 +157,7 @@ def as_schedule(option: str, schedule: Schedule | str) -> Schedule:
     """Read a schedule from its text, such as ``"cosine(0.1, 0.01)"``; return a function as it is.
 
     Raises:
-        UsageError: If the text is none, in one line that names ``option``.
+        UsageError: If the text is not a schedule. The message is one line that names ``option``.
 
     Example:
         >>> as_schedule("sampler.step_size", "cosine(0.1, end=0.01)")
@@ -168,7 +168,7 @@ def as_schedule(option: str, schedule: Schedule | str) -> Schedule:
     try:
         call = ast.parse(str(schedule).strip(), mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
-            raise ValueError("it is no name with arguments")
+            raise ValueError("it is not a name with arguments")
         if call.func.id not in SCHEDULES:
             raise ValueError(f"there is no {call.func.id!r}{close_match(call.func.id, SCHEDULES)}")
         arguments = [ast.literal_eval(argument) for argument in call.args]

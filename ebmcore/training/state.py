@@ -1,4 +1,4 @@
-"""All that a resumed run needs: tensors, and what optimizers count beside them."""
+"""State that a resumed run needs: tensors, and the numbers that optimizers count."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ebmcore.training.origins import check_same, warn_of_other_versions
 
 
 class TrainingState:
-    """What training changes: `tensors` and `info` go into a checkpoint, and `load` takes them from one.
+    """State that training changes: `tensors` and `info` go into a checkpoint, and `load` takes them from one.
 
     Args:
         loss: The loss, with its energy and its chains.
@@ -67,9 +67,9 @@ class TrainingState:
         ]
 
     def info(self) -> dict[str, Any]:
-        """What optimizers count or change in their groups, as JSON."""
+        """Numbers that optimizers count or change in their groups, as JSON."""
         changed = [
-            {name: value for name, value in now.items() if repr(value) != repr(before.get(name))}  # for nan != nan
+            {name: value for name, value in now.items() if repr(value) != repr(before.get(name))}  # because nan != nan
             for before, now in zip(self.groups, self._groups(), strict=True)
         ]
         for group in changed:

@@ -65,7 +65,7 @@ WRONG = {
     ),
     "option of no metric": (f"train {FULL} --metric.n_chains 5", "belongs to a metric: name it before, --metric NAME"),
     "metric without a name": (f"train {FULL} --metric --steps 1", "--metric needs the name of a metric"),
-    "metric twice": (f"train {FULL} --metric exact-ll --metric exact-ll", "--metric exact-ll stands twice"),
+    "metric twice": (f"train {FULL} --metric exact-ll --metric exact-ll", "--metric exact-ll is given twice"),
     "interval without a metric": (f"train {FULL} --measure_every 5", "--measure_every needs a metric"),
     "interval of nothing": (f"train {FULL} --metric exact-ll --measure_every 0", "measure_every must be at least 1"),
     "device that is not there": (f"train {FULL} --accelerator abacus", "accelerator='abacus'"),

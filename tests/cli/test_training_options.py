@@ -126,7 +126,7 @@ def test_resumed_run_keeps_its_schedules(tmp_path):
     [
         ("--schedules.sampler.stepsize constant(1)", "did you mean sampler.step_size"),
         ("--schedules.sampler.step_size cosinus(1)", "there is no 'cosinus', did you mean cosine"),
-        ("--schedules.optimizer.lr 0.1", "it is no name with arguments"),
+        ("--schedules.optimizer.lr 0.1", "it is not a name with arguments"),
         ("--schedules.optimizer.lr", "the schedule of optimizer.lr, ''"),
         ("--config list.yaml", "schedules must be a mapping"),
         ("--optimizer adamm", "did you mean adam"),

@@ -229,7 +229,7 @@ class NeedsGrad(Langevin):
 
 
 class Single(Langevin):
-    """Computes in float32 whatever it is given."""
+    """Computes in float32 for inputs of any dtype."""
 
     def step(self, energy, state, *, generator=None):
         after, info = super().step(energy, state, generator=generator)

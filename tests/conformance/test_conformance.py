@@ -420,7 +420,7 @@ def test_passing_expected_failure_fails():
 
     result = run_check(component("loss", Right), *Right.expected_failures)
     assert result.outcome == "failed"
-    assert "(scaled on purpose), but it passed: take it off the list" in result.detail
+    assert "(scaled on purpose), but it passed: remove it from the list" in result.detail
 
 
 def test_inapplicable_expected_failure_fails():
@@ -435,7 +435,7 @@ def test_inapplicable_expected_failure_fails():
 @pytest.mark.parametrize(
     ("expected", "message"),
     [
-        ({"check_it_is_the_same": "typo"}, "'check_it_is_the_same' is no check here; close is check_"),
+        ({"check_it_is_the_same": "typo"}, "'check_it_is_the_same' is not a check; similar names: check_"),
         ({"check_it_can_be_pickled": ""}, "must say why"),
     ],
 )
@@ -557,7 +557,7 @@ def test_right_losses_fit_at_any_noise(cls):
         (losses.ScaledLaplacian, "the scale is wrong: the precision is 0.5"),
         (losses.OneDirection, "the direction is wrong"),
         (losses.UndeclaredSmoothing, "the error depends on the variance: a loss that smooths the data"),
-        (losses.RatioLost, "nats: does the ratio of noise to data stand in the logits?"),
+        (losses.RatioLost, "nats: do the logits contain the ratio of noise to data?"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -294,7 +294,9 @@ def test_names_are_read_from_the_source_without_importing_it(plugin, tmp_path):
 
 def test_a_name_that_a_failed_plugin_would_have_provided_raises_its_failure(plugin):
     host_ = manager(plugin("test-plugin-a", "import no_such_module\n" + GOOD))
-    with pytest.raises(PluginError, match=r"'identity' cannot be had: the plugin test-plugin-a \(test_plugin_a\) is failed"):
+    with pytest.raises(
+        PluginError, match=r"'identity' is not available: the plugin test-plugin-a \(test_plugin_a\) is failed"
+    ):
         host_.find("sampler", "identity")
 
 

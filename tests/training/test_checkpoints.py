@@ -116,7 +116,7 @@ def test_checkpoint_holds_tensors_and_origins(tmp_path):
 @pytest.mark.parametrize("part", [".metadata", "__0_0.distcp", "checkpoint.json"])
 @pytest.mark.parametrize("damage", ["cut", "change", "remove"])
 def test_damaged_checkpoint_is_refused(tmp_path, part, damage):
-    """A damaged checkpoint is an error that says how to go on."""
+    """A damaged checkpoint raises an error that says what to do."""
     quiet(pcd(), data(), steps=20, out=tmp_path, checkpoint_every=10)
     path = latest_checkpoint(tmp_path / "checkpoints") / part
     content = path.read_bytes()
@@ -131,7 +131,7 @@ def test_damaged_checkpoint_is_refused(tmp_path, part, damage):
 
 
 def test_other_configuration_is_refused(tmp_path):
-    """A checkpoint of another configuration is an error."""
+    """A checkpoint of another configuration raises an error."""
     quiet(pcd(), data(), steps=3, out=tmp_path)
     sampler = ebmcore.create_sampler("langevin", step_size=0.05)
     other = ebmcore.create_loss("pcd", ebmcore.create_energy("mlp", (2,), hidden=(9,)), sampler, n_chains=20)
@@ -140,14 +140,14 @@ def test_other_configuration_is_refused(tmp_path):
 
 
 def test_missing_average_is_refused(tmp_path):
-    """An average that only one side keeps is an error."""
+    """An average that only one side keeps raises an error."""
     quiet(pcd(), data(), steps=2, out=tmp_path, ema_decay=0.9)
     with pytest.raises(CheckpointError, match="keeps a moving average of the parameters: resume with the ema_decay"):
         quiet(pcd(), data(), steps=4, out=tmp_path, resume=True)
 
 
 def test_lost_optimizer_state_is_refused(tmp_path):
-    """An optimizer whose state would be lost is an error."""
+    """An optimizer whose state would be lost raises an error."""
 
     class Counting(torch.optim.SGD):
         def step(self, closure=None):
@@ -182,7 +182,7 @@ def test_counting_optimizer_is_resumed(tmp_path):
 
 @pytest.mark.parametrize(("place", "value"), [("state", "much"), ("groups", object())])
 def test_lost_state_stops_the_first_step(tmp_path, place, value):
-    """What an optimizer would lose is an error after the first step."""
+    """What an optimizer would lose raises an error after the first step."""
     steps = []
 
     class Noting(torch.optim.SGD):
@@ -222,7 +222,7 @@ def test_interrupt_while_writing(tmp_path, monkeypatch):
 
 
 def test_extra_state_is_refused(tmp_path):
-    """Extra state of an energy is an error before the first step."""
+    """Extra state of an energy raises an error before the first step."""
     loss = pcd()
     loss.energy.__class__ = type("Extra", (type(loss.energy),), {"get_extra_state": lambda self: {"a": 1}})
     before = [p.clone() for p in loss.energy.parameters()]
@@ -232,14 +232,14 @@ def test_extra_state_is_refused(tmp_path):
 
 
 def test_resuming_to_fewer_steps(tmp_path):
-    """Resuming to fewer steps than there are is an error."""
+    """Resuming to fewer steps than there are raises an error."""
     quiet(pcd(), data(), steps=5, out=tmp_path)
     with pytest.raises(UsageError, match="already has 5 steps, more than the 3"):
         quiet(pcd(), data(), steps=3, out=tmp_path, resume=True)
 
 
 def test_other_component_is_refused(tmp_path):
-    """A checkpoint of another component is an error."""
+    """A checkpoint of another component raises an error."""
     quiet(pcd(), data(), steps=3, out=tmp_path)
     energy, sampler = ebmcore.create_energy("mlp", (2,), hidden=(8,)), ebmcore.create_sampler("langevin", step_size=0.05)
     with pytest.raises(CheckpointError, match="with the loss ebm-plugin-pcd:pcd, not with ebm-plugin-cd:cd"):
@@ -282,7 +282,7 @@ def test_other_version_is_a_warning(tmp_path):
 
 @pytest.mark.parametrize("change", [lambda info: info.pop("components"), lambda info: info.update(components={"loss": 3})])
 def test_checkpoint_without_origins_is_refused(tmp_path, change):
-    """A checkpoint that does not say what wrote it is an error."""
+    """A checkpoint that does not say what wrote it raises an error."""
     checkpoint = quiet(pcd(), data(), steps=1, out=tmp_path).checkpoint
     rewrite(checkpoint, change)
     with pytest.raises(CheckpointError, match="does not say which components wrote it"):
@@ -324,7 +324,7 @@ def test_malicious_pickle_is_refused(tmp_path, file, digests):
     with pytest.raises(CheckpointError, match="is damaged") as caught:
         quiet(pcd(), data(), steps=3, out=tmp_path / "run", resume=True)
     assert not trace.exists()
-    told = {".metadata": "its index holds posix.mkdir, which is no data", "__0_0.distcp": "something other than tensors"}
+    told = {".metadata": "its index holds posix.mkdir, which is not data", "__0_0.distcp": "something other than tensors"}
     assert (told[file] if digests == "made to fit" else "changed since it was written") in str(caught.value)
 
 
@@ -338,5 +338,5 @@ def test_index_calls_no_function(tmp_path, call):
         pickle.dumps(Malice(*call) if call[0] is not getattr else Malice(getattr, 1, "real"))
     )
     rewrite(checkpoint, lambda info: None)
-    with pytest.raises(CheckpointError, match="which is no data"):
+    with pytest.raises(CheckpointError, match="which is not data"):
         read_checkpoint(checkpoint)

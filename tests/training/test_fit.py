@@ -71,7 +71,7 @@ def test_conditions_of_a_dataset_reach_the_loss():
 
 
 def test_items_that_are_dictionaries():
-    """A dataset of dictionaries is an error that says what items must be."""
+    """A dataset of dictionaries raises an error that says what items must be."""
 
     class Named(Dataset):
         def __len__(self):
@@ -314,7 +314,7 @@ def test_it_runs_in_mixed_precision():
     ],
 )
 def test_wrong_options_are_refused(options, message):
-    """An option that cannot work is an error with advice."""
+    """An option that cannot work raises an error with advice."""
     with pytest.raises(UsageError, match=message):
         quiet(pcd(), data(), **options)
 

@@ -37,7 +37,7 @@ def test_options_reach_the_optimizer():
     ("optimizer", "message"),
     [
         ("lbfgs", "calls the loss several times in a step: choose another"),
-        ("sparseadam", "takes sparse gradients alone: choose another"),
+        ("sparseadam", "takes sparse gradients only: choose another"),
         ("adamm", "did you mean adam"),
         ("Adam", "there is no optimizer 'Adam', did you mean adam"),
         ({"betas": (0.0, 0.9)}, "a mapping with one under 'name'"),

@@ -135,7 +135,7 @@ def test_option_under_another_name_is_refused():
     ("text", "reason"),
     [
         ("cosinus(1, 2)", "there is no 'cosinus', did you mean cosine"),
-        ("0.1", "it is no name with arguments"),
+        ("0.1", "it is not a name with arguments"),
         ("linear(0.1, 0.2, 0.3)", "positional arguments"),
         ("linear(begin=1)", "unexpected keyword argument 'begin'"),
         ("linear('a', 2)", "unsupported operand"),

@@ -1,4 +1,4 @@
-"""The case that a check is given, one class for each kind of component."""
+"""Cases, the objects that checks receive: one class for each kind of component."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every case has: one component, and all that a check needs to make it and to try it."""
+"""The base of all cases: one component under test, and what a check needs to make and run it."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class Case:
     """One component under test.
 
     Args:
-        name: How messages call it.
+        name: Name that messages use.
         component: Its class.
-        given: Options from a test or a command line; they come before those of ``example_options``.
+        given: Options from a test or a command line; they take precedence over ``example_options``.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Case:
 
     @property
     def obstacle(self) -> str | None:
-        """Why no instance can be made of what the component declares; `None` if one can."""
+        """Reason why no instance can be made from what the component declares; `None` if one can."""
         return self.missing(**self.options)
 
     def accepts(self, *options: str) -> bool:
@@ -79,7 +79,7 @@ class Case:
         return set(options) <= set(inspect.signature(self.component).parameters)
 
     def make(self, **options: Any) -> Any:
-        """An instance."""
+        """Make an instance."""
         return self.construct(**self.options | options)
 
     def construct(self, *args: Any, **options: Any) -> Any:
@@ -92,7 +92,7 @@ class Case:
             return self.component(*args, **options)
 
     def missing(self, *args: Any, **options: Any) -> str | None:
-        """What the constructor asks for that the component does not give, in words."""
+        """Describe the required options of the constructor that the component does not give; `None` if there are none."""
         try:
             inspect.signature(self.component).bind(*args, **options)
         except TypeError as error:
@@ -122,19 +122,19 @@ class SteppingCase(Case):
     def use(
         self, instance: Any = None, *, seed: int = 0, x: Tensor | None = None, energy: nn.Module | None = None
     ) -> list[Tensor]:
-        """All that a few steps give, from a generator with that seed, on examples of `shape` unless ``x`` is given."""
+        """Return all results of a few steps, from a generator with that seed, on examples of `shape` unless ``x`` is given."""
         raise NotImplementedError
 
     def call(self, instance: Any, x: Tensor) -> Any:
-        """What a call of a loss on examples gives."""
+        """Return the result of a call of a loss on examples."""
         raise NotImplementedError
 
     def stepper(self, device: str = "cpu") -> Callable[[], None]:
-        """A function that makes one step after the other, on a batch of 64."""
+        """Return a function that makes one step per call, on a batch of 64."""
         raise NotImplementedError
 
     def instance(self, energy: nn.Module) -> Any:
-        """An instance that works on ``energy``; a sampler is handed it at each call."""
+        """An instance that works on ``energy``; a sampler receives the energy at each call."""
         return self.make()
 
     def energy(self, *shape: int) -> nn.Module:
@@ -160,5 +160,5 @@ class SteppingCase(Case):
         raise NotImplementedError
 
     def draws(self) -> bool:
-        """Whether another generator gives another result."""
+        """Whether the result depends on the generator."""
         raise NotImplementedError

@@ -45,13 +45,13 @@ class LossCase(SteppingCase):
 
     @property
     def labels(self) -> str | None:
-        """What further arguments of a call are: conditions of the energy, targets that it never sees, or None."""
+        """Meaning of further arguments of a call: conditions of the energy, targets that it never sees, or None."""
         labels: str | None = getattr(self.component, "labels", "conditions")
         return labels
 
     @property
     def trains_more(self) -> bool:
-        """Whether trained parts beside the energy are allowed."""
+        """Whether trained parts besides the energy are allowed."""
         return not self.on_cd_base or bool(getattr(self.component, "trains_more", False))
 
     @property
@@ -126,7 +126,7 @@ class LossCase(SteppingCase):
         return SiteGibbs() if self.space == "binary" else Drift()
 
     def call(self, loss: Any, x: Tensor, *, targets: bool = True) -> Any:
-        """What a call on examples ``x`` gives, with the further arguments of `example_batch` beside them."""
+        """Return the result of a call on examples ``x`` and the further arguments of `example_batch`."""
         return loss(x, *(self.arguments(len(x)) if targets else ()))
 
     def value(self, loss: Any, x: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class LossCase(SteppingCase):
     def use(
         self, instance: Any = None, *, seed: int = 0, x: Tensor | None = None, energy: nn.Module | None = None
     ) -> list[Tensor]:
-        """What one call gives: loss, negatives and the parameters' gradients."""
+        """Return the results of one call: loss, negatives and the parameters' gradients."""
         x = self.start(8) if x is None else x
         shape = x.shape[1:]
         loss = self.make(energy or self.energy(*shape), examples=shape).to(x.dtype) if instance is None else instance
@@ -174,7 +174,7 @@ class LossCase(SteppingCase):
         return self.make(energy)
 
     def chains(self, n: int) -> dict[str, Any]:
-        """The option that gives a persistent loss ``n`` chains; none for another."""
+        """The option that gives a persistent loss ``n`` chains; empty for any other loss."""
         return {"n_chains": n} if self.persistent else {}
 
     def energy(self, *shape: int) -> nn.Module:
@@ -203,7 +203,7 @@ class LossCase(SteppingCase):
 
     @property
     def has_parameters(self) -> bool:
-        """Whether it has parameters beside the energy's."""
+        """Whether it has parameters besides the energy's."""
         loss = self.make()
         return len(list(loss.parameters())) > len(list(loss.energy.parameters()))
 

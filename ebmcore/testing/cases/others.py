@@ -1,4 +1,4 @@
-"""The cases of the kinds of which the kit knows least: energies, data sets, metrics, observers, recipes and commands."""
+"""The cases of the other kinds: energies, data sets, metrics, observers, recipes and commands."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class RecipeCase(Case):
 
     @cached_property
     def settings(self) -> Any:
-        """What its file holds."""
+        """Content of the file."""
         import yaml  # comes with the extra train, as recipes do
 
         return yaml.safe_load(Path(self.component).read_text())

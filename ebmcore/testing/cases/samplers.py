@@ -63,7 +63,7 @@ class SamplerCase(SteppingCase):
         return [target.double() for target in targets if self.fits(target)]
 
     def settled(self, n_steps: int) -> int:
-        """Steps from exact samples: those of a sampler with memory need time until what it remembers is of its law too."""
+        """Number of steps from exact samples: a sampler with memory needs more, until its memory has the right law too."""
         return 40 if self.declares("has_memory") else n_steps
 
     @property
@@ -127,7 +127,7 @@ class SamplerCase(SteppingCase):
         return not self.declares("deterministic")
 
     def laws(self) -> Iterator[tuple[str, float, Any]]:
-        """Samplers to test, each with its temperature: as its options are, and at 0.5 where it takes a temperature."""
+        """Samplers to test, each with its temperature: with its own options, and at 0.5 if it takes a temperature."""
         sampler = self.make()
         yield "", getattr(sampler, "temperature", 1.0), sampler
         if self.accepts("temperature"):

@@ -1,4 +1,4 @@
-"""What becomes of chains: each continues, none is lost, doubled, mixed up or kept when it is NaN or infinite."""
+"""Rules for chains: each continues, none is lost, duplicated, mixed up or kept when it is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def check_no_chain_is_drawn_twice(case: LossCase) -> None:
 
 @check(PERSISTENT, since="0.1")
 def check_every_chain_is_drawn_equally_often(case: LossCase) -> None:
-    """Over 400 calls with 64 of 100 chains, each chain is drawn as often as chance says."""
+    """Over 400 calls with 64 of 100 chains, each chain is drawn as often as expected."""
     loss = case.make(sampler=Identity(), n_chains=STORE)
     case.fill(loss, numbered(case, STORE))
     calls = 400
@@ -116,7 +116,7 @@ def check_a_smaller_last_batch_keeps_the_chains(case: LossCase) -> None:
 
 @check(PERSISTENT, since="0.1")
 def check_chains_are_allocated_as_the_contract_says(case: LossCase) -> None:
-    """chain is None until first used; initialize_persistent_chain gives the live tensor, and the same one again."""
+    """chain is None until first used; initialize_persistent_chain returns the live tensor, and later the same one."""
     loss = case.make(case.energy(*case.shape).double())
     expect(loss.chain is None, "chain is not None before the first use")
     chain = loss.initialize_persistent_chain((N_CHAINS, *case.shape))
@@ -150,7 +150,7 @@ def check_chains_start_in_the_state_space_of_the_energy(case: LossCase) -> None:
 
 @check(PERSISTENT, takes("restart_prob"), since="0.1")
 def check_a_restart_is_a_fresh_sample_of_the_initial_distribution(case: LossCase) -> None:
-    """With restart_prob=1 the negatives have mean and variance of the initial distribution, whatever the chains were."""
+    """With restart_prob=1 the negatives have mean and variance of the initial distribution, wherever the chains were before."""
     loss = case.make(sampler=Identity(), n_chains=N, restart_prob=1.0)
     fresh = loss.initial_distribution(case.shape).sample(N, generator=generator(3))
     case.fill(loss, torch.full((N, *case.shape), 7.0))
@@ -245,7 +245,7 @@ def _check_labels(case: LossCase, by_keyword: bool) -> None:
 
 @check(PERSISTENT, since="0.1")
 def check_the_whole_state_of_the_sampler_persists(case: LossCase) -> None:
-    """What belongs to the chain (here a counter) stays with it; what was cached under old parameters is refreshed."""
+    """State of a chain (here a counter) stays with it; values cached under old parameters are refreshed."""
     sampler = Cached()
     loss = case.make(sampler=sampler, k_steps=2)
     for call in range(3):
@@ -261,7 +261,7 @@ def check_the_whole_state_of_the_sampler_persists(case: LossCase) -> None:
 
 @check(PERSISTENT, since="0.1")
 def check_chains_keep_their_digits(case: LossCase) -> None:
-    """Fifty visits round nothing: chains are stored in the dtype of the data."""
+    """Fifty draws cause no rounding: chains are stored in the dtype of the data."""
     loss = case.make(sampler=Identity())
     rows = 0.05 + 0.9 * numbered(case, N_CHAINS) / (N_CHAINS - 1)
     case.fill(loss, rows)
@@ -269,7 +269,7 @@ def check_chains_keep_their_digits(case: LossCase) -> None:
         draw(case, loss, case.start(N_CHAINS))
     found = loss.chain[loss.chain.flatten(1)[:, 0].argsort()]
     off = float((found.double() - rows.double()).abs().max()) if found.shape == rows.shape else float("nan")
-    expect(off == 0, f"after 50 visits chains are off by {off:.3g}")
+    expect(off == 0, f"after 50 draws chains are off by {off:.3g}")
 
 
 @check(PERSISTENT, since="0.1")
@@ -298,7 +298,8 @@ def check_a_lost_chain_has_no_weight(case: LossCase) -> None:
     expect(all(bool(g.isfinite().all()) for g in found), "with some chains lost the gradient is not finite")
     finite = pred_x[pred_x.isfinite().all(1)]
     expect(
-        len(finite) == len(pred_x) - lost, f"{len(pred_x) - len(finite)} of {lost} lost chains show in pred_x: replace none"
+        len(finite) == len(pred_x) - lost,
+        f"{len(pred_x) - len(finite)} of {lost} lost chains are NaN in pred_x: replace none",
     )
     wanted = gradients_of(energy(x).mean() - energy(finite).mean(), energy)
     off = apart(found, wanted)

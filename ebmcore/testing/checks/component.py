@@ -1,4 +1,4 @@
-"""What every component must do, of whatever kind."""
+"""Rules for components of every kind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_unknown_keywords_are_rejected(case: Case) -> None:
 
 @check(since="0.1")
 def check_it_can_be_pickled(case: Case) -> None:
-    """It survives pickling."""
+    """A component survives pickling."""
     instance = case.make()
     try:
         again = pickle.loads(pickle.dumps(instance))  # noqa: S301 - what was just written
@@ -51,10 +51,10 @@ def check_it_can_be_copied(case: Case) -> None:
 
 @check(since="0.1")
 def check_expected_failures_name_checks_and_reasons(case: Case) -> None:
-    """expected_failures, where declared, maps names of checks that are there to the reason why each fails."""
+    """expected_failures, where declared, maps names of existing checks to the reason why each fails."""
     known = checks.names(case.kind)
     for name, reason in case.expected_failures.items():
         close = difflib.get_close_matches(name, known, n=1)
-        expect(name in known, f"{name!r} is no check here; close is {', '.join(close) or 'none'}")
+        expect(name in known, f"{name!r} is not a check; similar names: {', '.join(close) or 'none'}")
         said = isinstance(reason, str) and bool(reason.strip())
         expect(said, f"expected_failures[{name!r}] must say why, got {reason!r}")

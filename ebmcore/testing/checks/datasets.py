@@ -1,4 +1,4 @@
-"""What a data set holds."""
+"""Rules for data sets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_it_holds_examples_of_its_shape(case: DatasetCase) -> None:
 
 @check(since="0.1")
 def check_it_lies_in_its_state_space(case: DatasetCase) -> None:
-    """state_space is "continuous", "binary" or "categorical", and the examples are of it."""
+    """state_space is "continuous", "binary" or "categorical", and the examples lie in it."""
     data = case.make()
     expect(data.state_space in SPACES, f"state_space is {data.state_space!r}, not one of {', '.join(SPACES)}")
     values = torch.cat([data.train.flatten(), data.test.flatten()]).unique()
@@ -35,7 +35,7 @@ def check_it_lies_in_its_state_space(case: DatasetCase) -> None:
 
 @check(since="0.1")
 def check_it_is_the_same_each_time(case: DatasetCase) -> None:
-    """Two instances with the same options hold the same data, and no global generator is drawn from."""
+    """Two instances with the same options hold the same data, and making them draws from no global generator."""
     before = global_random_state()
     a, b = (case.component(**case.options) for _ in range(2))  # with no seed of the kit before them
     same = torch.equal(a.train, b.train) and torch.equal(a.test, b.test)

@@ -1,4 +1,4 @@
-"""What an energy returns, and whether its capabilities agree with it."""
+"""Rules for energies: what they return, and that their capabilities agree with it."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def check_it_is_differentiable(case: EnergyCase) -> None:
 def check_its_gradients_are_those_of_its_values(case: EnergyCase) -> None:
     """Gradients of the example and of each trained parameter are the differences of energies around it, in float64.
 
-    Of discrete examples there is nothing around. A parameter without any effect is no parameter.
+    Discrete examples are left out, since no other examples are close to them. Every parameter must have an effect.
     """
     energy, x = case.make().double().eval(), case.batch(32).double().requires_grad_()
     around = {} if case.discrete else {"the example": x}
@@ -131,7 +131,7 @@ def _slopes(
 
 @torch.no_grad()
 def _has_no_effect(energy: nn.Module, x: Tensor, tensor: Tensor) -> bool:
-    """Whether energies are the same for quite other values of a tensor, in evaluation and in training."""
+    """Whether energies are the same for very different values of a tensor, in evaluation and in training."""
     changes, own = False, tensor.clone()
     for training in (True, False):
         energy.train(training)
@@ -145,17 +145,17 @@ def _has_no_effect(energy: nn.Module, x: Tensor, tensor: Tensor) -> bool:
 
 @check(since="0.1")
 def check_evaluating_it_changes_nothing(case: EnergyCase) -> None:
-    """In evaluation mode the same examples have the same energies again, bit for bit, and all else is as it was.
+    """In evaluation mode the same examples have the same energies again, bit for bit, and nothing else changes.
 
-    All else are the examples, modes, parameters and buffers, and the global random generators.
+    Nothing else means the examples, modes, parameters and buffers, and the global random generators.
     """
     energy, x = case.make().eval(), case.batch() if case.discrete else 3 * case.batch()
     with torch.no_grad():
-        energy(x.clone())  # what an energy makes at its first call is made
+        energy(x.clone())  # the first call makes what an energy makes lazily
         energy.eval()
         given, trace, random = x.clone(), Trace.of(energy), global_random_state()
         first, second = energy(x), energy(x)
-    expect(torch.equal(x, given), "it changes the examples in their place: work on a copy")
+    expect(torch.equal(x, given), "it changes the examples in place: work on a copy")
     changes = trace.changes(energy)
     expect(not changes, "; ".join(changes[:4]))
     touched = [name for name, state in global_random_state().items() if random.get(name, state) != state]
@@ -227,7 +227,7 @@ def check_tempering_ends_at_the_energy(case: EnergyCase) -> None:
 
 @check(has(SupportsEnumeration), DISCRETE, since="0.1")
 def check_log_partition_is_the_sum_over_all_states(case: EnergyCase) -> None:
-    """log_partition() is the logarithm of the sum of exp(-E) over all states, to 1e-10, in float64 whatever the model is in."""
+    """log_partition() is the logarithm of the sum of exp(-E) over all states, to 1e-10, in float64 for a model of any dtype."""
     energy = case.make()
     found = energy.log_partition()
     expect(found.dtype == torch.float64, f"log_partition() is {found.dtype}: likelihoods need float64")

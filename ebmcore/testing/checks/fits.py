@@ -1,4 +1,4 @@
-"""What a loss learns: a Gaussian whose whole precision matrix is predicted, or the parameters of a Boltzmann machine."""
+"""Rules for what a loss learns: a Gaussian whose precision matrix is predicted, or the parameters of a Boltzmann machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Fit:
     Args:
         precision: ``(d, d)``, symmetric.
         mean: ``(d,)``.
-        log_partition: What the loss reports of it; `None` if nothing.
+        log_partition: Value that the loss reports; `None` if it reports none.
     """
 
     precision: tuple[Tensor, Tensor]
@@ -43,7 +43,7 @@ class Fit:
 
 @check(FITS, since="0.1")
 def check_it_fits_a_gaussian(case: LossCase) -> None:
-    """On correlated normal data a Gaussian energy learns their mean, and the precision matrix that is predicted of the loss."""
+    """On correlated normal data a Gaussian energy learns their mean, and the precision matrix that is predicted for the loss."""
     for shape in ((2,), (1, 2, 1), (3,)):
         covariance = _covariance(torch.Size(shape).numel())
         loss, fit = _fit(case, covariance, shape)
@@ -172,7 +172,7 @@ def check_it_fits_a_boltzmann_machine(case: LossCase) -> None:
 
 
 def _known(energy: Boltzmann) -> Tensor:
-    """Biases and couplings, of which only those above the diagonal count."""
+    """Biases and couplings; only couplings above the diagonal count."""
     above = torch.triu_indices(3, 3, 1)
     return torch.cat([energy.bias.detach(), energy.coupling.detach()[above[0], above[1]]]).double()
 
@@ -185,5 +185,5 @@ def _expect_log_partition(fit: Fit, shape: tuple[int, ...]) -> None:
     expect(
         abs(off) <= max(0.03, SIGMAS * float(error)),
         f'on data of shape {shape} metrics["log_partition"] is {float(found):.3f}, off the closed form {wanted:.3f} by '
-        f"{off:+.3f} nats: does the ratio of noise to data stand in the logits?",
+        f"{off:+.3f} nats: do the logits contain the ratio of noise to data?",
     )

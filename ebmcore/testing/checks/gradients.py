@@ -1,4 +1,4 @@
-"""Whether the gradient of a loss is what it claims to be: identities in float64, enumerated expectations, and a fit."""
+"""Rules for the gradient of a loss: identities in float64, enumerated expectations, and a fit."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _likelihood_gradient(energy: Enumerable, data: Tensor) -> list[Tensor]:
 
 
 def _in_sigmas(energy: nn.Module, found: list[Tensor], wanted: list[Tensor], pred_x: Tensor) -> float:
-    """How many standard errors of the negative phase a gradient is off; energies linear in their parameters."""
+    """Number of standard errors of the negative phase by which a gradient is off; energies linear in their parameters."""
     worst = []
     for i, parameter in enumerate(energy.parameters()):
         # One row for each negative: the derivative of its energy.

@@ -1,4 +1,4 @@
-"""What becomes of labels: conditions of the energy stay with their example, targets never reach the energy."""
+"""Rules for labels: conditions of the energy stay with their example, targets never reach the energy."""
 
 from __future__ import annotations
 

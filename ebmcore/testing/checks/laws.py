@@ -1,4 +1,4 @@
-"""Whether a sampler samples what it claims to: exact transition matrices, and tests against exact samples."""
+"""Rules for the distribution that a sampler samples: exact transition matrices, and tests against exact samples."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _run(sampler: Any, energy: nn.Module, x: Tensor, n_steps: int, g: torch.Gene
 
 @check(NOT_EXACT, since="0.1")
 def check_a_sampler_says_what_it_samples(case: SamplerCase) -> None:
-    """A sampler is declared exact, or predicts its bias on a Gaussian: otherwise nothing is known of what it samples."""
+    """A sampler is declared exact, or predicts its bias on a Gaussian: otherwise its distribution is unknown."""
     expect(case.continuous, "in a discrete space there is no bias to predict: declare exact = True, if it is")
     declared = _bias(case.make(), 1.0) is not None
     expect(declared, "it declares neither exact = True nor predicted_bias(precision)")
@@ -96,7 +96,7 @@ def check_the_transition_matrix_leaves_the_target_invariant(case: SamplerCase) -
 
 @check(EXACT, CARRIES_MORE, since="0.1")
 def check_the_law_of_the_whole_state_has_the_target_in_it(case: SamplerCase) -> None:
-    """On targets of two units, the exact long-run law of all that a chain carries gives its position the target, to 1e-10."""
+    """On targets of two units, the exact long-run law of a chain's whole state has the target as its marginal, to 1e-10."""
     for where, law, p in _laws_of_the_whole(case):
         off = float((law - p).abs().sum() / 2)
         expect(off < SOLVED, f"on {where} the long-run law is off by a total variation of {off:.3g} (bound {SOLVED:.0e})")
@@ -209,7 +209,7 @@ def check_steps_are_in_detailed_balance(case: SamplerCase) -> None:
 
 @check(BIASED, CONTINUOUS, since="0.1")
 def check_the_bias_on_gaussians_is_the_predicted_one(case: SamplerCase) -> None:
-    """An unadjusted sampler reaches the normal law of the variance that predicted_bias says, components independent."""
+    """An unadjusted sampler reaches the normal law with the variance that predicted_bias gives and independent components."""
     for at, temperature, sampler in case.laws():
         for precision in (1.0, _stiffest(sampler)):
             bias = _bias(sampler, precision)

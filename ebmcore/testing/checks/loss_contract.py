@@ -1,4 +1,4 @@
-"""What a loss returns, takes, saves and moves."""
+"""Rules for what a loss returns, takes, saves and moves."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def check_negatives_are_detached(case: LossCase) -> None:
 
 @check(IS_CD, since="0.1")
 def check_negatives_stay_as_they_were_returned(case: LossCase) -> None:
-    """What forward() returned is the caller's: a later call does not change it, nor does it change the chains."""
+    """The caller owns what forward() returned: a later call does not change it, and changing it does not change the chains."""
     loss, x = case.make(), case.start(N_CHAINS)
     _, pred_x = case.call(loss, x)
     before = pred_x.clone()
@@ -199,12 +199,12 @@ def check_metrics_are_detached_scalars(case: LossCase) -> None:
     expect(not wrong, f"{', '.join(wrong)} in metrics is no detached 0-dim tensor")
     case.call(loss, case.start(8, seed=9))
     stale = first and all(loss.metrics.get(name) is t for name, t in first.items())
-    expect(not stale, "metrics still holds what the call before left")
+    expect(not stale, "metrics still holds what the previous call wrote")
 
 
 @check(since="0.1")
 def check_forward_hooks_fire(case: LossCase) -> None:
-    """Calling the loss is calling a torch module: its forward hooks fire, once."""
+    """Calling the loss is calling a torch module: its forward hooks fire exactly once."""
     loss = case.make()
     fired: list[int] = []
     loss.register_forward_hook(lambda *_: fired.append(1))
@@ -262,13 +262,13 @@ def check_the_state_of_a_used_loss_loads_into_a_fresh_one(case: LossCase) -> Non
 
 @check(since="0.1")
 def check_the_model_stands_once_in_the_state(case: LossCase) -> None:
-    """Each parameter of the energy stands once in state_dict(), under "energy."."""
+    """Each parameter of the energy appears once in state_dict(), under "energy."."""
     loss = case.make()
     case.call(loss, case.start(8))
     own = {parameter.data_ptr() for parameter in loss.energy.parameters()}
     copies = [key for key, tensor in loss.state_dict().items() if tensor.data_ptr() in own]
     wanted = [f"energy.{name}" for name, _ in loss.energy.named_parameters()]
-    expect(sorted(copies) == sorted(wanted), f"the parameters stand there as {', '.join(copies)}")
+    expect(sorted(copies) == sorted(wanted), f"the parameters appear there as {', '.join(copies)}")
 
 
 @check(since="0.1")
@@ -303,12 +303,12 @@ def check_copies_are_independent(case: LossCase) -> None:
     changed = [name for name, t in before.items() if not torch.equal(t, loss.state_dict()[name])]
     expect(not changed, f"using the copy changed {', '.join(changed)} of the original")
     ours = case.use(loss, seed=4)
-    expect(equal(ours, theirs), f"the copy continues in another way than the original: {difference(ours, theirs)}")
+    expect(equal(ours, theirs), f"the copy continues differently from the original: {difference(ours, theirs)}")
 
 
 @check(ON_CD_BASE, since="0.1")
 def check_the_family_is_that_of_its_base(case: LossCase) -> None:
-    """A loss on BaseContrastiveDivergence is of its family; one whose gradient is not that of the energy gap says why."""
+    """A loss on BaseContrastiveDivergence is of its family; one without the gradient of the energy gap gives the reason."""
     says = f"family is {case.component.family!r}, so that the rules about its gradient do not apply"
     expect(case.cd, f"{says}: derive from BaseLoss, or name this check in expected_failures with the reason")
 
@@ -342,7 +342,7 @@ def check_two_processes_give_the_gradient_of_the_whole_batch(case: LossCase) -> 
 
 
 def _fixed(case: LossCase) -> Affine:
-    """A sampler after which negatives are known: from where a variant starts, or the same point where it starts at random."""
+    """A sampler whose negatives are known: computed from the start, or one fixed point if the start is random."""
     known = case.persistent or (case.cd and case.component.starts_at_data)
     return Affine(0.5 if known else 0.0, 0.25)
 

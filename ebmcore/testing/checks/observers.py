@@ -1,4 +1,4 @@
-"""What an observer takes, and what it leaves alone."""
+"""Rules for observers: what they take, and what they must not change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ebmcore.testing.rules import ConformanceError, check, expect
 from ebmcore.testing.samplers import Identity
 from ebmcore.testing.targets import Quadratic
 
-# The events of training in the order in which they come, and the names of what each gives beside the run.
+# The events of training in the order in which they come, and the names of the arguments of each besides the run.
 EVENTS: dict[str, tuple[str, ...]] = {
     "on_start": (),
     "on_log": ("metrics",),
@@ -61,7 +61,7 @@ def example_run(directory: Path) -> SimpleNamespace:
 
 
 def _events(run: SimpleNamespace) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """The events of a run of two steps; the run moves on meanwhile."""
+    """The events of a run of two steps; ``run.step`` follows them."""
     checkpoint = run.directory / "checkpoints" / "step-2"
     checkpoint.mkdir(parents=True)
     yield "on_start", ()
@@ -73,7 +73,7 @@ def _events(run: SimpleNamespace) -> Iterator[tuple[str, tuple[Any, ...]]]:
 
 @contextlib.contextmanager
 def _directories() -> Iterator[tuple[Path, Path]]:
-    """The directory of a run, and the one around it, which is the current one meanwhile."""
+    """Yields the directory of a run and its parent, which is the current directory within the block."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as around:
         run = Path(around) / "run"
@@ -108,7 +108,7 @@ def check_it_names_no_event_that_does_not_exist(case: ObserverCase) -> None:
 
 @check(since="0.1")
 def check_it_follows_a_run(case: ObserverCase) -> None:
-    """It takes all events of a run, with and without a directory, and returns nothing."""
+    """An observer takes all events of a run, with and without a directory, and returns nothing."""
     for with_directory in (True, False):
         with _directories() as (directory, _):
             observer, run = case.make(), example_run(directory)

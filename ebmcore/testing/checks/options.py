@@ -1,4 +1,4 @@
-"""How a loss or a sampler keeps its options."""
+"""Rule for the options of losses and samplers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe holds: settings of a run, as ``ebmcore train --config`` takes them."""
+"""Rules for recipes, which hold settings of a run, as ``ebmcore train --config`` takes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_it_is_a_mapping_of_settings(case: RecipeCase) -> None:
     settings = case.settings
     expect(isinstance(settings, dict) and bool(settings), f"it holds a {type(settings).__name__}, not a mapping")
     wrong = [key for key in settings if not isinstance(key, str)]
-    expect(not wrong, f"{wrong} are no names of settings")
+    expect(not wrong, f"{wrong} are not names of settings")
     expect("#" in case.component.read_text(), "no comment says where its settings come from")
 
 

@@ -1,4 +1,4 @@
-"""What a sampler returns, what it keeps, and what one chain may know of another."""
+"""Rules for what a sampler returns and keeps, and for the independence of chains."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def check_a_memory_is_declared(case: SamplerCase) -> None:
 
 @check(CACHES, since="0.1")
 def check_what_is_cached_follows_the_chain(case: SamplerCase) -> None:
-    """After each step, refresh() under the same parameters changes nothing: the cache is that of where the chain is."""
+    """After each step, refresh() under the same parameters changes nothing: the cache belongs to the current position."""
     sampler, energy = case.make(), case.energy(*case.shape)
     state = run(sampler, energy, _init(case, sampler, energy, case.start()), 5, generator=generator())[0]
     with frozen(energy), torch.no_grad():
@@ -163,7 +163,7 @@ def check_what_is_cached_follows_the_chain(case: SamplerCase) -> None:
 
 @check(CONTINUOUS, ANY_ENERGY, RANDOM, since="0.1")
 def check_a_chain_without_energy_is_given_up_and_the_others_go_on(case: SamplerCase) -> None:
-    """A chain whose energy is NaN is not finite afterwards, never replaced; the others move as if it were not there."""
+    """A chain whose energy is NaN is not finite afterwards and is never replaced; the others move as if it were not there."""
     sampler, x = case.make(), 0.1 * case.start()
     energy = Holed(case.energy(*case.shape), edge=50.0)
     lost = x.clone()
@@ -176,7 +176,7 @@ def check_a_chain_without_energy_is_given_up_and_the_others_go_on(case: SamplerC
         "energy in the state, or make the position NaN",
     )
     beside = run(sampler, energy, _init(case, sampler, energy, x), 2, generator=generator())[0]
-    expect(torch.equal(state.x[5:], beside.x[5:]), "chains beside one without an energy move otherwise than without it")
+    expect(torch.equal(state.x[5:], beside.x[5:]), "chains beside one without an energy move differently than without it")
 
 
 @check(CONTINUOUS, ANY_ENERGY, EXACT, RANDOM, since="0.1")
@@ -188,12 +188,12 @@ def check_a_proposal_without_energy_is_rejected(case: SamplerCase) -> None:
     state = run(sampler, energy, _init(case, sampler, energy, x), 20, generator=generator())[0]
     inside = int(energy.inside(state.x).sum())
     expect(inside == 0, f"{inside} of 500 chains moved to where the energy is NaN")
-    expect(bool(state.x.isfinite().all()), "rejecting such a proposal cost a chain its numbers")
+    expect(bool(state.x.isfinite().all()), "rejecting such a proposal made a chain NaN or infinite")
 
 
 @check(CONTINUOUS, EXACT, RANDOM, since="0.1")
 def check_acceptance_is_not_in_half_precision(case: SamplerCase) -> None:
-    """An exact sampler compares no numbers in bfloat16, whatever the model is in: acceptance needs the digits."""
+    """An exact sampler compares no numbers in bfloat16, for a model of any dtype: acceptance needs the digits."""
     for dtype in (torch.float32, torch.bfloat16):
         sampler, energy, x = case.make(), case.energy(*case.shape).to(dtype), case.start().to(dtype)
         state = _init(case, sampler, energy, x)

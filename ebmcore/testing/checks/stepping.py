@@ -1,4 +1,4 @@
-"""What losses and samplers share: no trace on the energy, repeatable results, any shape and dtype, and no needless cost."""
+"""Rules that losses and samplers share: no trace on the energy, repeatable results, any shape and dtype, and no needless cost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def equal(a: list[Tensor], b: list[Tensor]) -> bool:
 
 
 def difference(a: list[Tensor], b: list[Tensor]) -> str:
-    """How far two lists of tensors are apart, in words."""
+    """Describe how far two lists of tensors are apart."""
     if [t.shape for t in a] != [t.shape for t in b]:
         return f"shapes {[tuple(t.shape) for t in a]} and {[tuple(t.shape) for t in b]}"
     return f"a largest difference of {largest(*(s.double() - t.double() for s, t in zip(a, b, strict=True))):.3g}"
@@ -75,13 +75,13 @@ def check_the_same_generator_gives_the_same_result(case: SteppingCase) -> None:
 
 @check(RANDOM, since="0.1")
 def check_another_generator_gives_another_result(case: SteppingCase) -> None:
-    """Generators with other seeds give other results."""
+    """Generators with different seeds give different results."""
     expect(not equal(case.use(seed=5), case.use(seed=6)), "generators seeded with 5 and 6 give the same result")
 
 
 @check(since="0.1")
 def check_it_works_under_no_grad(case: SteppingCase) -> None:
-    """Under torch.no_grad() it gives what it gives without."""
+    """Under torch.no_grad() the result is the same as without."""
     outside = case.use()
     with torch.no_grad():
         inside = case.use()
@@ -97,7 +97,7 @@ def check_inference_mode_is_refused(case: SteppingCase) -> None:
     instance, energy, x = case.make(), case.energy(*case.shape), case.start(8)
     with torch.inference_mode():
         try:
-            # A sampler through its own front door, which is not run() if it overrides it.
+            # A sampler through its own entry function, which is not run() if it overrides it.
             instance.sample(energy, x, 2) if hasattr(instance, "sample") else case.use(instance, energy=energy, x=x)
         except RuntimeError as error:
             expect("no_grad" in str(error), f"the error does not say to use torch.no_grad(): {error}")
@@ -136,7 +136,7 @@ def _mix_modes(energy: nn.Module) -> None:
 
 @check(since="0.1")
 def check_an_energy_that_raises_is_not_swallowed(case: SteppingCase) -> None:
-    """What the energy raises comes out, and flags, buffers and .grad are as before."""
+    """An error raised by the energy reaches the caller, and flags, buffers and .grad are as before."""
     fuse = Raising(after=1)
     energy = Watched(case.energy(*case.shape), fuse)
     energy.train()
@@ -146,7 +146,7 @@ def check_an_energy_that_raises_is_not_swallowed(case: SteppingCase) -> None:
     with contextlib.suppress(EnergyError):
         for _ in range(5):
             case.call(instance, case.start(8)) if case.kind == "loss" else case.use(instance, energy=energy)
-        expect(fuse.left >= 0, "the energy raised, and nothing came out")
+        expect(fuse.left >= 0, "the energy raised, but no error reached the caller")
     changes = before.changes(energy)
     expect(not changes, f"after the energy raised: {'; '.join(changes[:4])}")
 

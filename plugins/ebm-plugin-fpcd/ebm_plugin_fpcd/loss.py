@@ -79,7 +79,7 @@ class FastPersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
 
     @contextmanager
     def negative_phase(self) -> Iterator[None]:
-        """While chains start and move, the energy has the parameters ``theta + theta_fast``; afterwards the very ones it had."""
+        """Context in which the energy has the parameters ``theta + theta_fast``; afterwards it has the same tensors as before."""
         parameters = list(self.energy.parameters())
         slow = [parameter.data for parameter in parameters]
         try:
@@ -91,7 +91,7 @@ class FastPersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
                 parameter.data = data
 
     def update_fast_weights(self, loss: Tensor) -> None:
-        """``theta_fast <- decay * theta_fast - lr_fast * gradient``; they stay where the loss has none, or one not finite."""
+        """``theta_fast <- decay * theta_fast - lr_fast * gradient``; no change if there is no gradient, or one is not finite."""
         if not loss.requires_grad:
             return
         trained = [
@@ -101,7 +101,7 @@ class FastPersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
             return
         gradients = torch.autograd.grad(loss, [p for p, _ in trained], retain_graph=True, materialize_grads=True)
         gradients = [mean_over_ranks(gradient) for gradient in gradients]
-        finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all()  # else they would never be again
+        finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all()  # NaN would stay
         for (_, fast), gradient in zip(trained, gradients, strict=True):
             moved = torch.sub(self.fast_decay * fast, gradient.to(fast), alpha=self.fast_lr)
             fast.copy_(torch.where(finite, moved, fast))

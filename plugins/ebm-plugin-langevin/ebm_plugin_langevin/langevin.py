@@ -25,7 +25,7 @@ class Langevin(BaseSampler):
         step_size: ``h``, in squared units of ``x``, above 0.
         temperature: ``T``, at least 0; 1 samples the model, 0 descends its gradient.
         clip_grad: Bound on the absolute value of each component of the gradient; `None` does not clip. Clipping keeps chains
-            of a steep energy from running away, but the chain then samples another distribution wherever the bound bites.
+            of a steep energy from running away, but the chain then samples another distribution wherever the bound applies.
 
     Source: G. Parisi (1981), "Correlation functions and computer simulations"; G. O. Roberts and R. L. Tweedie (1996),
     "Exponential convergence of Langevin distributions and their discrete approximations".

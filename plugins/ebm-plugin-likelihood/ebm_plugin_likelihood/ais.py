@@ -31,7 +31,7 @@ class AISLogLikelihood:
               Z \approx \frac1N\sum_n w_n
 
     The *weights* are averaged, not their logarithms. The run goes forward, from base to model: :math:`E[\log \hat Z]` is at
-    most :math:`\log Z`, so the log-likelihood errs on the high side when there are too few temperatures. Believe it only with
+    most :math:`\log Z`, so the log-likelihood errs on the high side when there are too few temperatures. Trust it only with
     an effective sample size of many chains, and when it no longer falls as ``n_temperatures`` grows; the metric
     ``reverse-ais-ll`` errs on the low side. A warning is issued if the effective sample size is below a tenth of the chains.
 
@@ -198,20 +198,20 @@ class ReverseAISLogLikelihood(AISLogLikelihood):
     .. math:: \log r = \sum_{k=K}^{1} E_{\beta_k}(x_k) - E_{\beta_{k-1}}(x_k), \qquad
               Z^{-1} \approx \frac1N\sum_n r_n
 
-    along the path of ``ais-ll`` walked backwards, with one transition at each temperature that it comes to. The mean of
+    along the path of ``ais-ll`` in reverse, with one transition at each temperature. The mean of
     :math:`\log \hat Z` is at least :math:`\log Z` where chains begin at exact samples of the model, so the log-likelihood errs on
-    the low side, and that of ``ais-ll`` on the high side. So it is in expectation only: of few chains each end has an error of
-    its own. The *bracket* is therefore widened, from the lower end of the reverse run's 95 % bootstrap interval over the chains
-    to the upper end of that of a forward run. It is about the likelihood of these test examples, whose sampling error it leaves
-    to the interval. Chains begin at training examples and make ``n_equilibrate`` transitions first; where these do not
-    suffice, the lower end is no bound. Warnings tell where the effective sample size of either run is below a tenth of the
-    chains, and where the two runs contradict each other: the lower end is above the upper one by more than their errors.
+    the low side, and that of ``ais-ll`` on the high side. This holds in expectation only: with few chains each end has an error
+    of its own. The *bracket* is therefore widened, from the lower end of the reverse run's 95 % bootstrap interval over the
+    chains to the upper end of that of a forward run. It is for the likelihood of these test examples; the interval covers their
+    sampling error. Chains begin at training examples and make ``n_equilibrate`` transitions first; if these are too
+    few, the lower end is not a bound. A warning is issued if the effective sample size of either run is below a tenth of
+    the chains, or if the two runs contradict each other: the lower end is above the upper one by more than their errors.
 
     Args:
-        n_equilibrate: Transitions under the model before a chain is taken for a sample of it.
+        n_equilibrate: Transitions under the model before a chain counts as a sample of it.
         options: Those of ``ais-ll``: ``n_chains``, ``n_temperatures``, ``sampler``, ``sampler_options``, ``n_bootstrap``.
 
-    The result holds what that of ``ais-ll`` does, and the bracket: ``bracket_low``, below ``log_likelihood``, and
+    The result holds the numbers of ``ais-ll`` and the bracket: ``bracket_low``, below ``log_likelihood``, and
     ``bracket_high``, from a forward run of the same length.
 
     Source: R. B. Grosse, Z. Ghahramani and R. P. Adams (2015), "Sandwiching the marginal likelihood using bidirectional Monte
@@ -287,7 +287,7 @@ class ReverseAISLogLikelihood(AISLogLikelihood):
 
 
 def _own_randomness(generator: torch.Generator | None) -> torch.Generator:
-    """The bootstrap's, so that it does not depend on the device of the chains."""
+    """Generator of the bootstrap, which does not depend on the device of the chains."""
     return torch.Generator().manual_seed(torch.initial_seed() if generator is None else generator.initial_seed())
 
 
@@ -311,5 +311,5 @@ def log_mean_exp(log_weights: Tensor) -> Tensor:
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
-    r""":math:`(\sum w)^2 / \sum w^2`: how many equally weighted chains the weighted ones are worth."""
+    r""":math:`(\sum w)^2 / \sum w^2`: the number of equally weighted chains with the same variance."""
     return torch.exp(2 * torch.logsumexp(log_weights, dim=-1) - torch.logsumexp(2 * log_weights, dim=-1))

@@ -1,4 +1,4 @@
-"""What the likelihood metrics share."""
+"""Functions that the likelihood metrics share."""
 
 from __future__ import annotations
 

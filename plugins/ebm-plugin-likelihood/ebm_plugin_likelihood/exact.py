@@ -56,7 +56,7 @@ class ExactLogLikelihood:
         Args:
             energy: The model; left as it is.
             data: Has ``test`` ``(N, *shape)``, ``shape`` and ``state_space``.
-            sampler: That of training; a temperature other than 1 is warned of.
+            sampler: The sampler of training; a temperature other than 1 causes a warning.
             generator: Randomness of the interval.
         """
         if len(data.test) == 0:

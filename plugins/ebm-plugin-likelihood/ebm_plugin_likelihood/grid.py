@@ -26,7 +26,7 @@ class GridLogLikelihood(ExactLogLikelihood):
     Args:
         grid_points: Cells along each axis.
         grid_margin: How far the box reaches beyond the data on each side, as a multiple of the data's range. Mass outside the
-            box is not counted; a warning says when the rim of the box still holds some.
+            box is not counted; a warning is issued if the edge of the box still holds some.
         n_bootstrap: Replications of the interval.
 
     The result holds ``log_likelihood``, its 95 % bootstrap interval over the test examples (``interval_low``,

@@ -55,7 +55,7 @@ class PseudoLogLikelihood:
         Args:
             energy: The model; left as it is.
             data: Has ``test`` ``(N, *shape)`` of zeros and ones, and ``state_space``.
-            sampler: That of training; a temperature other than 1 is warned of.
+            sampler: The sampler of training; a temperature other than 1 causes a warning.
             generator: Randomness of the interval.
         """
         if data.state_space != "binary":
@@ -70,7 +70,7 @@ class PseudoLogLikelihood:
 
 
 def _log_pseudo_likelihoods(energy: nn.Module, x: Tensor) -> Tensor:
-    """Of each row of ``x`` ``(B, *shape)``, summed over its units."""
+    """Computes it for each row of ``x`` ``(B, *shape)``, summed over units."""
     units = x[0].numel()
     flip = torch.eye(units, dtype=x.dtype, device=x.device).view(units, *x.shape[1:])
     flipped = (x.unsqueeze(1) - flip).abs()  # (B, units, *shape): 0 -> 1, 1 -> 0 on the diagonal

@@ -1,4 +1,4 @@
-"""What restricted Boltzmann machines share: binary hidden units, both conditionals, and a tempered path."""
+"""Base of restricted Boltzmann machines: binary hidden units, both conditionals, and a tempered path."""
 
 from __future__ import annotations
 

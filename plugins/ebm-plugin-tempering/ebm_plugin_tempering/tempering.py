@@ -145,7 +145,7 @@ class Tempering(BaseSampler):
 
     @property
     def requires(self) -> tuple[type, ...]:
-        # The path that the kernel gives to any energy has no conditionals; an energy that has brings its own path.
+        # The kernel's path for any energy has no conditionals; an energy that has conditionals brings its own path.
         of_inner = tuple(getattr(self.inner, "requires", ()))
         lost = [capability for capability in of_inner if not supports(Tempered, capability)]
         return (*of_inner, SupportsTempering) if lost and len(self.betas) > 1 else of_inner
@@ -192,7 +192,7 @@ class Tempering(BaseSampler):
         return replace(state, rungs=self.inner.refresh(at_each, state.rungs))
 
     def predicted_bias(self, precision: float) -> float | None:
-        """That of the inner sampler where the ladder has one rung; that of several is known only if it is 0."""
+        """Bias of the inner sampler if the ladder has one rung; with several rungs it is known only if it is 0."""
         return super().predicted_bias(precision) if self.has_memory else self.inner.predicted_bias(precision)
 
     def _adapted(self, beta: Tensor, swap_rates: Tensor) -> Tensor:
@@ -227,6 +227,6 @@ def _log_accept(energy: nn.Module, x: Tensor, beta: Tensor, tried: Tensor) -> Te
 
 
 def _exchange(pairs: Tensor) -> Tensor:
-    """From which rung each rung ``(N, R)`` takes its replica when the rungs ``i, i + 1`` of ``pairs`` ``(N, R - 1)`` exchange."""
+    """Rung from which each rung ``(N, R)`` takes its replica when the rungs ``i, i + 1`` of ``pairs`` ``(N, R - 1)`` exchange."""
     up, down = pad(pairs.long(), (0, 1)), pad(pairs.long(), (1, 0))
     return torch.arange(pairs.shape[1] + 1, device=pairs.device) + up - down
