@@ -92,9 +92,8 @@ def _items(value: Any) -> dict[Any, Any] | None:
         return dict(enumerate(value))
     if type(value) is dict:
         return value
-    if isinstance(value, (float, Tensor, *_BY_VALUE)):
-        return None
-    if not (hasattr(value, "with_tensors") or (hasattr(value, "step") and hasattr(value, "refresh"))):
+    sampler = hasattr(value, "step") and hasattr(value, "refresh")
+    if isinstance(value, type) or not (sampler or hasattr(value, "with_tensors")):
         return None
     slots = (name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ()))
     names = dict.fromkeys((*getattr(value, "__dict__", ()), *slots))

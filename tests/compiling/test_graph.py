@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from compiled_runs import Net, Noisy, assert_same, both, chains
+from torch import nn
 
 from ebmcore import BaseSampler, ChainState
 from ebmcore.compiling import CannotCompileError, CompiledTransitions, ImpureStepError, trace
@@ -66,7 +67,7 @@ class Ticking(BaseSampler):
         (Counting(), ImpureStepError, "keep what a chain carries in its state"),
         (Reading(), ImpureStepError, "DataDependent"),
         (Computing(), CannotCompileError, "bernoulli"),
-        (Filling(), CannotCompileError, "in a tensor's place"),
+        (Filling(), CannotCompileError, "draws in place"),
         (Widening(), CannotCompileError, "changes the type"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseSampler) else "",
@@ -180,3 +181,31 @@ def test_narrow_products_are_sums(dtype, products):
     """Unless they are summed up in a wider type; of the two layers, the first takes two columns."""
     graph = traced(Noisy(), Net().to(dtype), ChainState(torch.zeros(6, 2, dtype=dtype)), 1)
     assert sum(node.target is torch.ops.aten.addmm.default for node in graph.module.graph.nodes) == products
+
+
+class Silu(nn.Module):
+    """Two SiLUs, the second of which writes in place unless told otherwise."""
+
+    def __init__(self, inplace=True):
+        super().__init__()
+        self.inplace = inplace
+
+    def forward(self, x):
+        y = nn.functional.silu(2 * x) + 1
+        nn.functional.silu(y, inplace=True) if self.inplace else None
+        return y.sum(1)
+
+
+@pytest.mark.parametrize(("dtype", "sigmoids"), [(torch.float32, 1), (torch.bfloat16, 0)])
+def test_silu_computes_its_sigmoid_once(dtype, sigmoids):
+    """Its gradient reads the sigmoid of its value, except in half precision, where silu rounds once."""
+    graph = traced(Noisy(), Silu(inplace=False), ChainState(torch.zeros(6, 2, dtype=dtype)), 1)
+    targets = [node.target for node in graph.module.graph.nodes]
+    assert targets.count(torch.ops.aten.sigmoid.default) == sigmoids
+    assert (torch.ops.aten.silu_backward.default in targets) is not bool(sigmoids)
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_silu_in_a_graph_is_silu(interpreted, inplace):
+    """The steps are the same to rounding, also where the function writes in its argument's place."""
+    assert_same(both(CompiledTransitions(), Noisy(), Silu(inplace)))
