@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from ebmcore.distributed import rank, world_size
 from ebmcore.distributions import InitialDistribution
 from ebmcore.errors import UsageError
-from ebmcore.samplers import ChainState, conditions_among, select_chains
+from ebmcore.samplers import ChainState, State, conditions_among, select_chains
 
 __all__ = ["PersistentChains", "Slots"]
-
-State = TypeVar("State", bound=ChainState)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,15 +36,14 @@ class PersistentChains(nn.Module):
     """Markov chains that live from one training step to the next, more of them than a batch holds.
 
     `draw` takes chains without replacement; `write` puts them back into the slots that they came from, so no lineage is lost
-    or duplicated, for any batch size. The store holds whole sampler states (`ChainState.tensors`), conditions included, and
-    for each chain its ``id``, which never changes, and its ``age``, the number of writes since it was last started.
+    or duplicated, for any batch size. The store holds whole sampler states (`ChainState.tensors`), conditions included.
 
     The tensors are in ``state_dict()`` but are not buffers: `DistributedDataParallel` would overwrite every rank's chains with
     those of rank 0. In a process group the chains are sharded over the ranks, and ``state_dict()`` gives DTensors (sharded over
     dim 0), so that ``torch.distributed.checkpoint`` writes each chain once and reads them back on any number of ranks.
 
     Attributes:
-        tensors: Everything that the store holds, by name, live; ``"x"``, ``"id"`` and ``"age"`` among them.
+        tensors: The tensors of all chains by name, live: ``"x"``, ``"id"``, ``"age"`` and the others of the sampler's state.
 
     Example:
         >>> from ebmcore.distributions import Normal
@@ -98,12 +95,9 @@ class PersistentChains(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> Tensor:
-        """Starts ``shape[0]`` new chains of ``shape[1:]`` from ``initial`` and returns their live positions.
-
-        In a process group ``shape[0]`` counts the chains of all ranks, and the result holds this rank's share.
-        """
+        """Starts ``shape[0]`` chains, those of all ranks, at examples of ``shape[1:]``; returns this rank's live positions."""
         _refuse_inference_mode()
         n_chains, *event = shape or (0,)
         if n_chains < 1:
@@ -111,10 +105,8 @@ class PersistentChains(nn.Module):
         start, stop = _shard(n_chains)
         x = initial.sample(stop - start, generator=generator)
         if tuple(x.shape[1:]) != tuple(event):
-            raise UsageError(
-                f"the initial distribution gives examples of shape {tuple(x.shape[1:])}, but chains of shape "
-                f"{tuple(event)} were asked for: pass data of the energy's shape"
-            )
+            given = f"the initial distribution gives examples of shape {tuple(x.shape[1:])}, not {tuple(event)}"
+            raise UsageError(f"{given}: pass data of the energy's shape")
         x = x.to(device=device, dtype=dtype, copy=True).contiguous()  # the store writes in place
         self._n_chains = n_chains
         ids = torch.arange(start, stop, device=x.device)
@@ -132,10 +124,8 @@ class PersistentChains(nn.Module):
         if n == stop - start:
             return
         if n != self._n_chains:
-            raise UsageError(
-                f"these are {n} of {self._n_chains} chains, one rank's share of a process group that is no more: load the "
-                "checkpoint of all ranks, or initialize_persistent_chain() to start new ones; to keep weights, save the energy"
-            )
+            held = f"these are {n} of {self._n_chains} chains, one rank's share of a process group that has ended"
+            raise UsageError(f"{held}: load the checkpoint of all ranks, or initialize_persistent_chain() to start new ones")
         self.tensors = {name: tensor[start:stop].clone() for name, tensor in self.tensors.items()}
 
     def move_to(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -159,19 +149,19 @@ class PersistentChains(nn.Module):
         start: Callable[[int], State],
         *,
         restart_prob: float = 0.0,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> tuple[State, Slots]:
         """Draws ``n`` different chains: all in the order of their slots, or a random subset in random order.
 
         Args:
             like: A state with the tensors that the chains have, of any number of chains.
             n: Number of chains to draw.
-            start: Starts that many new chains: what a restarted chain becomes, now or when it turns out to be NaN or infinite.
+            start: Starts that many new chains: what a chain becomes by a restart, or when it is NaN or infinite in `write`.
             restart_prob: Probability of a restart, for each drawn chain.
             generator: Source of randomness.
 
         Returns:
-            The drawn states, copies, and their slots. Hand both to `write` after the transitions.
+            Copies of the drawn states, and their slots, which `write` takes.
         """
         names = like.tensors()
         for name, tensor in names.items():
@@ -181,7 +171,7 @@ class PersistentChains(nn.Module):
                     f"the sampler's state has {name} of shape {tuple(tensor.shape[1:])} for each chain, the store does not: its "
                     "chains were made by another sampler or with other options; use that one, or allocate new chains"
                 )
-        n_local, device = self.ids.shape[0], self.ids.device
+        n_local, device = len(self.ids), self.ids.device
         if n > n_local:
             raise UsageError(f"cannot draw {n} different chains from {n_local}")
         # All chains need no permutation, and without one a PCD-1 step of a 64 x 128 RBM takes 6 % less time.
@@ -210,12 +200,12 @@ class PersistentChains(nn.Module):
             stored.index_copy_(0, slots.index, tensor.to(stored.dtype))
         self.ages.index_copy_(0, slots.index, (slots.ages + 1) * finite)  # the slot's chain keeps its id
 
-    def resample(self, weights: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def resample(self, weights: Tensor, *, generator: Generator | None = None) -> Tensor:
         """Replaces chains of small weight by copies of those of large weight; a copy gets an id that no chain had before.
 
         Systematic resampling: chain ``i`` is kept ``n w_i`` times on average, rounded up or down. A kept chain stays in its slot
         with its id; its copies take the slots of those that are not. In a process group each rank resamples its own chains.
-        Weights in the chains' state are copied with them: the caller resets them.
+        Weights in the state are copied too: the caller resets them.
 
         Args:
             weights: Weights of this rank's chains ``(chains,)``, at least 0 and not all 0.
@@ -260,12 +250,7 @@ class PersistentChains(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.x is not None:
             moved = fn(self.x)
-            wider = {
-                n for n, t in self.tensors.items() if t.is_floating_point() and t.dtype.itemsize > self.x.dtype.itemsize
-            }
-            self.tensors = {
-                n: moved if n == "x" else t.to(moved.device) if n in wider else fn(t) for n, t in self.tensors.items()
-            }
+            self.move_to(moved.dtype, moved.device)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -284,9 +269,7 @@ class PersistentChains(nn.Module):
         _refuse_inference_mode()
         sizes = {name: len(value) for name, value in loaded.items()}
         if not {"x", "id", "age"} <= sizes.keys() or len(set(sizes.values())) > 1:
-            errors.append(
-                f"{prefix}: chains need x, id and age, and as many rows of each; these are the numbers of rows: {sizes}"
-            )
+            errors.append(f"{prefix}: chains need x, id and age, and as many rows of each; the numbers of rows are {sizes}")
             return
         try:
             # Gathered whole on every rank and cut again below: the ranks that saved it may have been fewer or more.
@@ -329,8 +312,7 @@ def _as_sharded(tensor: Tensor, n_chains: int) -> Tensor:
     mesh = init_device_mesh(tensor.device.type, (world_size(),))
     size = torch.Size((n_chains, *tensor.shape[1:]))
     stride = torch.empty(size, device="meta").stride()
-    sharded: Tensor = DTensor.from_local(tensor.detach(), mesh, [Shard(0)], shape=size, stride=stride)
-    return sharded
+    return DTensor.from_local(tensor.detach(), mesh, [Shard(0)], shape=size, stride=stride)
 
 
 def _refuse_inference_mode() -> None:
@@ -338,7 +320,4 @@ def _refuse_inference_mode() -> None:
         raise UsageError("chains made under torch.inference_mode() could never be moved: use torch.no_grad() instead")
 
 
-_SAVE_TOGETHER = (
-    "a state_dict() of a process group holds this rank's share, and one rank's torch.save() no other; save it by "
-    "torch.distributed.checkpoint on all ranks"
-)
+_SAVE_TOGETHER = "save the state_dict() of a process group by torch.distributed.checkpoint on all ranks, not by torch.save()"

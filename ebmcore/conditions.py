@@ -1,8 +1,7 @@
 """Labels and other conditions that travel with examples and chains.
 
-``energy(x, labels)`` may take further arguments with one row for each row of ``x``. The kernel names them (positional ones
-by their number, ``"0"``; the others by their keyword), keeps them with each chain, and hands the energy to samplers as a
-function of ``x`` alone: `condition`.
+``energy(x, labels)`` may take further arguments with one row for each row of ``x``. The kernel names them, keeps them with each
+chain, and hands the energy to samplers as a function of ``x`` alone: `condition`.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def name_conditions(args: tuple[Any, ...], kwargs: Mapping[str, Any], x: Tensor)
         if not isinstance(value, Tensor) or value.shape[:1] != x.shape[:1]:
             given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
-                f"condition {name!r} must be a tensor with one row for each of the {len(x)} examples, but is {given}"
+                f"condition {name!r} must be a tensor with one row for each of the {len(x)} examples, not {given}"
             )
     return conditions
 
@@ -62,10 +61,9 @@ def repeat_conditions(energy: nn.Module, n: int) -> nn.Module:
 class Conditioned(nn.Module):
     """An energy with its conditions filled in: ``x -> E(x, labels)``.
 
-    Every attribute of the energy is forwarded, and so is every capability. A method that takes the conditions after its first
-    argument, as ``forward`` does, receives them: ``conditioned.score(x)`` is ``energy.score(x, labels)``. Another method, such as
-    ``log_partition()``, is called as it is. Options of a method should be keyword-only or have a default other than `None`, so
-    that they are not taken for conditions.
+    Every attribute and capability of the energy is forwarded. A method that takes the conditions after its first argument, as
+    ``forward`` does, receives them: ``conditioned.score(x)`` is ``energy.score(x, labels)``. Options of a method should be
+    keyword-only or have a default other than `None`, so that they are not taken for conditions.
     """
 
     def __init__(self, energy: nn.Module, conditions: Mapping[str, Tensor]) -> None:

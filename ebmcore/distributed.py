@@ -22,9 +22,7 @@ def world_size() -> int:
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """Returns the mean of ``value`` over all ranks, as a new tensor; ``value`` itself where there is one rank.
-
-    Collective: every rank calls it.
+    """Returns the mean of ``value`` over all ranks; ``value`` itself where there is one. Collective: every rank calls it.
 
     Example:
         >>> import torch

@@ -9,22 +9,18 @@ import math
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn.functional import logsigmoid, one_hot
 
-__all__ = [
-    "BaseDistribution", "Bernoulli", "Categorical", "InitialDistribution", "Normal", "Uniform", "at_least_float32",
-    "one_hot_sample",
-]  # fmt: skip
+__all__ = ["BaseDistribution", "Bernoulli", "Categorical", "InitialDistribution", "Normal", "Uniform", "at_least_float32"]
 
 
 @runtime_checkable
 class InitialDistribution(Protocol):
     """A distribution that Markov chains may start from."""
 
-    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, *, generator: Generator | None = None) -> Tensor:
         """Draws ``(n, *shape)`` independent positions."""
-        ...
 
 
 @runtime_checkable
@@ -33,7 +29,6 @@ class BaseDistribution(InitialDistribution, Protocol):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Returns the log-density ``(N,)`` of ``x`` ``(N, *shape)`` in nats, summed over all but the first axis."""
-        ...
 
 
 class Normal:
@@ -52,7 +47,7 @@ class Normal:
         self.mean = mean
         self.std = torch.as_tensor(std, dtype=mean.dtype, device=mean.device)
 
-    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, *, generator: Generator | None = None) -> Tensor:
         mean = self.mean
         noise = torch.randn((n, *mean.shape), generator=generator, dtype=mean.dtype, device=mean.device)
         return mean + self.std * noise
@@ -83,7 +78,7 @@ class Uniform:
         self.low = low
         self.high = high
 
-    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, *, generator: Generator | None = None) -> Tensor:
         like = self.like
         uniform = torch.rand((n, *like.shape), generator=generator, dtype=like.dtype, device=like.device)
         return self.low + (self.high - self.low) * uniform
@@ -108,7 +103,7 @@ class Bernoulli:
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
 
-    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, *, generator: Generator | None = None) -> Tensor:
         logits = self.logits.detach()
         wide = at_least_float32(logits)  # uniform numbers in half precision are too coarse for p = 0.001
         uniform = torch.rand((n, *wide.shape), generator=generator, dtype=wide.dtype, device=wide.device)
@@ -133,8 +128,17 @@ class Categorical:
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
 
-    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        return one_hot_sample(self.logits.expand(n, *self.logits.shape), generator)
+    def sample(self, n: int, *, generator: Generator | None = None) -> Tensor:
+        return self.draw(self.logits.expand(n, *self.logits.shape), generator)
+
+    @staticmethod
+    def draw(logits: Tensor, generator: Generator | None = None) -> Tensor:
+        """Draws one example for each row of ``logits`` ``(N, *units, values)``."""
+        # Uniform numbers instead of torch.multinomial: each chain's draw is its own, and a step can be compiled.
+        wide = at_least_float32(logits)
+        uniform = torch.rand(wide.shape[:-1], generator=generator, dtype=wide.dtype, device=wide.device)
+        below = uniform.unsqueeze(-1) >= wide.softmax(-1).cumsum(-1)[..., :-1]
+        return one_hot(below.sum(-1), logits.shape[-1]).to(logits.dtype)
 
     def log_prob(self, x: Tensor) -> Tensor:
         return (x * self.logits.log_softmax(-1)).flatten(1).sum(1)
@@ -143,12 +147,3 @@ class Categorical:
 def at_least_float32(t: Tensor) -> Tensor:
     """Returns ``t`` in float32 if it is in half precision, else ``t`` itself."""
     return t if t.dtype.itemsize >= 4 else t.float()
-
-
-def one_hot_sample(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Draws one-hot vectors along the last axis of ``logits`` ``(N, *units, values)`` with ``p = softmax(logits)``."""
-    # Uniform numbers instead of torch.multinomial: each chain's draw is its own, and a step can be compiled.
-    wide = at_least_float32(logits)
-    below = wide.softmax(-1).cumsum(-1)[..., :-1]
-    uniform = torch.rand(wide.shape[:-1], generator=generator, dtype=wide.dtype, device=wide.device)
-    return one_hot((uniform.unsqueeze(-1) >= below).sum(-1), logits.shape[-1]).to(logits.dtype)

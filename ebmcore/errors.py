@@ -1,8 +1,4 @@
-"""Errors that a user can act on. Each message says what was given, what was expected and what to do next.
-
-They derive from one base, so that the command line can print them as one line, and from the builtin that a
-Python programmer would catch.
-"""
+"""Errors that a user can act on: each message says what was given, what was expected and what to do next."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ __all__ = [
 
 
 class EbmcoreError(Exception):
-    """Base of all errors that ebmcore raises about its input or its plugins."""
+    """Base of all errors about input or plugins, which the command line prints as one line. Each is a builtin error too."""
 
 
 class UsageError(EbmcoreError, ValueError):
@@ -37,11 +33,7 @@ class PluginError(EbmcoreError, RuntimeError):
 
 
 class MissingCapabilityError(EbmcoreError, TypeError):
-    """A sampler or metric asks the energy for something that it does not offer.
-
-    Attributes:
-        capability: The protocol that the energy lacks, such as `ebmcore.energies.SupportsBlockGibbs`.
-    """
+    """A sampler or metric needs a ``capability`` (a protocol, such as `ebmcore.energies.SupportsBlockGibbs`) of the energy."""
 
     def __init__(self, message: str, capability: type | None = None) -> None:
         super().__init__(message)

@@ -5,31 +5,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from ebmcore._keywords import StrictKeywords
 from ebmcore.chains import PersistentChains, assert_async
 from ebmcore.compiling import CompiledTransitions
-from ebmcore.conditions import name_conditions, split_conditions
+from ebmcore.conditions import condition, name_conditions, split_conditions
 from ebmcore.distributed import rank, world_size
 from ebmcore.distributions import InitialDistribution, Normal, at_least_float32
 from ebmcore.energies import SupportsDataStatistics, SupportsInitialDistribution, check_energies, frozen, supports
 from ebmcore.errors import DivergenceError, UsageError
 from ebmcore.random import stream_generator
-from ebmcore.samplers import (
-    ChainState,
-    Sampler,
-    Transitions,
-    as_rows,
-    check_sampler,
-    eager_transitions,
-    finite_rows,
-    new_chains,
-    run,
-)
+from ebmcore.samplers import ChainState, Sampler, Transitions, as_rows, check_sampler, eager_transitions, finite_rows, run
 
 __all__ = ["BaseContrastiveDivergence", "BaseLoss"]
 
@@ -37,9 +28,8 @@ __all__ = ["BaseContrastiveDivergence", "BaseLoss"]
 class BaseLoss(StrictKeywords, nn.Module, ABC):
     """A loss that trains an energy, which it keeps as ``self.energy``.
 
-    ``loss(x)`` returns a 0-dim tensor, or a tuple whose first item it is. What a loss declares in class attributes decides how
-    the command line, `ebmcore.training.fit` and the conformance kit (`ebmcore.testing`) treat it. Keep each option under its own
-    name, so that a schedule can change it.
+    What it declares in class attributes decides how the command line, `ebmcore.training.fit` and the conformance kit
+    (`ebmcore.testing`) treat it. Keep each option under its own name, so that a schedule can change it.
 
     Attributes:
         family: ``"contrastive-divergence"`` or ``"other"``.
@@ -82,17 +72,14 @@ class BaseLoss(StrictKeywords, nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.metrics: dict[str, Tensor] = {}
-        self.generator: torch.Generator | None = None
+        self.generator: Generator | None = None
         self.step = 0
         self.built = False
         self.transitions: Transitions = eager_transitions
 
     @abstractmethod
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Returns the 0-dim loss of data ``x`` ``(B, *shape)``, or a tuple whose first item is it.
-
-        Further arguments, by position or name, are `labels`: tensors with one row for each example.
-        """
+        """Returns the 0-dim loss of ``x`` ``(B, *shape)``, or a tuple whose first item it is; further arguments are `labels`."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.metrics = {}
@@ -105,24 +92,18 @@ class BaseLoss(StrictKeywords, nn.Module, ABC):
     def build(self, shape: Sequence[int]) -> None:
         """Makes the parts that depend on the ``shape`` of an example, such as a second network; nothing unless overridden.
 
-        `ebmcore.training.fit` and the conformance kit call it once, before an optimizer is made; so does a training loop by hand.
+        `ebmcore.training.fit` calls it once, before it makes an optimizer; so does a training loop by hand.
         """
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Returns the parameter groups that an optimizer trains, as ``torch.optim`` takes them: one unless overridden.
-
-        A second network gets its own rate in a group of its own, ``{"params": [...], "lr": 1e-4}``.
-        """
+        """Returns groups as ``torch.optim`` takes them: one, unless overridden to give a part its own ``"lr"``."""
         return [{"params": list(self.parameters())}]
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compiles what the loss samples, see `ebmcore.compiling`; for a loss that samples nothing this changes nothing.
+    def compile(self) -> None:
+        """Compiles what the loss samples, never the loss itself; see `ebmcore.compiling`.
 
-        The loss itself is never compiled: ``torch.compile`` of a loss with a double backward pass fails. A graph is of what was
-        there when it was made: call this again after changing layers of the energy.
+        A graph is of what was there when it was made: call this again after changing layers of the energy.
         """
-        if args or kwargs:
-            raise UsageError("compile() of a loss takes no options: for others, compile the energy yourself")
         self.transitions = CompiledTransitions()
 
     def get_extra_state(self) -> Tensor:
@@ -139,22 +120,20 @@ class BaseContrastiveDivergence(BaseLoss):
 
     .. math:: \nabla_\theta L = E_{data}[\nabla_\theta E_\theta(x)] - E_{model}[\nabla_\theta E_\theta(x)],
 
-    and a CD variant is a way to draw the negative samples of the second term: where the chains start (`start_chains`), by
-    which sampler they move and for how many steps, and what becomes of them (`keep_chains`). A variant writes ``forward`` and
-    ``compute_loss`` from the pieces below; plain CD-k is two lines of the one and one of the other.
+    and a CD variant is a way to draw the negative samples of the second term: where the chains start (`start_chains`), by which
+    sampler they move and for how many steps, and what becomes of them (`keep_chains`).
 
     Args:
         energy: The model, any module ``(B, *shape) -> (B,)``.
         sampler: A `Sampler`. It receives the energy at each call.
         k_steps: Transitions per call, at least 1.
-        energy_l2: Weight of the mean squared energies of data and negatives, a regulariser (Du and Mordatch, 2019). With it the
-            loss is no longer invariant to a constant added to the energy.
+        energy_l2: Weight of the mean squared energies of data and negatives, a regulariser (Du and Mordatch, 2019).
         joint_forward: Score data and negatives in one forward of the concatenated batch, which is faster on small batches and
             gives both the same batch statistics. `False` saves memory, and lets no example depend on the other half.
 
     Attributes:
         persistent: Whether chains continue where they stopped in the last call. The constructor then takes ``n_chains``.
-        starts_at_data: Whether new chains start at a copy of the data; a persistent variant's do not.
+        starts_at_data: Whether new chains start at a copy of the data.
         trains_more: Whether parameters beside the energy's are trained, such as those of a second network.
         chains: The store of persistent chains; empty in a variant that has none.
         negatives: The state of the last draw, with the conditions of each negative; `None` before it.
@@ -188,8 +167,7 @@ class BaseContrastiveDivergence(BaseLoss):
         super().__init__()
         if not isinstance(energy, nn.Module):
             raise TypeError(
-                f"energy must be a torch.nn.Module that maps (B, *shape) to (B,), got {type(energy).__name__}: "
-                "wrap a function in a module's forward()"
+                f"energy must be a torch.nn.Module, got {type(energy).__name__}: wrap a function in a module's forward()"
             )
         if isinstance(k_steps, bool) or not isinstance(k_steps, int) or k_steps < 1:
             raise ValueError(f"k_steps must be a whole number of at least 1, got {k_steps!r}")
@@ -203,7 +181,6 @@ class BaseContrastiveDivergence(BaseLoss):
         self.joint_forward = joint_forward
         self.chains = PersistentChains()
         self.negatives: ChainState | None = None
-        self.register_load_state_dict_post_hook(_move_loaded_chains)  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -222,7 +199,8 @@ class BaseContrastiveDivergence(BaseLoss):
 
     @property
     def chain(self) -> Tensor | None:
-        """Live positions of the persistent chains; `None` until first used."""
+        """Live positions of the persistent chains, in the dtype and on the device of the energy; `None` until first used."""
+        self.chains.move_to(self.dtype, self.device)  # they may have been loaded, or the energy moved alone
         return self.chains.x
 
     @property
@@ -244,33 +222,30 @@ class BaseContrastiveDivergence(BaseLoss):
     def initial_distribution(self, shape: Sequence[int], x: Tensor | None = None) -> InitialDistribution:
         """Returns where chains of examples of ``shape`` start: the energy's own distribution, else a standard normal.
 
-        ``x`` is the current batch, for variants that start chains from data; `None` where there is none yet.
+        ``x`` is the batch, if there is one, for variants that start chains from data.
         """
         if supports(self.energy, SupportsInitialDistribution):
-            own: InitialDistribution = self.energy.initial_distribution(torch.Size(shape))  # type: ignore[operator]
-            return own
+            return self.energy.initial_distribution(torch.Size(shape))  # type: ignore[operator,no-any-return]
         return Normal(torch.zeros(tuple(shape), dtype=self.dtype, device=self.device))
 
     def initialize_persistent_chain(self, shape: Sequence[int], x: Tensor | None = None) -> Tensor:
         """Returns the live chains of ``shape`` (number of chains first), allocated from the initial distribution at first.
 
-        The same shape again returns the same tensor, in the loss's dtype and on its device; another shape re-initialises. Where
-        chains start from data, ``x`` is a batch.
+        The same shape again returns the same tensor; another shape re-initialises. Chains that start from data need the batch x.
         """
-        chains, dtype, device = self.chains, self.dtype, self.device
+        chains, like = self.chains, self._parameter
         if not chains.matches(shape):
             with self._rank_generator():
                 initial = self.initial_distribution(shape[1:], x)
-                return chains.allocate(shape, initial, dtype=dtype, device=device, generator=self.generator)
-        chains.move_to(dtype, device)  # the energy may have been moved alone
+                return chains.allocate(shape, initial, dtype=like.dtype, device=like.device, generator=self.generator)
+        chains.move_to(like.dtype, like.device)  # the energy may have been moved alone
         chains.keep_local_shard()  # the process group may be younger than the chains
         return chains.tensors["x"]
 
     def draw_negatives(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Starts chains, makes ``k_steps`` transitions and keeps the chains; returns their positions, detached.
 
-        A chain that became NaN or infinite is so in the result, is counted in ``metrics["quarantined"]`` and has no influence on
-        the loss. What the sampler reports is in ``metrics``, averaged over the steps and the finite chains.
+        What the sampler reports is in ``metrics``, averaged over the steps and the chains that are finite.
         """
         self._check_batch(x)
         energy, training = self.energy, self.training and torch.is_grad_enabled()
@@ -291,7 +266,7 @@ class BaseContrastiveDivergence(BaseLoss):
 
     def negative_phase(self) -> AbstractContextManager[None]:
         """Context in which chains start and move; nothing unless a variant's negatives are those of another energy."""
-        return _NOTHING
+        return nullcontext()
 
     def start_chains(self, x: Tensor, *args: Any, **kwargs: Any) -> ChainState:
         """Returns the chains that this call moves: a copy of the data unless overridden. Called with the energy frozen."""
@@ -302,7 +277,8 @@ class BaseContrastiveDivergence(BaseLoss):
 
     def new_chains(self, x: Tensor, conditions: Mapping[str, Tensor]) -> ChainState:
         """Returns the sampler's state of new chains at ``x`` that carry ``conditions``."""
-        return new_chains(self.sampler, self.energy, x, conditions, generator=self.generator)
+        state = self.sampler.init(condition(self.energy, conditions), x, generator=self.generator)
+        return replace(state, conditions=conditions) if conditions else state
 
     def energy_gap(
         self,
@@ -319,8 +295,7 @@ class BaseContrastiveDivergence(BaseLoss):
         .. math:: \sum_i w_i E(x_i) - \sum_j v_j E(\hat x_j)
                   + \lambda \Big(\sum_i w_i E(x_i)^2 + \sum_j v_j E(\hat x_j)^2\Big)
 
-        with weights that sum to 1, equal unless given. Negatives of a persistent loss are scored under the conditions of the
-        last draw (`negatives`), those of another loss under the conditions of the data, row by row.
+        with weights that sum to 1, equal unless given.
 
         Args:
             x: Real data ``(B, *shape)``.
@@ -328,7 +303,8 @@ class BaseContrastiveDivergence(BaseLoss):
             args: Conditions of the data, by position or (``kwargs``) by name.
             data_weights: Weights of the data ``(B,)``, at least 0, normalised here.
             negative_weights: Weights of the negatives ``(M,)``, at least 0, normalised here.
-            negative_conditions: Conditions of the negatives by name (``"0"`` is the first positional one), in place of the above.
+            negative_conditions: Conditions of the negatives by name (``"0"`` is the first positional one). The default is those
+                of the last draw (`negatives`) where chains persist, otherwise those of the data, row by row.
 
         Raises:
             DivergenceError: If no negative sample is finite; on an accelerator the error is raised asynchronously.
@@ -336,7 +312,7 @@ class BaseContrastiveDivergence(BaseLoss):
         self._check_batch(x)
         if pred_x.shape[1:] != x.shape[1:]:
             raise UsageError(
-                f"data and negatives must be examples of one shape, got {tuple(x.shape[1:])} and {tuple(pred_x.shape[1:])}"
+                f"data and negatives must be examples of one shape, got {tuple(x.shape)} and {tuple(pred_x.shape)}"
             )
         conditions = name_conditions(args, kwargs, x)
         negative_conditions = self._conditions_of_negatives(pred_x, conditions, negative_conditions)
@@ -345,15 +321,12 @@ class BaseContrastiveDivergence(BaseLoss):
         negatives = pred_x.detach() if pred_x.requires_grad else pred_x
         scored = torch.where(as_rows(finite, pred_x), negatives, x if x.shape == pred_x.shape else x[:1])
         energies = self._score(x, scored, conditions, negative_conditions)
-        weights = -_normalised(negative_weights, finite, energies.dtype, _ALL_LOST)
-        n = x.shape[0]
-        if data_weights is None:
-            weights = torch.constant_pad_nd(weights, (n, 0), 1 / n)
-        else:
-            every = torch.ones(n, dtype=torch.bool, device=x.device)
-            weights = torch.cat([_normalised(data_weights, every, energies.dtype, _NO_DATA), weights])
+        of_data = energies.new_full((len(x),), 1 / len(x))
+        if data_weights is not None:
+            of_data = _normalised(data_weights, of_data > 0, energies.dtype, _NO_DATA)
+        weights = torch.cat([of_data, -_normalised(negative_weights, finite, energies.dtype, _ALL_LOST)])
         gap = weights.dot(energies)
-        energy_data = weights[:n].dot(energies.detach()[:n])
+        energy_data = of_data.dot(energies.detach()[: len(x)])
         self.metrics |= {
             "energy_data": energy_data,
             "energy_negatives": energy_data - gap.detach(),
@@ -368,24 +341,18 @@ class BaseContrastiveDivergence(BaseLoss):
 
     def _score(self, x: Tensor, pred_x: Tensor, of_data: Mapping[str, Tensor], of_negatives: Mapping[str, Tensor]) -> Tensor:
         """Returns the energies of the data, then of the negatives, each under its conditions."""
-        halves = [(x, of_data), (pred_x, of_negatives)]
         if self.joint_forward:
-            halves = [(torch.cat([x, pred_x]), {name: torch.cat([t, of_negatives[name]]) for name, t in of_data.items()})]
-        energies = []
-        for positions, conditions in halves:
-            args, kwargs = split_conditions(conditions)
-            energies.append(self.energies(positions, *args, **kwargs))
-        return energies[0] if self.joint_forward else torch.cat(energies)
+            args, kwargs = split_conditions({name: torch.cat([t, of_negatives[name]]) for name, t in of_data.items()})
+            return self.energies(torch.cat([x, pred_x]), *args, **kwargs)
+        halves = [(x, *split_conditions(of_data)), (pred_x, *split_conditions(of_negatives))]
+        return torch.cat([self.energies(half, *args, **kwargs) for half, args, kwargs in halves])
 
     def _conditions_of_negatives(
         self, pred_x: Tensor, of_data: Mapping[str, Tensor], given: Mapping[str, Tensor] | None
     ) -> Mapping[str, Tensor]:
         if given is None and of_data and self.persistent:
             if self.negatives is None or len(self.negatives) != len(pred_x):
-                raise UsageError(
-                    f"these {len(pred_x)} negatives are not those of the last draw, so their conditions are unknown: pass "
-                    "negative_conditions to energy_gap()"
-                )
+                raise UsageError(f"these {len(pred_x)} negatives are not those of the last draw: pass negative_conditions")
             given = self.negatives.conditions
         given = of_data if given is None else given
         if given.keys() != of_data.keys():
@@ -417,9 +384,6 @@ class BaseContrastiveDivergence(BaseLoss):
         return self
 
 
-_NOTHING = nullcontext()
-
-
 def _normalised(weights: Tensor | None, counted: Tensor, dtype: torch.dtype, nothing_left: str) -> Tensor:
     """Returns weights that sum to 1, equal unless given, and 0 where not ``counted``."""
     if weights is None:
@@ -427,9 +391,7 @@ def _normalised(weights: Tensor | None, counted: Tensor, dtype: torch.dtype, not
     elif weights.shape != counted.shape:
         raise UsageError(f"weights must be {tuple(counted.shape)}, one for each example, got {tuple(weights.shape)}")
     else:
-        weights = torch.where(
-            counted, weights.detach().double(), 0
-        )  # float32 may be too narrow for those of annealed chains
+        weights = torch.where(counted, weights.detach().double(), 0)  # those of annealed chains may exceed float32
         fit = (weights >= 0) & weights.isfinite()
         assert_async(fit.all(), UsageError("a weight is negative, NaN or infinite: weights must be finite and at least 0"))
     total = weights.sum()
@@ -437,13 +399,5 @@ def _normalised(weights: Tensor | None, counted: Tensor, dtype: torch.dtype, not
     return (weights / total).to(dtype)
 
 
-_NO_DATA = "every example of the data has weight 0: give data_weights of which one at least is above 0"
-_ALL_LOST = (
-    "every negative sample is NaN or infinite, or has weight 0: lower the step size or the learning rate, or regularise the "
-    "energy (energy_l2, spectral normalisation)"
-)
-
-
-def _move_loaded_chains(loss: nn.Module, _: Any) -> None:
-    assert isinstance(loss, BaseContrastiveDivergence)
-    loss.chains.move_to(loss.dtype, loss.device)
+_NO_DATA = "every example of the data has weight 0: give data_weights that are not all 0"
+_ALL_LOST = "every negative is NaN or infinite or has weight 0: lower the step size or the learning rate, or raise energy_l2"

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Literal, TypedDict
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from ebmcore.chains import Slots
 from ebmcore.conditions import condition, name_conditions
@@ -34,19 +34,15 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
     """Base of variants whose negative chains persist; a variant is only what differs.
 
     Each call draws as many different chains as the batch has examples (all of them, if they are fewer), moves them and writes
-    them back into their slots.
+    them back. Other arguments are those of `BaseContrastiveDivergence`.
 
     Args:
-        energy: The model, any module ``(B, *shape) -> (B,)``.
         sampler: A `Sampler`; its whole state persists with the chain.
-        k_steps: Transitions per call, at least 1.
         n_chains: Number of chains, independent of the batch size; in distributed training over all ranks.
         restart_prob: Probability that a drawn chain restarts from the initial distribution, in [0, 1].
         initial: Where chains start: ``"model"``, the energy's own initial distribution (Bernoulli for binary units) or a
             standard normal where it has none; ``"data"``, the rows of the batch in turn; ``"uniform"``, uniform noise in
             [-1, 1]; or an object with ``sample(n, *, generator)``.
-        energy_l2: Weight of the mean squared energies, a regulariser; 0 turns it off.
-        joint_forward: Score data and negatives in one forward of the concatenated batch.
 
     Source: T. Tieleman (2008), "Training restricted Boltzmann machines using approximations to the likelihood gradient";
     restarts: Y. Du and I. Mordatch (2019), "Implicit generation and modeling with energy-based models".
@@ -84,10 +80,8 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
             raise ValueError(f"restart_prob must be a probability in [0, 1], got {restart_prob!r}")
         own = isinstance(initial, InitialDistribution) and "generator" in inspect.signature(initial.sample).parameters
         if not own and initial not in ("model", "data", "uniform"):
-            raise ValueError(
-                "initial must be 'model', 'data', 'uniform' or have sample(n, *, generator), as those of ebmcore.distributions "
-                f"and not those of torch have, got {initial!r}"
-            )
+            named = "'model', 'data', 'uniform' or have sample(n, *, generator), as those of ebmcore.distributions have"
+            raise ValueError(f"initial must be {named}, got {initial!r}")
         self.n_chains = n_chains
         self.restart_prob = restart_prob
         self.initial = initial
@@ -100,25 +94,20 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
         return self.energy_gap(x, pred_x, *args, **kwargs)
 
     def start_chains(self, x: Tensor, *args: Any, **kwargs: Any) -> ChainState:
-        """Draws persistent chains, one for each row of ``x`` or all of them if they are fewer.
+        """Draws persistent chains, one for each row of ``x`` or all of them if they are fewer, and refreshes their states.
 
-        The store is filled from the initial distribution at first use. Drawn chains restart from it with probability
-        ``restart_prob``, under the conditions of the rows of ``x``; what the sampler cached under older parameters is refreshed.
+        The store is filled from the initial distribution at first use. A chain that restarts has the conditions of its row of x.
         """
         chains, conditions = self.chains, name_conditions(args, kwargs, x)
         shape = (self.n_chains, *x.shape[1:])
         if chains.x is not None and not chains.matches(shape):
-            raise UsageError(
-                f"the loss holds {len(chains)} chains of shape {tuple(chains.x.shape[1:])}, but {self.n_chains} of shape "
-                f"{tuple(x.shape[1:])} were asked for: initialize_persistent_chain({shape}) starts new ones"
-            )
+            held = f"the loss holds chains {(len(chains), *chains.x.shape[1:])}, not {shape}"
+            raise UsageError(f"{held}: initialize_persistent_chain({shape}) starts new ones")
         stored = self.initialize_persistent_chain(shape, x)
         like = self.new_chains(x[:1], {name: t[:1] for name, t in conditions.items()})
         if chains.conditions and chains.conditions.keys() != conditions.keys():
-            raise UsageError(
-                f"the chains have the conditions {sorted(chains.conditions)}, the data {sorted(conditions)}: name them as in the "
-                "first call, or initialize_persistent_chain() for new chains"
-            )
+            held = f"the chains have the conditions {sorted(chains.conditions)}, the data {sorted(conditions)}"
+            raise UsageError(f"{held}: name them as in the first call, or initialize_persistent_chain() for new chains")
         if like.tensors().keys() - chains.tensors.keys():
             # First use: every chain takes over conditions in turn, and gets whatever else its sampler carries.
             turn = torch.arange(len(stored), device=x.device) % len(x)
@@ -154,5 +143,5 @@ class _InTurn:
     def __init__(self, x: Tensor) -> None:
         self.x = x
 
-    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, *, generator: Generator | None = None) -> Tensor:
         return self.x[torch.arange(n, device=self.x.device) % self.x.shape[0]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
+from torch import Generator
 
 __all__ = ["stream_generator", "stream_seed"]
 
@@ -22,8 +23,6 @@ def stream_seed(seed: int, stream: str, step: int = 0, rank: int = 0) -> int:
         rank: Rank of the process.
 
     Example:
-        >>> stream_seed(0, "data", step=1) == stream_seed(0, "data", step=1)
-        True
         >>> stream_seed(0, "data", step=1) == stream_seed(0, "sampler", step=1)
         False
     """
@@ -31,8 +30,6 @@ def stream_seed(seed: int, stream: str, step: int = 0, rank: int = 0) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def stream_generator(
-    seed: int, stream: str, step: int = 0, rank: int = 0, device: torch.device | str = "cpu"
-) -> torch.Generator:
+def stream_generator(seed: int, stream: str, step: int = 0, rank: int = 0, device: torch.device | str = "cpu") -> Generator:
     """Returns a generator at the beginning of a stream; see `stream_seed` for the arguments."""
-    return torch.Generator(device=device).manual_seed(stream_seed(seed, stream, step, rank))
+    return Generator(device=device).manual_seed(stream_seed(seed, stream, step, rank))

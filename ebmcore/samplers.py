@@ -14,7 +14,7 @@ from functools import reduce
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from ebmcore._keywords import StrictKeywords
 from ebmcore.conditions import condition, name_conditions
@@ -34,16 +34,14 @@ CONDITION = "conditions."  # prefix of the names that conditions have among the 
 class ChainState:
     """The state of ``N`` chains: tensors with the chain first.
 
-    A sampler that carries more than positions derives its own dataclass and adds tensors; one that carries something other
-    than tensors overrides `tensors` and `with_tensors`.
+    A sampler that carries more derives its own dataclass; one that carries no tensors overrides `tensors` and `with_tensors`.
 
     Args:
         x: Positions ``(N, *shape)``: what a loss sees as negative samples.
         conditions: Conditions of each chain (labels) by name, each ``(N, ...)``; the driver hands them to the energy.
 
     Attributes:
-        records: Names of the tensors that record changes of the parameters, such as a log-weight, and that
-            `Sampler.refresh` may change.
+        records: Names of the tensors that record changes of the parameters, such as a log-weight: `Sampler.refresh` updates them.
     """
 
     x: Tensor
@@ -95,33 +93,28 @@ def as_rows(mask: Tensor, like: Tensor) -> Tensor:
 class Sampler(Protocol):
     """A Markov kernel whose state is explicit: no attribute of the sampler belongs to a chain.
 
-    A sampler never owns the energy: it receives it at each call, with its parameters frozen, in evaluation mode, under its
-    conditions and ``torch.no_grad``; `ebmcore.energies.value_and_grad` computes gradients with respect to positions there.
+    It receives the energy at each call, with its parameters frozen, in evaluation mode, under its conditions and
+    ``torch.no_grad``; `ebmcore.energies.value_and_grad` computes gradients with respect to positions there.
     """
 
-    def init(self, energy: nn.Module, x: Tensor, *, generator: torch.Generator | None = None) -> ChainState:
+    def init(self, energy: nn.Module, x: Tensor, *, generator: Generator | None = None) -> ChainState:
         """Returns the state of chains at positions ``x`` ``(N, *shape)``."""
-        ...
 
-    def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
+    def step(self, energy: nn.Module, state: Any, *, generator: Generator | None = None) -> tuple[ChainState, Info]:
         """Makes one transition of every chain; returns the new state and diagnostics.
 
         Pure: the same inputs and generator state give the same output. ``info`` maps names to tensors ``(N,)``, such as
-        ``acceptance_rate``. A chain whose energy is NaN must not stay where it is unnoticed: keep the energy in the state, or
-        make the position NaN.
+        ``acceptance_rate``. A NaN energy of a chain has to show in its state: in an energy kept there, or in ``x``.
         """
-        ...
 
     def refresh(self, energy: nn.Module, state: Any) -> ChainState:
         """The parameters have changed: recomputes what was cached, keeps what belongs to the chain, updates ``records``."""
-        ...
 
 
 class BaseSampler(StrictKeywords, ABC):
-    """Convenience base: a subclass needs only ``step``.
+    """Convenience base: a subclass needs only ``step``. Keep each option under its own name, so that a schedule can change it.
 
-    What a sampler declares in class attributes is what the conformance kit holds it to. Keep each option under its own name,
-    so that a schedule can change it.
+    What a sampler declares in class attributes is what the conformance kit holds it to.
 
     Attributes:
         requires: Capabilities (protocols of `ebmcore.energies`) that the energy must have.
@@ -146,26 +139,20 @@ class BaseSampler(StrictKeywords, ABC):
     def __init__(self) -> None:
         """No options; here so that a sampler without a constructor of its own rejects keywords as the others do."""
 
-    def init(self, energy: nn.Module, x: Tensor, *, generator: torch.Generator | None = None) -> ChainState:
+    def init(self, energy: nn.Module, x: Tensor, *, generator: Generator | None = None) -> ChainState:
         return ChainState(x)
 
     @abstractmethod
-    def step(
-        self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None
-    ) -> tuple[ChainState, Info]: ...
+    def step(self, energy: nn.Module, state: Any, *, generator: Generator | None = None) -> tuple[ChainState, Info]: ...
 
     def refresh(self, energy: nn.Module, state: Any) -> ChainState:
-        unchanged: ChainState = state
-        return unchanged
+        return state  # type: ignore[no-any-return]
 
     def predicted_bias(self, precision: float) -> float | None:
-        """Returns the relative error of the variance that the chain reaches on a Gaussian of that precision ``a``.
-
-        ``Var / (T / a) - 1``: 0 for an exact sampler. One that is not exact overrides this, or leaves it at `None` (unknown).
-        """
+        """Returns the relative error ``Var / (T / a) - 1`` of the variance for a Gaussian of precision ``a``, if known."""
         return 0.0 if self.exact else None
 
-    def sample(self, energy: nn.Module, x: Tensor, n_steps: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, energy: nn.Module, x: Tensor, n_steps: int, *, generator: Generator | None = None) -> Tensor:
         """Returns positions after ``n_steps`` transitions from ``x``: `ebmcore.samplers.sample` with this sampler."""
         return sample(self, energy, x, n_steps, generator=generator)
 
@@ -177,24 +164,17 @@ Transitions = Callable[..., tuple[Any, dict[str, Tensor]]]
 def check_sampler(sampler: object, energy: nn.Module) -> None:
     """Raises unless ``sampler`` is a sampler and ``energy`` has the capabilities that it requires."""
     if isinstance(sampler, type) or not isinstance(sampler, Sampler):
-        raise TypeError(
-            f"expected a sampler with init(), step() and refresh(), got {sampler!r}: pass an instance, "
-            'e.g. ebmcore.create_sampler("langevin", step_size=0.01)'
-        )
+        raise TypeError(f"expected a sampler with init(), step() and refresh(), got {sampler!r}: pass an instance of one")
     for capability in getattr(sampler, "requires", ()):
         require(energy, capability, asked_by=type(sampler).__name__)
 
 
 def eager_transitions(
-    sampler: Sampler, energy: nn.Module, state: ChainState, n_steps: int, *, generator: torch.Generator | None = None
+    sampler: Sampler, energy: nn.Module, state: ChainState, n_steps: int, *, generator: Generator | None = None
 ) -> tuple[ChainState, dict[str, Tensor]]:
-    """Makes ``n_steps`` transitions; returns the state, detached, and the sum of each step's ``info``.
-
-    For callers that have frozen the energy and are under ``torch.no_grad``; others call `run`.
-    """
-    conditions = state.conditions
+    """Makes transitions for `run`, which has frozen the energy: returns the state, detached, and the sums of ``info``."""
+    conditions, totals = state.conditions, dict[str, Tensor]()
     energy = condition(energy, conditions)
-    totals: dict[str, Tensor] = {}
     for _ in range(n_steps):
         state, info = sampler.step(energy, state, generator=generator)
         _add(totals, info)
@@ -208,15 +188,15 @@ def run(
     state: ChainState,
     n_steps: int,
     *,
-    generator: torch.Generator | None = None,
+    generator: Generator | None = None,
     transitions: Transitions = eager_transitions,
     observers: Sequence[Observer] = (),
 ) -> tuple[ChainState, dict[str, Tensor]]:
     """Runs ``n_steps`` transitions of every chain. The only driver: losses, metrics and `sample` use it.
 
-    The energy is frozen meanwhile (`ebmcore.energies.frozen`) and the result is detached. A chain that becomes NaN or infinite
-    in any tensor of its state is quarantined: its positions are not finite in the result (NaN where another tensor was lost) and
-    never clamped; `PersistentChains.write` restarts it and the loss gives it weight 0. Nothing here synchronises a device.
+    The energy is frozen meanwhile (`ebmcore.energies.frozen`) and the result is detached. A chain that becomes NaN or infinite in
+    any tensor of its state has positions that are so too: a persistent loss restarts it and gives it weight 0. Nothing here
+    synchronises a device.
 
     Args:
         sampler: The Markov kernel.
@@ -250,7 +230,10 @@ def run(
             _add(totals, info)
             for observe in observers:
                 observe(i, state, info)
-    return quarantine(state), {name: total / n_steps for name, total in totals.items()}
+    if type(state) is not ChainState and state.x.is_floating_point():
+        # Where another tensor was lost, the positions show it.
+        state = replace(state, x=state.x.masked_fill(~as_rows(state.finite(), state.x), torch.nan))
+    return state, {name: total / n_steps for name, total in totals.items()}
 
 
 def sample(
@@ -260,7 +243,7 @@ def sample(
     n_steps: int,
     *,
     conditions: Mapping[str, Tensor] | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generator | None = None,
     transitions: Transitions = eager_transitions,
 ) -> Tensor:
     """Starts chains at ``x``, runs ``n_steps`` transitions and returns the positions, detached.
@@ -288,25 +271,12 @@ def sample(
     check_sampler(sampler, energy)
     conditions = name_conditions((), conditions or {}, x)
     with frozen(energy), torch.no_grad():
-        state = new_chains(sampler, energy, x.detach().clone(), conditions, generator=generator)
+        state = replace(
+            sampler.init(condition(energy, conditions), x.detach().clone(), generator=generator), conditions=conditions
+        )
     return run(sampler, energy, state, n_steps, generator=generator, transitions=transitions)[0].x
-
-
-def new_chains(
-    sampler: Sampler, energy: nn.Module, x: Tensor, conditions: Mapping[str, Tensor], *, generator: torch.Generator | None
-) -> ChainState:
-    """Returns the state of new chains at ``x`` that carry ``conditions``; the caller has frozen the energy."""
-    state = sampler.init(condition(energy, conditions), x, generator=generator)
-    return replace(state, conditions=conditions) if conditions else state
 
 
 def _add(totals: dict[str, Tensor], info: Info) -> None:
     for name, value in info.items():
         totals[name] = totals[name] + value if name in totals else value
-
-
-def quarantine(state: State) -> State:
-    """Returns the state with NaN positions for chains that are NaN or infinite in another tensor, where it would not show."""
-    if type(state) is ChainState or not state.x.is_floating_point():
-        return state
-    return replace(state, x=state.x.masked_fill(~as_rows(state.finite(), state.x), torch.nan))

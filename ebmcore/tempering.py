@@ -19,7 +19,6 @@ class SupportsTempering(Protocol):
 
     def tempered(self, beta: Tensor, base: BaseDistribution | None = None) -> nn.Module:
         """Returns the energy at inverse temperatures ``beta`` ``(N,)`` or ``(K, N)``: see `tempered`."""
-        ...
 
 
 class Tempered(nn.Module):
@@ -52,15 +51,14 @@ class Tempered(nn.Module):
 def tempered(energy: nn.Module, beta: Tensor, base: BaseDistribution | None = None) -> nn.Module:
     """Returns the energy at inverse temperatures ``beta``, one for each chain.
 
-    At ``beta = 1`` it is the energy. At ``beta = 0`` it is ``-log p_0(x)``, normalised, where ``base`` gives ``p_0``, and
-    constant where it does not. An energy with the capability `SupportsTempering` brings its own path: an RBM scales its
-    joint energy, so that block Gibbs sampling stays possible; any other energy gets ``beta E - (1 - beta) log p_0``.
+    An energy with the capability `SupportsTempering` brings its own path: an RBM scales its joint energy, so that block Gibbs
+    sampling stays possible. Any other energy gets ``beta E(x) - (1 - beta) log p_0(x)``.
 
     Args:
         energy: The energy at ``beta = 1``.
         beta: Inverse temperatures ``(N,)`` in [0, 1], or 0-dim for all chains. Several for each chain, ``(K, N)``, give energies
             ``(K, N)`` from one evaluation.
-        base: The distribution at ``beta = 0``.
+        base: The distribution ``p_0`` at ``beta = 0``; `None` for the uniform one, not normalised.
 
     Example:
         >>> import torch
@@ -69,6 +67,5 @@ def tempered(energy: nn.Module, beta: Tensor, base: BaseDistribution | None = No
         [0.0, 0.5, 1.0]
     """
     if supports(energy, SupportsTempering):
-        own: nn.Module = energy.tempered(beta, base)  # type: ignore[operator]
-        return own
+        return energy.tempered(beta, base)  # type: ignore[operator,no-any-return]
     return Tempered(energy, beta, base)

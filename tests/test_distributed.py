@@ -277,7 +277,7 @@ def test_a_share_is_no_whole():
     loss = pcd(8)
     loss.initialize_persistent_chain((8, 2))
     loss.chains.tensors = {name: tensor[:4] for name, tensor in loss.chains.tensors.items()}
-    with pytest.raises(UsageError, match="4 of 8 chains, one rank's share of a process group that is no more"):
+    with pytest.raises(UsageError, match="4 of 8 chains, one rank's share of a process group that has ended"):
         loss(torch.zeros(4, 2))
     with pytest.raises(UsageError, match="4 of 8 chains"):
         loss.state_dict()

@@ -80,7 +80,7 @@ def test_score_matching_survives_compile():
 
 @pytest.mark.parametrize(("args", "kwargs"), [(("inductor",), {}), ((), {"backend": "eager"})])
 def test_compile_takes_no_options(args, kwargs):
-    with pytest.raises(UsageError, match=r"compile\(\) of a loss takes no options"):
+    with pytest.raises(TypeError, match=r"compile\(\)"):
         ScoreMatching(Quadratic()).compile(*args, **kwargs)
 
 
@@ -449,7 +449,7 @@ def test_all_chains_lost_raises():
 
 
 def test_negatives_of_another_shape_are_refused():
-    with pytest.raises(UsageError, match=r"one shape, got \(2,\) and \(3,\)"):
+    with pytest.raises(UsageError, match=r"one shape, got \(4, 2\) and \(4, 3\)"):
         Data(Quadratic(), Identity()).compute_loss(torch.zeros(4, 2), torch.zeros(4, 3))
 
 

@@ -245,7 +245,7 @@ def test_chains_of_another_shape_stay():
     """Data of another shape raise and replace no chain silently."""
     loss = Persistent(Quadratic((2,)), Identity())
     loss(torch.zeros(4, 2))
-    with pytest.raises(UsageError, match="the loss holds 10 chains"):
+    with pytest.raises(UsageError, match=r"the loss holds chains \(10, 2\), not \(10, 3\)"):
         loss(torch.zeros(4, 3))
     assert len(loss.chain) == 10
 

@@ -163,7 +163,7 @@ def test_infinite_parameters_are_never_written(tmp_path):
 def test_infinite_chains_stop_the_run():
     """Chains that all leave the finite numbers stop the run with its step."""
     loss = ebmcore.create_loss("cd", Quadratic((2,), 1e20), ebmcore.create_sampler("langevin", step_size=1.0), 10)
-    with pytest.raises(DivergenceError, match="training stopped at step 1: every negative sample"):
+    with pytest.raises(DivergenceError, match="training stopped at step 1: every negative is NaN or infinite"):
         quiet(loss, data(), steps=3)
 
 

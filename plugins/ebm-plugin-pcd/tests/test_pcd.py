@@ -69,7 +69,7 @@ def test_data_start_takes_labels(restart_prob):
 
 def test_torch_distribution_is_refused():
     """A distribution of torch is refused as the start."""
-    with pytest.raises(ValueError, match="as those of ebmcore.distributions and not those of torch have"):
+    with pytest.raises(ValueError, match="as those of ebmcore.distributions have"):
         PCD(Quadratic(), Identity(), initial=torch.distributions.Normal(torch.zeros(2), torch.ones(2)))
 
 
@@ -93,7 +93,7 @@ def test_loaded_chain_count_must_match():
     used(torch.zeros(8, 2))
     fresh = PCD(Quadratic(), Identity(), n_chains=30)
     fresh.load_state_dict(used.state_dict())
-    with pytest.raises(ValueError, match="holds 20 chains"):
+    with pytest.raises(ValueError, match=r"the loss holds chains \(20, 2\)"):
         fresh(torch.zeros(8, 2))
 
 

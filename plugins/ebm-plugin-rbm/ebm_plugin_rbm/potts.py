@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ebm_plugin_rbm.base import LinearRBM, binary_states, check_enumerable
-from ebmcore.distributions import Categorical, one_hot_sample
+from ebmcore.distributions import Categorical
 from ebmcore.errors import UsageError
 
 _CHUNK_ELEMENTS = 2**20  # of float64: 8 MB
@@ -53,7 +53,7 @@ class PottsRBM(LinearRBM):
         logits = field if beta is None else beta * field
         if base is not None:
             logits = logits + share * base.logits.log_softmax(-1).flatten().to(logits)
-        return one_hot_sample(logits.view(-1, *self.visible_shape), generator).flatten(1)
+        return Categorical.draw(logits.view(-1, *self.visible_shape), generator).flatten(1)
 
     def initial_distribution(self, shape: Sequence[int]) -> Categorical:
         """Returns the uniform distribution over values: the model at infinite temperature."""
