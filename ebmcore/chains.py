@@ -125,7 +125,9 @@ class PersistentChains(nn.Module):
             return
         if n != self._n_chains:
             held = f"these are {n} of {self._n_chains} chains, one rank's share of a process group that has ended"
-            raise UsageError(f"{held}: load the checkpoint of all ranks, or initialize_persistent_chain() to start new ones")
+            raise UsageError(
+                f"{held}: load the checkpoint of all ranks or start new chains; to keep the weights, save the energy"
+            )
         self.tensors = {name: tensor[start:stop].clone() for name, tensor in self.tensors.items()}
 
     def move_to(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -158,7 +160,6 @@ class PersistentChains(nn.Module):
             n: Number of chains to draw.
             start: Starts that many new chains: what a chain becomes by a restart, or when it is NaN or infinite in `write`.
             restart_prob: Probability of a restart, for each drawn chain.
-            generator: Source of randomness.
 
         Returns:
             Copies of the drawn states, and their slots, which `write` takes.
@@ -179,11 +180,11 @@ class PersistentChains(nn.Module):
         index = torch.arange(n, device=device) if full else torch.randperm(n_local, generator=generator, device=device)[:n]
         state = like.with_tensors({name: self.tensors[name].index_select(0, index) for name in names})
         ages = self.ages.index_select(0, index)
-        if restart_prob:
-            restarted = torch.rand(n, generator=generator, device=device) < restart_prob
-            state = select_chains(restarted, start(n), state)
-            ages = ages.masked_fill(restarted, 0)
-        return state, Slots(index, ages, start)
+        if not restart_prob:
+            return state, Slots(index, ages, start)
+        fresh = start(n)
+        restarted = torch.rand(n, generator=generator, device=device) < restart_prob
+        return select_chains(restarted, fresh, state), Slots(index, ages.masked_fill(restarted, 0), lambda _: fresh)
 
     def write(self, state: ChainState, slots: Slots) -> None:
         """Puts the chains of a `draw` back into their slots; those that are NaN or infinite are restarted instead."""
@@ -209,7 +210,6 @@ class PersistentChains(nn.Module):
 
         Args:
             weights: Weights of this rank's chains ``(chains,)``, at least 0 and not all 0.
-            generator: Source of randomness.
 
         Returns:
             For each slot, the slot that its chain was copied from ``(chains,)``, int64; its own where the chain was kept.
@@ -248,9 +248,9 @@ class PersistentChains(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PersistentChains:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.x is not None:
-            moved = fn(self.x)
-            self.move_to(moved.dtype, moved.device)
+        for name, t in self.tensors.items():
+            wider = t.is_floating_point() and t.dtype.itemsize > self.tensors["x"].dtype.itemsize
+            self.tensors[name] = t.to(fn(t).device) if wider else fn(t)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

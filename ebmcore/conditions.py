@@ -27,8 +27,6 @@ def name_conditions(args: tuple[Any, ...], kwargs: Mapping[str, Any], x: Tensor)
         >>> name_conditions((torch.tensor([3, 7]),), {}, torch.zeros(2, 4))
         {'0': tensor([3, 7])}
     """
-    if not args and not kwargs:
-        return {}
     conditions = {str(i): value for i, value in enumerate(args)} | dict(kwargs)
     for name, value in conditions.items():
         if not isinstance(value, Tensor) or value.shape[:1] != x.shape[:1]:

@@ -29,12 +29,11 @@ def mean_over_ranks(value: Tensor) -> Tensor:
         >>> mean_over_ranks(torch.tensor(2.0))
         tensor(2.)
     """
-    n = world_size()
-    if n == 1:
+    if world_size() == 1:
         return value
     total = value.detach().clone()  # autograd may hand out one tensor twice, or an expanded one
     dist.all_reduce(total)
-    return total / n
+    return total / world_size()
 
 
 def barrier() -> None:

@@ -49,8 +49,7 @@ class Normal:
 
     def sample(self, n: int, *, generator: Generator | None = None) -> Tensor:
         mean = self.mean
-        noise = torch.randn((n, *mean.shape), generator=generator, dtype=mean.dtype, device=mean.device)
-        return mean + self.std * noise
+        return mean + self.std * torch.randn((n, *mean.shape), generator=generator, dtype=mean.dtype, device=mean.device)
 
     def log_prob(self, x: Tensor) -> Tensor:
         z = (x - self.mean) / self.std
@@ -79,9 +78,8 @@ class Uniform:
         self.high = high
 
     def sample(self, n: int, *, generator: Generator | None = None) -> Tensor:
-        like = self.like
-        uniform = torch.rand((n, *like.shape), generator=generator, dtype=like.dtype, device=like.device)
-        return self.low + (self.high - self.low) * uniform
+        like, span = self.like, self.high - self.low
+        return self.low + span * torch.rand((n, *like.shape), generator=generator, dtype=like.dtype, device=like.device)
 
     def log_prob(self, x: Tensor) -> Tensor:
         inside = ((x >= self.low) & (x <= self.high)).flatten(1).all(1)

@@ -166,13 +166,13 @@ def frozen(energy: nn.Module) -> Iterator[None]:
     buffers = [(m, name, b, b.detach().clone(), b._version) for m, name, b in held]
     try:
         for module, _ in modules:
-            vars(module)["training"] = False  # nn.Module.__setattr__ would take most of the time of this function
+            module.training = False
         for parameter, _ in parameters:
             parameter.requires_grad = False
         yield
     finally:
         for module, training in modules:
-            vars(module)["training"] = training
+            module.training = training
         for parameter, requires_grad in parameters:
             parameter.requires_grad = requires_grad
         for owner, name, buffer, saved, version in buffers:

@@ -9,7 +9,7 @@ __all__ = [
 
 
 class EbmcoreError(Exception):
-    """Base of all errors about input or plugins, which the command line prints as one line. Each is a builtin error too."""
+    """Base of all errors about input or plugins, which the command line prints as one line."""
 
 
 class UsageError(EbmcoreError, ValueError):

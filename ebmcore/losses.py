@@ -51,7 +51,6 @@ class BaseLoss(StrictKeywords, nn.Module, ABC):
         ...     def __init__(self, energy):
         ...         super().__init__()
         ...         self.energy = energy
-        ...
         ...     def forward(self, x, *args, **kwargs):
         ...         x = x.detach().requires_grad_()
         ...         (grad,) = torch.autograd.grad(self.energies(x, *args, **kwargs).sum(), x, create_graph=True)
@@ -79,7 +78,7 @@ class BaseLoss(StrictKeywords, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Returns the 0-dim loss of ``x`` ``(B, *shape)``, or a tuple whose first item it is; further arguments are `labels`."""
+        """Returns the 0-dim loss of ``x`` ``(B, *shape)``, or a tuple that begins with it; `labels` follow, a row for each."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.metrics = {}
@@ -127,7 +126,8 @@ class BaseContrastiveDivergence(BaseLoss):
         energy: The model, any module ``(B, *shape) -> (B,)``.
         sampler: A `Sampler`. It receives the energy at each call.
         k_steps: Transitions per call, at least 1.
-        energy_l2: Weight of the mean squared energies of data and negatives, a regulariser (Du and Mordatch, 2019).
+        energy_l2: Weight of the mean squared energies of data and negatives, a regulariser (Du and Mordatch, 2019). With it the
+            loss is no longer invariant to a constant added to the energy.
         joint_forward: Score data and negatives in one forward of the concatenated batch, which is faster on small batches and
             gives both the same batch statistics. `False` saves memory, and lets no example depend on the other half.
 
@@ -147,7 +147,6 @@ class BaseContrastiveDivergence(BaseLoss):
         ...     def forward(self, x, *args, **kwargs):
         ...         pred_x = self.draw_negatives(x, *args, **kwargs)
         ...         return self.compute_loss(x, pred_x, *args, **kwargs), pred_x
-        ...
         ...     def compute_loss(self, x, pred_x, *args, **kwargs):
         ...         return self.energy_gap(x, pred_x, *args, **kwargs)
         >>> loss, pred_x = CD(Quadratic((2,)), ExactGaussian(), k_steps=1)(torch.randn(8, 2))
@@ -228,24 +227,28 @@ class BaseContrastiveDivergence(BaseLoss):
             return self.energy.initial_distribution(torch.Size(shape))  # type: ignore[operator,no-any-return]
         return Normal(torch.zeros(tuple(shape), dtype=self.dtype, device=self.device))
 
-    def initialize_persistent_chain(self, shape: Sequence[int], x: Tensor | None = None) -> Tensor:
+    def initialize_persistent_chain(self, shape: Sequence[int]) -> Tensor:
         """Returns the live chains of ``shape`` (number of chains first), allocated from the initial distribution at first.
 
-        The same shape again returns the same tensor; another shape re-initialises. Chains that start from data need the batch x.
+        The same shape again returns the same tensor; another shape re-initialises.
         """
         chains, like = self.chains, self._parameter
         if not chains.matches(shape):
-            with self._rank_generator():
-                initial = self.initial_distribution(shape[1:], x)
-                return chains.allocate(shape, initial, dtype=like.dtype, device=like.device, generator=self.generator)
+            return self._allocate_chains(shape, None)
         chains.move_to(like.dtype, like.device)  # the energy may have been moved alone
         chains.keep_local_shard()  # the process group may be younger than the chains
         return chains.tensors["x"]
 
+    def _allocate_chains(self, shape: Sequence[int], x: Tensor | None) -> Tensor:
+        with self._rank_generator():
+            initial, like = self.initial_distribution(shape[1:], x), self._parameter
+            return self.chains.allocate(shape, initial, dtype=like.dtype, device=like.device, generator=self.generator)
+
     def draw_negatives(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Starts chains, makes ``k_steps`` transitions and keeps the chains; returns their positions, detached.
 
-        What the sampler reports is in ``metrics``, averaged over the steps and the chains that are finite.
+        A chain that became NaN or infinite is so in the result, and has no influence on the loss. What the sampler reports is in
+        ``metrics``, averaged over the steps and the chains that are finite.
         """
         self._check_batch(x)
         energy, training = self.energy, self.training and torch.is_grad_enabled()
@@ -318,8 +321,7 @@ class BaseContrastiveDivergence(BaseLoss):
         negative_conditions = self._conditions_of_negatives(pred_x, conditions, negative_conditions)
         finite = finite_rows(pred_x)
         # A stand-in with weight 0 where a chain is not finite: 0 * NaN would still be NaN in the gradient.
-        negatives = pred_x.detach() if pred_x.requires_grad else pred_x
-        scored = torch.where(as_rows(finite, pred_x), negatives, x if x.shape == pred_x.shape else x[:1])
+        scored = torch.where(as_rows(finite, pred_x), pred_x.detach(), x if x.shape == pred_x.shape else x[:1])
         energies = self._score(x, scored, conditions, negative_conditions)
         of_data = energies.new_full((len(x),), 1 / len(x))
         if data_weights is not None:

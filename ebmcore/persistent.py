@@ -49,8 +49,7 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
 
     Example:
         >>> from ebmcore.testing import Identity, Quadratic
-        >>> class PCD(BasePersistentContrastiveDivergence):
-        ...     pass
+        >>> class PCD(BasePersistentContrastiveDivergence): pass
         >>> pcd = PCD(Quadratic((2,)), Identity(), n_chains=10)
         >>> loss, pred_x = pcd(torch.ones(4, 2))
         >>> pred_x.shape, pcd.chain.shape
@@ -59,7 +58,7 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
 
     persistent = True
     starts_at_data = False
-    slots: Slots  # where the chains of the last draw go back to
+    slots: Slots  # where the chains of this draw go back to, until they are kept
 
     def __init__(
         self,
@@ -103,7 +102,9 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
         if chains.x is not None and not chains.matches(shape):
             held = f"the loss holds chains {(len(chains), *chains.x.shape[1:])}, not {shape}"
             raise UsageError(f"{held}: initialize_persistent_chain({shape}) starts new ones")
-        stored = self.initialize_persistent_chain(shape, x)
+        if chains.x is None:
+            self._allocate_chains(shape, x)
+        stored = self.initialize_persistent_chain(shape)
         like = self.new_chains(x[:1], {name: t[:1] for name, t in conditions.items()})
         if chains.conditions and chains.conditions.keys() != conditions.keys():
             held = f"the chains have the conditions {sorted(chains.conditions)}, the data {sorted(conditions)}"
@@ -124,6 +125,7 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
     def keep_chains(self, state: ChainState) -> None:
         """Writes the chains back into the slots that they were drawn from."""
         self.chains.write(state, self.slots)
+        del self.slots  # which hold the batch
 
     def initial_distribution(self, shape: Sequence[int], x: Tensor | None = None) -> InitialDistribution:
         if self.initial == "model":

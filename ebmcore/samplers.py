@@ -34,7 +34,7 @@ CONDITION = "conditions."  # prefix of the names that conditions have among the 
 class ChainState:
     """The state of ``N`` chains: tensors with the chain first.
 
-    A sampler that carries more derives its own dataclass; one that carries no tensors overrides `tensors` and `with_tensors`.
+    A sampler that carries more derives its own dataclass; for fields that are no tensors override `tensors` and `with_tensors`.
 
     Args:
         x: Positions ``(N, *shape)``: what a loss sees as negative samples.
@@ -64,7 +64,9 @@ class ChainState:
     def finite(self) -> Tensor:
         """Returns ``(N,)`` bool: which chains hold no NaN and no infinity, their conditions aside."""
         moving = [t for n, t in self.tensors().items() if t.is_floating_point() and not n.startswith(CONDITION)]
-        return reduce(torch.logical_and, map(finite_rows, moving or [self.x]))
+        return (
+            reduce(torch.logical_and, map(finite_rows, moving)) if moving else self.x.new_ones(len(self), dtype=torch.bool)
+        )
 
 
 def conditions_among(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -195,7 +197,7 @@ def run(
     """Runs ``n_steps`` transitions of every chain. The only driver: losses, metrics and `sample` use it.
 
     The energy is frozen meanwhile (`ebmcore.energies.frozen`) and the result is detached. A chain that becomes NaN or infinite in
-    any tensor of its state has positions that are so too: a persistent loss restarts it and gives it weight 0. Nothing here
+    any tensor of its state has positions that are so too: losses give it weight 0, persistent ones restart it. Nothing here
     synchronises a device.
 
     Args:
@@ -252,12 +254,11 @@ def sample(
 
     Args:
         sampler: The Markov kernel.
-        energy: The energy.
+        energy: The energy; it also receives ``conditions``.
         x: Where the chains start, ``(N, *shape)``; not modified.
         n_steps: Number of transitions, at least 1.
         conditions: What the energy takes beside ``x``, by name: a keyword, or ``"0"`` for the first positional argument.
-        generator: As in `run`.
-        transitions: As in `run`.
+        generator: As in `run`, and so is ``transitions``.
 
     Returns:
         Positions ``(N, *shape)``; those of chains that became NaN or infinite are so.

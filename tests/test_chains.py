@@ -424,3 +424,23 @@ def test_float_keeps_float64_records(narrowed):
     chains = store(4)
     chains.tensors["log_weight"] = torch.full((4,), 1e6, dtype=torch.float64) + 1e-3
     assert narrowed(chains).tensors["log_weight"].dtype == torch.float64
+
+
+def test_materialising_a_loss_on_meta():
+    """``to("meta")`` and ``to_empty`` move every tensor of the store, as they move parameters."""
+    chains = store(4).to("meta").to_empty(device="cpu")
+    assert {t.device.type for t in chains.tensors.values()} == {"cpu"}
+    assert all(t.is_shared() for t in chains.share_memory().tensors.values())
+
+
+def test_a_restart_starts_chains_once():
+    """The states that random restarts took also replace the lost chains of that draw."""
+    chains, started = store(10), []
+
+    def start(n):
+        started.append(n)
+        return fresh(n)
+
+    state, slots = chains.draw(fresh(1), 10, start, restart_prob=0.5, generator=torch.Generator().manual_seed(0))
+    chains.write(ChainState(state.x.index_fill(0, torch.tensor(3), torch.inf)), slots)
+    assert started == [10]

@@ -165,3 +165,13 @@ def test_frozen_restores_what_was():
     with pytest.raises(ZeroDivisionError):
         use()
     assert before.changes(energy) == []
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_scripted_energy_is_frozen():
+    """A TorchScript module keeps its training flag outside Python: it is in evaluation mode all the same."""
+    energy = torch.jit.script(nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 1))).train()
+    x = torch.randn(16, 2)
+    with frozen(energy):
+        assert torch.equal(energy(x), energy(x))
+    assert energy.training

@@ -447,3 +447,7 @@ def test_options_extend_the_constructor_above():
         UnknownKeywordError, match=r"Derived got the unknown keyword 'scael'; it accepts: step_size, extra, scale\. Did"
     ):
         Derived(scael=3.0)
+
+
+def test_boolean_positions_are_finite():
+    assert ChainState(torch.tensor([[True], [False]])).finite().tolist() == [True, True]

@@ -184,7 +184,7 @@ def _lift_random_numbers(module: torch.fx.GraphModule, n_drawn: int) -> list[Cal
         elif not node.all_input_nodes:
             draws.append(partial(function, *node.args, **{k: v for k, v in node.kwargs.items() if v is not None}))
         else:
-            raise CannotCompileError(f"{node.target} draws in place or from a computed distribution: transform torch.rand")
+            raise CannotCompileError(f"{node.target} draws in place or from a computed distribution: use torch.rand")
         with graph.inserting_after(last_input):
             noise = last_input = graph.placeholder(f"noise_{i}")
             noise.meta["val"] = value
