@@ -102,10 +102,9 @@ class Bernoulli:
         self.logits = logits
 
     def sample(self, n: int, *, generator: Generator | None = None) -> Tensor:
-        logits = self.logits.detach()
-        wide = at_least_float32(logits)  # uniform numbers in half precision are too coarse for p = 0.001
+        wide = at_least_float32(self.logits.detach())  # uniform numbers in half precision are too coarse for p = 0.001
         uniform = torch.rand((n, *wide.shape), generator=generator, dtype=wide.dtype, device=wide.device)
-        return uniform.lt_(wide.sigmoid()).to(logits.dtype)
+        return uniform.lt_(wide.sigmoid()).to(self.logits.dtype)
 
     def log_prob(self, x: Tensor) -> Tensor:
         log_density = x * logsigmoid(self.logits) + (1 - x) * logsigmoid(-self.logits)

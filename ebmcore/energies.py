@@ -155,8 +155,6 @@ def frozen(energy: nn.Module) -> Iterator[None]:
         >>> with frozen(energy):
         ...     energy.training, energy.weight.requires_grad
         (False, False)
-        >>> energy.training, energy.weight.requires_grad
-        (True, True)
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError("sampling takes gradients, which torch.inference_mode() forbids: use torch.no_grad() instead")
@@ -165,14 +163,16 @@ def frozen(energy: nn.Module) -> Iterator[None]:
     held = [(m, name, b) for m, _ in modules for name, b in m._buffers.items() if b is not None]
     buffers = [(m, name, b, b.detach().clone(), b._version) for m, name, b in held]
     try:
-        for module, _ in modules:
-            module.training = False
+        for module, training in modules:
+            if training:
+                module.training = False
         for parameter, _ in parameters:
             parameter.requires_grad = False
         yield
     finally:
         for module, training in modules:
-            module.training = training
+            if module.training is not training:
+                module.training = training
         for parameter, requires_grad in parameters:
             parameter.requires_grad = requires_grad
         for owner, name, buffer, saved, version in buffers:

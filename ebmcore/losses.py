@@ -20,7 +20,16 @@ from ebmcore.distributions import InitialDistribution, Normal, at_least_float32
 from ebmcore.energies import SupportsDataStatistics, SupportsInitialDistribution, check_energies, frozen, supports
 from ebmcore.errors import DivergenceError, UsageError
 from ebmcore.random import stream_generator
-from ebmcore.samplers import ChainState, Sampler, Transitions, as_rows, check_sampler, eager_transitions, finite_rows, run
+from ebmcore.samplers import (
+    ChainState,
+    Sampler,
+    Transitions,
+    as_rows,
+    check_sampler,
+    eager_transitions,
+    finite_rows,
+    quarantine,
+)
 
 __all__ = ["BaseContrastiveDivergence", "BaseLoss"]
 
@@ -173,11 +182,8 @@ class BaseContrastiveDivergence(BaseLoss):
         if not energy_l2 >= 0:
             raise ValueError(f"energy_l2 must be at least 0, got {energy_l2!r}")
         check_sampler(sampler, energy)
-        self.energy = energy
-        self.sampler = sampler
-        self.k_steps = k_steps
-        self.energy_l2 = energy_l2
-        self.joint_forward = joint_forward
+        self.energy, self.sampler, self.k_steps = energy, sampler, k_steps
+        self.energy_l2, self.joint_forward = energy_l2, joint_forward
         self.chains = PersistentChains()
         self.negatives: ChainState | None = None
 
@@ -219,19 +225,13 @@ class BaseContrastiveDivergence(BaseLoss):
         return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
 
     def initial_distribution(self, shape: Sequence[int], x: Tensor | None = None) -> InitialDistribution:
-        """Returns where chains of examples of ``shape`` start: the energy's own distribution, else a standard normal.
-
-        ``x`` is the batch, if there is one, for variants that start chains from data.
-        """
+        """Returns where chains start: the energy's own distribution, else a standard normal. ``x`` is the batch, if any."""
         if supports(self.energy, SupportsInitialDistribution):
             return self.energy.initial_distribution(torch.Size(shape))  # type: ignore[operator,no-any-return]
         return Normal(torch.zeros(tuple(shape), dtype=self.dtype, device=self.device))
 
     def initialize_persistent_chain(self, shape: Sequence[int]) -> Tensor:
-        """Returns the live chains of ``shape`` (number of chains first), allocated from the initial distribution at first.
-
-        The same shape again returns the same tensor; another shape re-initialises.
-        """
+        """Returns the live chains of ``shape`` (number of chains first); allocates them at first and for another shape."""
         chains, like = self.chains, self._parameter
         if not chains.matches(shape):
             return self._allocate_chains(shape, None)
@@ -247,8 +247,7 @@ class BaseContrastiveDivergence(BaseLoss):
     def draw_negatives(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Starts chains, makes ``k_steps`` transitions and keeps the chains; returns their positions, detached.
 
-        A chain that became NaN or infinite is so in the result, and has no influence on the loss. What the sampler reports is in
-        ``metrics``, averaged over the steps and the chains that are finite.
+        Chains that are NaN or infinite stay so, and do not count in the loss and in what the sampler reports to ``metrics``.
         """
         self._check_batch(x)
         energy, training = self.energy, self.training and torch.is_grad_enabled()
@@ -257,15 +256,15 @@ class BaseContrastiveDivergence(BaseLoss):
                 energy.observe_data(x, *args, **kwargs)  # type: ignore[operator]
             with self.negative_phase(), frozen(energy):
                 state = self.start_chains(x, *args, **kwargs)
-                state, info = run(
-                    self.sampler, energy, state, self.k_steps, generator=self.generator, transitions=self.transitions
-                )
+                state, totals = self.transitions(self.sampler, energy, state, self.k_steps, generator=self.generator)
+                state = quarantine(state)
                 self.keep_chains(state)
         self.negatives = state
-        if info:
+        if totals:
             finite = state.finite()
-            self.metrics |= {name: torch.where(finite, mean, 0).sum() / finite.sum() for name, mean in info.items()}
-        return state.x
+            n = self.k_steps * finite.sum()
+            self.metrics |= {name: torch.where(finite, total, 0).sum() / n for name, total in totals.items()}
+        return state.x  # type: ignore[no-any-return]
 
     def negative_phase(self) -> AbstractContextManager[None]:
         """Context in which chains start and move; nothing unless a variant's negatives are those of another energy."""

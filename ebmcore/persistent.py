@@ -81,9 +81,7 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
         if not own and initial not in ("model", "data", "uniform"):
             named = "'model', 'data', 'uniform' or have sample(n, *, generator), as those of ebmcore.distributions have"
             raise ValueError(f"initial must be {named}, got {initial!r}")
-        self.n_chains = n_chains
-        self.restart_prob = restart_prob
-        self.initial = initial
+        self.n_chains, self.restart_prob, self.initial = n_chains, restart_prob, initial
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         pred_x = self.draw_negatives(x, *args, **kwargs)

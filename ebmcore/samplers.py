@@ -180,8 +180,10 @@ def eager_transitions(
     for _ in range(n_steps):
         state, info = sampler.step(energy, state, generator=generator)
         _add(totals, info)
-    state = state.with_tensors({name: t.detach() for name, t in state.tensors().items()})
-    return replace(state, conditions=conditions), {name: total.detach() for name, total in totals.items()}
+    tensors = state.tensors()
+    if state.conditions is not conditions or any(t.requires_grad for t in tensors.values()):
+        state = replace(state.with_tensors({name: t.detach() for name, t in tensors.items()}), conditions=conditions)
+    return state, {name: total.detach() for name, total in totals.items()}
 
 
 def run(
@@ -198,7 +200,7 @@ def run(
 
     The energy is frozen meanwhile (`ebmcore.energies.frozen`) and the result is detached. A chain that becomes NaN or infinite in
     any tensor of its state has positions that are so too: losses give it weight 0, persistent ones restart it. Nothing here
-    synchronises a device.
+    synchronises a device. Raises a `RuntimeError` under ``torch.inference_mode``.
 
     Args:
         sampler: The Markov kernel.
@@ -211,9 +213,6 @@ def run(
 
     Returns:
         The new state, and each ``info`` averaged over the steps, ``(N,)``.
-
-    Raises:
-        RuntimeError: Under ``torch.inference_mode``.
 
     Example:
         >>> from ebmcore.testing import ExactGaussian, Quadratic
@@ -232,10 +231,7 @@ def run(
             _add(totals, info)
             for observe in observers:
                 observe(i, state, info)
-    if type(state) is not ChainState and state.x.is_floating_point():
-        # Where another tensor was lost, the positions show it.
-        state = replace(state, x=state.x.masked_fill(~as_rows(state.finite(), state.x), torch.nan))
-    return state, {name: total / n_steps for name, total in totals.items()}
+    return quarantine(state), {name: total / n_steps for name, total in totals.items()}
 
 
 def sample(
@@ -281,3 +277,10 @@ def sample(
 def _add(totals: dict[str, Tensor], info: Info) -> None:
     for name, value in info.items():
         totals[name] = totals[name] + value if name in totals else value
+
+
+def quarantine(state: State) -> State:
+    """Returns the state with NaN positions for chains that are NaN or infinite in another tensor, where it would not show."""
+    if type(state) is ChainState or not state.x.is_floating_point():
+        return state
+    return replace(state, x=state.x.masked_fill(~as_rows(state.finite(), state.x), torch.nan))
