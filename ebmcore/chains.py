@@ -248,8 +248,9 @@ class PersistentChains(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PersistentChains:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        size = self.x.dtype.itemsize if self.x is not None else 0  # before it changes
         for name, t in self.tensors.items():
-            wider = t.is_floating_point() and t.dtype.itemsize > self.tensors["x"].dtype.itemsize
+            wider = t.is_floating_point() and t.dtype.itemsize > size
             self.tensors[name] = t.to(fn(t).device) if wider else fn(t)
         return self
 

@@ -444,3 +444,12 @@ def test_a_restart_starts_chains_once():
     state, slots = chains.draw(fresh(1), 10, start, restart_prob=0.5, generator=torch.Generator().manual_seed(0))
     chains.write(ChainState(state.x.index_fill(0, torch.tensor(3), torch.inf)), slots)
     assert started == [10]
+
+
+def test_half_moves_tensors_like_the_positions():
+    """Tensors of the positions' dtype change with them; wider ones, such as log-weights, keep theirs."""
+    chains = store(4)
+    chains.tensors |= {"momentum": torch.zeros(4, 2), "log_weight": torch.zeros(4, dtype=torch.float64)}
+    dtypes = {name: t.dtype for name, t in chains.half().tensors.items()}
+    assert dtypes["x"] == dtypes["momentum"] == torch.float16
+    assert dtypes["log_weight"] == torch.float64

@@ -41,7 +41,7 @@ LIKELIHOOD = Condition("to metrics that report a log_likelihood", lambda case: "
 
 @check(since="0.1")
 def check_it_returns_named_numbers(case: MetricCase) -> None:
-    """A metric returns a dict from names to finite numbers or strings."""
+    """A metric returns a dictionary: its values are strings, or numbers that are not NaN or infinite."""
     result = _measure(case)
     wrong = [
         n for n, v in result.items() if not isinstance(v, str) and not (isinstance(v, int | float) and math.isfinite(v))
