@@ -99,7 +99,7 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
         shape = (self.n_chains, *x.shape[1:])
         if chains.x is not None and not chains.matches(shape):
             held = f"the loss holds chains {(len(chains), *chains.x.shape[1:])}, not {shape}"
-            raise UsageError(f"{held}: initialize_persistent_chain({shape}) starts new ones")
+            raise UsageError(f"{held}: make a new loss, or start new ones by initialize_persistent_chain({shape})")
         if chains.x is None:
             self._allocate_chains(shape, x)
         stored = self.initialize_persistent_chain(shape)
