@@ -135,9 +135,7 @@ class PersistentChains(nn.Module):
         x = self.x
         if x is None or (x.dtype, x.device) == (dtype, device):
             return
-        self.tensors = {
-            name: t.to(device=device, dtype=dtype if t.dtype == x.dtype else None) for name, t in self.tensors.items()
-        }
+        self.tensors = {n: t.to(device=device, dtype=dtype if t.dtype == x.dtype else None) for n, t in self.tensors.items()}
 
     def fill_missing(self, state: ChainState) -> None:
         """Takes over the tensors of ``state``, one row for each chain, that are missing."""

@@ -32,7 +32,7 @@ def name_conditions(args: tuple[Any, ...], kwargs: Mapping[str, Any], x: Tensor)
         if not isinstance(value, Tensor) or value.shape[:1] != x.shape[:1]:
             given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
-                f"condition {name!r} must be a tensor with one row for each of the {len(x)} examples, not {given}"
+                f"condition {name!r} must be a tensor with a row for each of the {len(x)} examples, not {given}"
             )
     return conditions
 

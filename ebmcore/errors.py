@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 __all__ = [
-    "AmbiguousComponentError", "CheckpointError", "DivergenceError", "EbmcoreError", "MissingCapabilityError",
-    "PluginError", "UnknownComponentError", "UnknownKeywordError", "UsageError",
+    "AmbiguousComponentError", "CheckpointError", "DivergenceError", "EbmcoreError", "LostProcessError",
+    "MissingCapabilityError", "PluginError", "UnknownComponentError", "UnknownKeywordError", "UsageError",
 ]  # fmt: skip
 
 
@@ -46,3 +46,7 @@ class DivergenceError(EbmcoreError, RuntimeError):
 
 class CheckpointError(EbmcoreError, RuntimeError):
     """A checkpoint is missing, damaged or of another run."""
+
+
+class LostProcessError(EbmcoreError, RuntimeError):
+    """Another process of a distributed run has ended before its time."""

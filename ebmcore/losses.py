@@ -313,9 +313,7 @@ class BaseContrastiveDivergence(BaseLoss):
         """
         self._check_batch(x)
         if pred_x.shape[1:] != x.shape[1:]:
-            raise UsageError(
-                f"data and negatives must be examples of one shape, got {tuple(x.shape)} and {tuple(pred_x.shape)}"
-            )
+            raise UsageError(f"data and negatives must be of one shape, got {tuple(x.shape)} and {tuple(pred_x.shape)}")
         conditions = name_conditions(args, kwargs, x)
         negative_conditions = self._conditions_of_negatives(pred_x, conditions, negative_conditions)
         finite = finite_rows(pred_x)

@@ -268,9 +268,8 @@ def sample(
     check_sampler(sampler, energy)
     conditions = name_conditions((), conditions or {}, x)
     with frozen(energy), torch.no_grad():
-        state = replace(
-            sampler.init(condition(energy, conditions), x.detach().clone(), generator=generator), conditions=conditions
-        )
+        state = sampler.init(condition(energy, conditions), x.detach().clone(), generator=generator)
+    state = replace(state, conditions=conditions)
     return run(sampler, energy, state, n_steps, generator=generator, transitions=transitions)[0].x
 
 

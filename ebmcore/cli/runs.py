@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +28,15 @@ from ebmcore.training import (
     stream_seed,
     warn_of_other_versions,
 )
+from ebmcore.training.data import training_examples
+from ebmcore.training.directory import check_file, read_text, write_text
+from ebmcore.training.documents import load_json
 from ebmcore.training.fit import build_loss
+from ebmcore.training.options import binding, check_binding
+from ebmcore.training.origins import check_same
 
 CONFIG = "config.yaml"
+_MOST_RESULTS = 2**24  # bytes
 
 
 @dataclass
@@ -81,6 +86,10 @@ def load_run(run: Path) -> tuple[Config, Parts, int]:
         raise CheckpointError(f"{run} holds no checkpoint yet: train it, or resume it with 'ebmcore train --resume {run}'")
     tensors, info = read_checkpoint(checkpoint)
     warn_of_other_versions(info, checkpoint)
+    check_same(
+        info, {"loss": parts.loss, "energy": parts.energy, "sampler": parts.sampler, "dataset": parts.data}, checkpoint
+    )
+    check_binding(info.get("run"), binding(config, training_examples(parts.data, parts.loss)), checkpoint)
     prefixes = ("average.module.", "loss.energy.")
     prefix = next((p for p in prefixes if any(name.startswith(p) for name in tensors)), prefixes[-1])
     try:
@@ -99,8 +108,9 @@ def check_plugins(run: Path) -> None:
 
 def run_config(run: Path) -> Config:
     """The configuration that a run was started with; a name that several plugins provide by now means what it meant then."""
-    if not (run / CONFIG).is_file():
+    if not (run / CONFIG).exists():
         raise UsageError(f"{run} is not the directory of a run: it holds no {CONFIG}")
+    check_file(run / CONFIG)
     config = read_config(run / CONFIG)
     checkpoint = latest_checkpoint(run / "checkpoints")
     then = read_info(checkpoint).get("components", {}) if checkpoint is not None else {}
@@ -113,14 +123,6 @@ def run_config(run: Path) -> Config:
         except (EbmcoreError, KeyError, TypeError):
             continue  # raises when it is built
     return config
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 class SavedConfig(BaseObserver):
@@ -146,7 +148,7 @@ def measure(config: Config, metrics: Mapping[str, Any], parts: Parts, run: Path,
     """Measure the energy with each metric; print the results and write them into the run's directory."""
     path = run / "evaluation.json"
     try:
-        known = dict(json.loads(path.read_text())) if path.exists() else {}
+        known = dict(load_json(read_text(path, _MOST_RESULTS), path)) if path.exists() else {}
     except (ValueError, TypeError) as error:
         raise UsageError(f"{path} is damaged ({error}): move it away") from error
     for name, metric in metrics.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,8 +17,8 @@ def train(arguments: Sequence[str]) -> None:
     require_train_extra()
     from ebmcore.cli.options import PARTS, REQUIRED, create, create_metrics, parse
     from ebmcore.cli.runs import SavedConfig, build, check_plugins, measure, measuring, run_config
-    from ebmcore.distributed import shutdown
     from ebmcore.training import BaseObserver, fit
+    from ebmcore.training.options import CHANGEABLE
 
     prog = "ebmcore train"
     arguments, resumed = _split_off_resume(arguments)
@@ -31,8 +30,6 @@ def train(arguments: Sequence[str]) -> None:
         if missing:
             raise UsageError(f"{', '.join(missing)} missing; e.g. {_EXAMPLE}")
         run = Path(config["out"])
-        if _is_first_process() and run.exists() and (not run.is_dir() or any(run.iterdir())):
-            raise UsageError(f"{run} exists: choose another --out, or resume it with 'ebmcore train --resume {run}'")
     else:
         run = resumed
         saved = run_config(run)
@@ -55,19 +52,12 @@ def train(arguments: Sequence[str]) -> None:
         observers.append(create(config, "observer"))
     options |= {"measure": measuring(config, metrics, parts) if metrics else None, "observers": observers}
     result = fit(parts.loss, parts.data, **options, config=config, resume=resumed is not None)
-    shutdown()  # of the process group: what follows is the first process's alone
     parts.energy = result.energy.cpu()
-    if not _is_first_process():
+    if result.rank:
         return
     print(f"trained {result.step} steps; {run} holds the results")
     measure(config, metrics, parts, run, result.step)
 
-
-# Options that may differ in a resumed run; any other would make it another run.
-CHANGEABLE = {
-    "epochs", "steps", "metric", "observer", "lr", "schedules", "clip_grad", "accelerator", "devices", "precision",
-    "log_every", "checkpoint_every", "measure_every", "compile", "progress",
-}  # fmt: skip
 
 _EXAMPLE = (
     "ebmcore train --energy rbm --energy.hidden 64 --sampler gibbs --loss pcd --data digits --epochs 30 --out runs/demo"
@@ -79,8 +69,3 @@ def _split_off_resume(arguments: Sequence[str]) -> tuple[list[str], Path | None]
     parser.add_argument("--resume", type=Path)
     options, rest = parser.parse_known_args(list(arguments))
     return rest, options.resume
-
-
-def _is_first_process() -> bool:
-    # Lightning starts one process for each further device with the same command line.
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"

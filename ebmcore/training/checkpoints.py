@@ -1,91 +1,153 @@
-"""Checkpoints: directories written by ``torch.distributed.checkpoint`` under a temporary name, then renamed.
+"""Checkpoints: tensors in safetensors files, everything else in JSON, written under a hidden name and then renamed.
 
-A checkpoint is ``step-00000720/`` with the tensors, sharded over the ranks that wrote them, and ``checkpoint.json`` with the
-step and where each component came from. One that has its final name is complete.
+A checkpoint is ``step-00000720/`` with a file of tensors for each rank that wrote it, and ``checkpoint.json`` with the step, the
+options of the run, a digest of its data, where each component came from, and the digests of the other files. One that has its
+final name is complete. Reading one runs no code of it: neither format can hold any.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-import pickle
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from ebmcore.distributed import barrier, rank, world_size
+from ebmcore.distributed import rank, world_size
 from ebmcore.errors import CheckpointError
+from ebmcore.training.directory import check_directory, check_file, read_text, remove, temporary_name
+from ebmcore.training.documents import load_json
+from ebmcore.training.launch import on_first_rank
 
 KEPT = 2
+_FORMAT = 2  # the first was a pickle
 _INFO = "checkpoint.json"
+_MOST_INFO = 2**24  # bytes
 
 
-def write_checkpoint(directory: Path, step: int, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> Path:
-    """Write one checkpoint and remove all but the last two. Collective: every rank calls it.
+class CheckpointWriter:
+    """Writes the checkpoints of a run one after another and removes all but the last two. Collective: every rank uses it alike.
 
     Args:
         directory: Where the run keeps its checkpoints.
-        step: Number of training steps done.
-        tensors: Flat mapping of names to tensors; DTensors are written shard by shard.
-        info: Further content, as JSON.
-
-    Raises:
-        CheckpointError: If it cannot be written, as on a full disk; those before it stay.
+        background: Whether training goes on while a checkpoint is written. The tensors are copied first, so what is written is
+            the state at that step in either case.
     """
+
+    def __init__(self, directory: Path, *, background: bool = False) -> None:
+        self.directory = directory
+        self._thread = ThreadPoolExecutor(1) if background else None
+        # Its messages must not meet those of training.
+        self._group = dist.new_group(backend="gloo") if background and world_size() > 1 else None
+        self._pending: Future[Path] | None = None
+
+    def write(self, step: int, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
+        """Begins to write a checkpoint; `take` returns its path as soon as it is complete.
+
+        Args:
+            step: Number of training steps done.
+            tensors: Flat mapping of names to tensors; DTensors are written shard by shard.
+            info: Further content, as JSON.
+
+        Raises:
+            CheckpointError: If it, or the one before it, cannot be written, as on a full disk; those before stay.
+        """
+        self.take(wait=True)
+        arguments = (self.directory, step, {name: _copy(t) for name, t in tensors.items()}, info, self._group)
+        if self._thread is not None:
+            self._pending = self._thread.submit(_write, *arguments)
+        else:
+            self._pending = Future()
+            self._pending.set_result(_write(*arguments))
+
+    def take(self, *, wait: bool = False) -> Path | None:
+        """Returns the checkpoint that was completed since the last call; `None` if there is none, or none yet.
+
+        Args:
+            wait: Whether to wait for one that is being written.
+        """
+        pending = self._pending
+        if pending is None or not (wait or pending.done()):
+            return None
+        self._pending = None
+        return pending.result()
+
+    def close(self) -> None:
+        """Waits for a checkpoint that is being written, whatever becomes of it."""
+        if self._thread is not None:
+            self._thread.shutdown()
+
+
+def _write(directory: Path, step: int, tensors: dict[str, Tensor], info: Mapping[str, Any], group: Any) -> Path:
     final = directory / f"step-{step:08d}"
-    temporary = directory / f".writing-{step:08d}"
-    if rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        directory.mkdir(parents=True, exist_ok=True)
-    barrier()
+    temporary = on_first_rank(lambda: _begin(final), group)
     try:
         with _silence_no_dist_warning():
-            save(dict(tensors), checkpoint_id=temporary, no_dist=world_size() == 1)
+            writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
+            save(tensors, storage_writer=writer, process_group=group, no_dist=world_size() == 1)
     except CheckpointException as error:  # the same on every rank
         for one, _ in error.failures.values():
             if not isinstance(one, Exception):
                 raise one from None  # an interrupt is not an error of the disk
         raise _write_error(final, temporary, _reason(error)) from error
-    failure: list[OSError | None] = [None]
-    if rank() == 0:
-        try:
-            _complete(temporary, final, {"step": step, **info})
-        except OSError as error:
-            failure = [error]
-    if world_size() > 1:
-        dist.broadcast_object_list(failure)  # the others wait for it, and stop with it
-    if failure[0] is not None:
-        raise _write_error(final, temporary, str(failure[0])) from failure[0]
+    try:
+        on_first_rank(lambda: _complete(temporary, final, {"step": step, **info}), group)
+    except OSError as error:
+        raise _write_error(final, temporary, str(error)) from error
     return final
 
 
+def _begin(final: Path) -> Path:
+    directory = final.parent
+    check_directory(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(final)
+    temporary.mkdir()
+    return temporary
+
+
+def _copy(tensor: Any) -> Tensor:
+    """Returns a copy on the CPU: of its own, as two names of one tensor are not one in a file, and contiguous."""
+    tensor = tensor.detach()
+    if not hasattr(tensor, "to_local"):
+        copy: Tensor = tensor.to("cpu", copy=True).contiguous()
+        return copy
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor
+
+    mesh, local = init_device_mesh("cpu", (world_size(),)), tensor.to_local().to("cpu", copy=True).contiguous()
+    return DTensor.from_local(local, mesh, tensor.placements, shape=tensor.shape, stride=tensor.stride())
+
+
 def _complete(temporary: Path, final: Path, record: dict[str, Any]) -> None:
-    record = {**record, "sha256": _digests(temporary)}
+    record = {"format": _FORMAT, **record, "sha256": {name: _digest(temporary / name) for name in _names(temporary)}}
     record["sha256_of_this"] = _own_digest(record)
     (temporary / _INFO).write_text(json.dumps(record, indent=2))
     _flush_to_disk(temporary)
-    shutil.rmtree(final, ignore_errors=True)  # only from a run that was since resumed from an earlier one
+    if final.exists():  # only in a run that was since resumed from an earlier one
+        remove(final)
     os.replace(temporary, final)
     for old in _checkpoints(final.parent)[:-KEPT]:
-        shutil.rmtree(old)
+        remove(old)
 
 
 def _write_error(final: Path, temporary: Path, reason: str) -> CheckpointError:
-    if rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
+    if rank() == 0 and temporary.exists():
+        remove(temporary)
     kept = _checkpoints(final.parent)
     last = f"the last good one is {kept[-1]}" if kept else "there is none before it"
     return CheckpointError(f"the checkpoint {final} cannot be written ({reason}); {last}")
@@ -98,15 +160,22 @@ def latest_checkpoint(directory: Path) -> Path | None:
 
 
 def read_info(path: Path) -> dict[str, Any]:
-    """Read what a checkpoint holds besides tensors: its step, and where its components came from.
+    """Read what a checkpoint holds besides tensors: its step, its run, and where its components came from.
 
     Raises:
         CheckpointError: If it is missing or damaged; the message says how to resume.
     """
     with _wrap_read_errors(path):
-        info: dict[str, Any] = json.loads((path / _INFO).read_text())
-        if info.pop("sha256_of_this") != _own_digest(info):
+        check_directory(path)
+        if (path / ".metadata").exists() and not (path / _INFO).is_symlink():
+            raise CheckpointError("it was written by version 0.1, in a format that can run code, and is not read")
+        info = load_json(read_text(path / _INFO, _MOST_INFO), path / _INFO)
+        if not isinstance(info, dict) or info.pop("sha256_of_this", None) != _own_digest(info):
             raise CheckpointError(f"{_INFO} changed since it was written")
+        if info.get("format") != _FORMAT:
+            raise CheckpointError(f"it has the format {info.get('format')!r}, not {_FORMAT}: another version wrote it")
+        if path.name != f"step-{info.get('step'):08d}":
+            raise CheckpointError(f"it is of step {info.get('step')}: give it its name step-{info.get('step'):08d} again")
         return info
 
 
@@ -121,59 +190,23 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     info = read_info(path)
     with _wrap_read_errors(path):
-        damaged = [name for name, digest in info["sha256"].items() if _digest(path / name) != digest]
-        if damaged:
-            raise CheckpointError(f"{', '.join(damaged)} changed since it was written")
-        reader = _DataOnlyReader(path)
-        tensors = {
-            name: _template(name, entry)
-            for name, entry in reader.read_metadata().state_dict_metadata.items()
-            if isinstance(entry, TensorStorageMetadata)
-        }
+        _check_digests(path, info["sha256"])
+        reader = HuggingFaceStorageReader(str(path))
+        entries = reader.read_metadata().state_dict_metadata
+        tensors = {name: _template(name, entry) for name, entry in entries.items()}
         with _silence_no_dist_warning():
             load(tensors, storage_reader=reader, no_dist=world_size() == 1)
     return tensors, info
 
 
-class _DataOnlyReader(FileSystemReader):
-    """Reads tensors with ``weights_only``, as its base does, and their index under the same restriction.
-
-    The index is a pickle, which could call any function; only the classes that an index is made of are let through.
-    """
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with (Path(self.path) / ".metadata").open("rb") as file:
-            metadata: Metadata = _IndexUnpickler(file).load()
-        metadata.storage_meta = metadata.storage_meta or StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
-class _IndexUnpickler(pickle.Unpickler):
-    """Unpickles the few classes that an index is made of, and nothing else."""
-
-    CLASSES: ClassVar = {
-        "pathlib": {"PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"},
-        "torch": {"Size"},
-        "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-        "torch.distributed.checkpoint.metadata": {
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "Metadata",
-            "MetadataIndex",
-            "StorageMeta",
-            "TensorProperties",
-            "TensorStorageMetadata",
-            "_MEM_FORMAT_ENCODING",
-        },
-        "torch.serialization": {"_get_layout"},
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if not dtype and name not in self.CLASSES.get(module, ()):
-            raise pickle.UnpicklingError(f"its index holds {module}.{name}, which is not data")
-        return super().find_class(module, name)
+def _check_digests(path: Path, digests: Mapping[str, str]) -> None:
+    strange = sorted(set(_names(path)) ^ {*digests, _INFO})
+    if strange:
+        raise CheckpointError(f"{strange[0]} was added or removed since it was written")
+    for name, digest in digests.items():
+        check_file(path / name)
+        if _digest(path / name) != digest:
+            raise CheckpointError(f"{name} changed since it was written")
 
 
 @contextmanager
@@ -189,12 +222,14 @@ def _wrap_read_errors(path: Path) -> Iterator[None]:
 def _reason(error: BaseException) -> str:
     if isinstance(error, CheckpointException):  # what went wrong on each rank; no Exception, and a page long
         error = next(iter(error.failures.values()))[0]
-        if isinstance(error, pickle.UnpicklingError):  # torch's text advises to run the code after all
-            return "its files hold something other than tensors"
     return str(error)
 
 
-def _template(name: str, entry: TensorStorageMetadata) -> Tensor:
+def _template(name: str, entry: Any) -> Tensor:
+    """Returns an empty tensor of what the files hold under that name; a claim to more than they hold is refused."""
+    assert isinstance(entry, TensorStorageMetadata)  # noqa: S101 - the format holds nothing else
+    if sum(math.prod(chunk.sizes) for chunk in entry.chunks) != math.prod(entry.size):
+        raise CheckpointError(f"its parts of {name} do not make up a tensor of shape {tuple(entry.size)}")
     if world_size() > 1 and ".chains." in name:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.tensor import Shard, zeros
@@ -206,11 +241,12 @@ def _template(name: str, entry: TensorStorageMetadata) -> Tensor:
 
 
 def _checkpoints(directory: Path) -> list[Path]:
+    check_directory(directory)
     return sorted(path for path in directory.glob("step-*") if path.is_dir())
 
 
-def _digests(directory: Path) -> dict[str, str]:
-    return {path.name: _digest(path) for path in sorted(directory.iterdir()) if path.is_file()}
+def _names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
 
 
 def _digest(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -161,3 +162,29 @@ def n_examples(data: Tensor | Dataset[Any]) -> int:
     if not hasattr(data, "__len__") or len(data) == 0:
         raise UsageError("data must hold at least one example: pass a tensor (N, *shape) or a map-style torch Dataset")
     return len(data)
+
+
+def data_digest(train: Any) -> str:
+    """Digest of the training examples and their labels; of a torch ``Dataset``, which may draw them anew, only of its length.
+
+    Example:
+        >>> data_digest(torch.zeros(2)) == data_digest(torch.ones(2))
+        False
+    """
+    digest = hashlib.sha256()
+    for part in _parts(train):
+        text = f"{tuple(part.shape)} {part.dtype}" if isinstance(part, Tensor) else str(part)
+        digest.update(f"{text};".encode())
+        if isinstance(part, Tensor):
+            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _parts(train: Any) -> list[Any]:
+    if isinstance(train, Tensor):
+        return [train]
+    if isinstance(train, TensorDataset):
+        return list(train.tensors)
+    if isinstance(train, _LabelledExamples):
+        return [train.x, *train.labels, *(part for pair in sorted(train.named.items()) for part in pair)]
+    return [len(train)]

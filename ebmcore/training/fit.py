@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, fields
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +20,20 @@ from ebmcore.errors import DivergenceError, UsageError
 from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_seed
 from ebmcore.training.averaging import moving_average, refresh_spectral_norms
-from ebmcore.training.checkpoints import latest_checkpoint, write_checkpoint
+from ebmcore.training.checkpoints import CheckpointWriter, latest_checkpoint
 from ebmcore.training.data import Batch, DataSource, StepBatches, batches, check_compatible, n_examples, training_examples
+from ebmcore.training.directory import owned
+from ebmcore.training.launch import Strategy, launched, on_first_rank
 from ebmcore.training.observers import BaseObserver, MetricsFile, ProgressBar, TensorBoard, notify, observing
 from ebmcore.training.optimizers import OptimizerChoice, create_optimizer
+from ebmcore.training.options import Options, Precision, binding
 from ebmcore.training.origins import origins
 from ebmcore.training.run import Run
 from ebmcore.training.scheduled import ScheduledOptions
-from ebmcore.training.schedules import SCHEDULES, Schedule, as_text
+from ebmcore.training.schedules import Schedule
 from ebmcore.training.state import TrainingState
 
 DIVERGED = 1e12  # a metric beyond it counts as divergence: float32 energies have no digit after the point by then
-Precision = Literal["32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"]
 
 
 @dataclass
@@ -44,12 +45,14 @@ class FitResult:
         step: Number of optimizer steps done.
         metrics: The last logged metrics.
         checkpoint: The last checkpoint, where ``out`` was given.
+        rank: Rank of this process in the run.
     """
 
     energy: nn.Module
     step: int
     metrics: dict[str, float]
     checkpoint: Path | None
+    rank: int
 
 
 def fit(
@@ -67,12 +70,15 @@ def fit(
     ema_decay: float | None = None,
     seed: int = 0,
     accelerator: str = "auto",
-    devices: int = 1,
+    devices: int | None = None,
+    num_nodes: int | None = None,
+    strategy: Strategy = "auto",
     precision: Precision = "32-true",
     out: Path | None = None,
     resume: bool = False,
     log_every: int = 10,
     checkpoint_every: int = 500,
+    checkpoint_async: bool = False,
     measure: Callable[[nn.Module], Mapping[str, float]] | None = None,
     measure_every: int | None = None,
     compile: bool = False,
@@ -107,12 +113,17 @@ def fit(
             energy's, spectral norms (torch's parametrization) its own; `None` keeps none.
         seed: Seed of all streams.
         accelerator: ``"cpu"``, ``"gpu"``, or what there is (``"auto"``).
-        devices: Number of devices; chains and data are split between them.
+        devices: Number of devices of each node, with a process for each; chains and data are split between them. `None` is what
+            the launcher (``torchrun`` or Slurm's ``srun``) has started, and 1 without one.
+        num_nodes: Number of nodes; `None` is what the launcher has started.
+        strategy: How several processes share the work: ``"ddp"``, where each has all parameters; ``"auto"`` chooses it.
         precision: Floating-point arithmetic, as Lightning Fabric names it.
-        out: Directory for ``metrics.csv``, checkpoints and TensorBoard's files; `None` writes nothing.
+        out: Directory for ``metrics.csv``, checkpoints and TensorBoard's files, which must hold nothing yet unless the run is
+            resumed; `None` writes nothing.
         resume: Resume from the last checkpoint in ``out``, or start if it has none.
         log_every: Steps between two logged metrics.
         checkpoint_every: Steps between two checkpoints; one more is written at the end.
+        checkpoint_async: Go on training while a checkpoint is written, from a copy of the state in memory.
         measure: Returns named numbers for the energy, or for its moving average where one is kept, on the first rank; they are
             logged with the metrics of that step.
         measure_every: Steps between two measurements; `None` makes none.
@@ -125,7 +136,8 @@ def fit(
     Raises:
         DivergenceError: When a metric or the norm of the parameters is not finite, or beyond 1e12. The last good checkpoint
             stays.
-        UsageError: If an option cannot work, or the energy cannot take the data.
+        LostProcessError: When another process of a distributed run ends before its time.
+        UsageError: If an option cannot work, the energy cannot take the data, or another process uses ``out``.
 
     Example:
         >>> import ebmcore
@@ -135,7 +147,7 @@ def fit(
         4
     """
     require_train_extra()
-    options = _Options(
+    options = Options(
         epochs=epochs,
         steps=steps,
         batch_size=batch_size,
@@ -148,11 +160,14 @@ def fit(
         seed=seed,
         accelerator=accelerator,
         devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
         precision=precision,
         out=None if out is None else Path(out),
         resume=resume,
         log_every=log_every,
         checkpoint_every=checkpoint_every,
+        checkpoint_async=checkpoint_async,
         measure=measure,
         measure_every=measure_every,
         compile=compile,
@@ -161,74 +176,15 @@ def fit(
         config=config,
     )
     options.check()
-    training = _prepare(loss, data, options)
-    with _training(training):
-        for step in range(training.step, training.n_steps):
-            due = training.due(step + 1)
-            readings = _train_step(training, step, read=due.log)
-            _after_step(training, due, readings)
-    return FitResult(training.trained, training.step, training.metrics, training.checkpoint)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Options:
-    """The options of `fit`, as documented there."""
-
-    epochs: int | None
-    steps: int | None
-    batch_size: int
-    accumulate: int
-    optimizer: OptimizerChoice
-    lr: float
-    schedules: Mapping[str, Schedule | str]
-    clip_grad: float | None
-    ema_decay: float | None
-    seed: int
-    accelerator: str
-    devices: int
-    precision: Precision
-    out: Path | None
-    resume: bool
-    log_every: int
-    checkpoint_every: int
-    measure: Callable[[nn.Module], Mapping[str, float]] | None
-    measure_every: int | None
-    compile: bool
-    progress: bool
-    observers: Sequence[BaseObserver]
-    config: Mapping[str, Any] | None
-
-    def check(self) -> None:
-        """Raise `UsageError` for a value that cannot work."""
-        for name in ("batch_size", "accumulate", "log_every", "checkpoint_every", "measure_every"):
-            count = getattr(self, name)
-            if count is not None and count < 1:
-                raise UsageError(f"{name} must be at least 1, got {count!r}")
-        if not 0 < self.lr < math.inf:
-            raise UsageError(f"lr must be above 0, got {self.lr!r}")
-        if self.clip_grad is not None and not self.clip_grad > 0:
-            raise UsageError(f"clip_grad must be above 0, or None for no clipping, got {self.clip_grad!r}")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise UsageError(f"ema_decay must be from 0 to below 1, or None for no average, got {self.ema_decay!r}")
-
-    def number_of_steps(self, batches_per_epoch: int) -> int:
-        """Optimizer steps of the whole run; the last of ``epochs`` may reach into another pass."""
-        if (self.epochs is None) == (self.steps is None):
-            raise UsageError("give the length of training, either as epochs or as steps")
-        n_steps = self.steps if self.steps is not None else -(-(self.epochs or 0) * batches_per_epoch // self.accumulate)
-        if n_steps < 1:
-            raise UsageError(f"training needs at least one step, got epochs={self.epochs}, steps={self.steps}")
-        return n_steps
-
-    def plain_data(self) -> dict[str, Any]:
-        """The options that are plain data, as a configuration file holds them."""
-        values: dict[str, Any] = {
-            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("observers", "config")
-        }
-        values["out"] = None if self.out is None else str(self.out)
-        kinds: tuple[type, ...] = (str, *SCHEDULES.values())
-        values["schedules"] = {name: as_text(one) for name, one in self.schedules.items() if isinstance(one, kinds)}
-        return {name: value for name, value in values.items() if not callable(value)}
+    with launched(accelerator, devices, num_nodes, strategy, precision) as fabric:
+        training = _prepare(loss, data, options, fabric)
+        with _own(options), _training(training):
+            for step in range(training.step, training.n_steps):
+                due = training.due(step + 1)
+                readings = _train_step(training, step, read=due.log)
+                _after_step(training, due, readings)
+            _take_checkpoint(training, wait=True)
+    return FitResult(training.trained, training.step, training.metrics, training.checkpoint, fabric.global_rank)
 
 
 @dataclass
@@ -238,6 +194,7 @@ class _Training:
     Args:
         model: The loss as Fabric wraps it. The whole loss is wrapped, not the energy: samplers see the bare module.
         optimizer: The optimizer as Fabric wraps it.
+        first: Number of optimizer steps that were done before the run was resumed.
         step: Number of optimizer steps done.
         scheduled: The options that schedules change.
         state: What checkpoints hold.
@@ -247,7 +204,7 @@ class _Training:
         metrics: The last logged ones.
     """
 
-    options: _Options
+    options: Options
     fabric: Any
     loss: BaseLoss
     model: Any
@@ -262,7 +219,9 @@ class _Training:
     scheduled: ScheduledOptions
     state: TrainingState
     watching: Sequence[BaseObserver]
-    visited: Iterator[Batch]
+    writer: CheckpointWriter | None
+    visited: Iterator[Batch] = field(default_factory=lambda: iter(()))
+    first: int = 0
     step: int = 0
     checkpoint: Path | None = None
     metrics: dict[str, float] = field(default_factory=dict)
@@ -283,7 +242,7 @@ class _Training:
         """Return the run as observers receive it."""
         options = self.options
         return Run(
-            config=options.plain_data() if options.config is None else options.config,
+            config=options.as_config(),
             loss=self.loss,
             energy=self.trained,
             data=self.data,
@@ -304,9 +263,8 @@ class _Due:
     save: bool
 
 
-def _prepare(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: _Options) -> _Training:
+def _prepare(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: Options, fabric: Any) -> _Training:
     """Check before the first step that the options work, and make the parts of the run."""
-    fabric = _fabric(options.accelerator, options.devices, options.precision)
     rank, out = fabric.global_rank, options.out
     energy: nn.Module = getattr(loss, "energy", loss)  # a loss may be its own model
     sampler = getattr(loss, "sampler", None)
@@ -324,15 +282,12 @@ def _prepare(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: 
     model, wrapped_optimizer = fabric.setup(loss, optimizer)
     average = None if options.ema_decay is None else moving_average(energy, options.ema_decay)
     components = {"loss": loss, "energy": energy, "sampler": sampler, "dataset": None if train is data else data}
-    state = TrainingState(loss, wrapped_optimizer.optimizer, average, components, scheduled.optimizer_options)
-    start, checkpoint = _resumed(state, options, n_steps)
-    order.start = start * options.accumulate
-    if start == 0 and energy is not loss:
+    bound = None if out is None else binding(options.as_config(), train)
+    state = TrainingState(loss, wrapped_optimizer.optimizer, average, components, scheduled.optimizer_options, bound)
+    if energy is not loss:
         _probe(loss, energy, first, fabric)
     if out is not None:
         state.check()  # raises now, not after hours
-        if rank == 0:
-            out.mkdir(parents=True, exist_ok=True)
     return _Training(
         options=options,
         fabric=fabric,
@@ -349,9 +304,7 @@ def _prepare(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: 
         scheduled=scheduled,
         state=state,
         watching=_all_observers(options) if rank == 0 else [],
-        visited=batches(train, order),
-        step=start,
-        checkpoint=checkpoint,
+        writer=None if out is None else CheckpointWriter(out / "checkpoints", background=options.checkpoint_async),
     )
 
 
@@ -365,19 +318,28 @@ def build_loss(loss: BaseLoss, shape: Sequence[int], seed: int) -> None:
     loss.built = True
 
 
-def _resumed(state: TrainingState, options: _Options, n_steps: int) -> tuple[int, Path | None]:
-    """Load the last checkpoint of a run to resume; return the steps done before, and that checkpoint."""
-    if options.out is None:
-        return 0, None
-    checkpoint = latest_checkpoint(options.out / "checkpoints")
-    if checkpoint is None:
-        return 0, None
-    if not options.resume:
-        raise UsageError(f"{options.out} holds the checkpoints of another run: resume it, or choose another directory")
-    start = state.load(checkpoint)
-    if start > n_steps:
-        raise UsageError(f"{options.out} already has {start} steps, more than the {n_steps} asked for")
-    return start, checkpoint
+@contextmanager
+def _own(options: Options) -> Iterator[None]:
+    """Own the run's directory, by the first rank's lock; every rank raises if it cannot."""
+    with ExitStack() as stack:
+        if options.out is not None:
+            directory = owned(options.out, new=not options.resume)
+            on_first_rank(lambda: stack.enter_context(directory))
+        yield
+
+
+def _resume(training: _Training) -> None:
+    """Load the last checkpoint of a run, if there is one, and begin to visit the data where it stopped."""
+    options = training.options
+    if options.out is not None:
+        training.checkpoint = latest_checkpoint(options.out / "checkpoints")
+    if training.checkpoint is not None:
+        training.step = training.state.load(training.checkpoint)
+        if training.step > training.n_steps:
+            raise UsageError(f"{options.out} already has {training.step} steps, more than the {training.n_steps} asked for")
+    training.first = training.step
+    training.order.start = training.step * options.accumulate
+    training.visited = batches(training.train, training.order)
 
 
 @contextmanager
@@ -385,6 +347,7 @@ def _training(training: _Training) -> Iterator[None]:
     """Set up a run: the loss gets the generator of the run, observers start, the global generator is restored at the end."""
     loss, device = training.loss, training.fabric.device
     own = loss.generator
+    _resume(training)
     try:
         loss.generator = torch.Generator(device=device)
         with (
@@ -395,6 +358,8 @@ def _training(training: _Training) -> Iterator[None]:
             yield
     finally:
         loss.generator = own
+        if training.writer is not None:
+            training.writer.close()
 
 
 def _train_step(training: _Training, step: int, *, read: bool) -> dict[str, Tensor]:
@@ -417,7 +382,7 @@ def _train_step(training: _Training, step: int, *, read: bool) -> dict[str, Tens
     optimizer.step()
     if training.average is not None:
         training.average.update_parameters(training.energy)
-    if options.out is not None and step == training.order.start // options.accumulate:
+    if options.out is not None and step == training.first:
         training.state.check()  # again, with what the optimizer keeps
     training.step = loss.step = step + 1
     names = readings[-1] if readings else {}
@@ -453,33 +418,30 @@ def _after_step(training: _Training, due: _Due, readings: Mapping[str, Tensor]) 
         if due.measure and options.measure is not None and training.fabric.global_rank == 0:
             training.metrics |= options.measure(training.trained)
         notify(training.watching, "on_log", training.run(), training.metrics)
-    if due.save and options.out is not None:
+    if due.save and training.writer is not None:
         _check_finite(training.fabric, training.energy, done)
         info = origins(training.components, options.observers) | training.state.info()
-        training.checkpoint = write_checkpoint(options.out / "checkpoints", done, training.state.tensors(), info)
-        notify(training.watching, "on_checkpoint", training.run(), training.checkpoint)
+        _take_checkpoint(training, wait=True)
+        training.writer.write(done, training.state.tensors(), info)
+    _take_checkpoint(training)
 
 
-def _fabric(accelerator: str, devices: int, precision: Any) -> Any:
-    from lightning_fabric import Fabric
-
-    try:
-        fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
-    except (ValueError, RuntimeError, ImportError, TypeError) as error:
-        raise UsageError(f"accelerator={accelerator!r}, devices={devices!r}, precision={precision!r}: {error}") from error
-    fabric.launch()
-    return fabric
+def _take_checkpoint(training: _Training, *, wait: bool = False) -> None:
+    path = training.writer.take(wait=wait) if training.writer is not None else None
+    if path is not None:
+        training.checkpoint = path
+        notify(training.watching, "on_checkpoint", training.run(), path)
 
 
 def require_train_extra() -> None:
     """Raise `UsageError` with the line that installs what training needs, unless it is there."""
-    needed = ("lightning_fabric", "jsonargparse", "yaml", "rich", "matplotlib")
+    needed = ("lightning_fabric", "jsonargparse", "yaml", "rich", "matplotlib", "safetensors")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"this needs {', '.join(missing)}, which is not installed: pip install 'ebmcore[train]'")
 
 
-def _all_observers(options: _Options) -> list[BaseObserver]:
+def _all_observers(options: Options) -> list[BaseObserver]:
     observers = list(options.observers)
     if options.out is not None:
         observers.append(MetricsFile(options.out / "metrics.csv"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import os
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +12,10 @@ from typing import Any
 
 from ebmcore import host
 from ebmcore.errors import EbmcoreError, PluginError, UsageError
+from ebmcore.training.directory import check_directory, open_to_append, read_text, write_text
 from ebmcore.training.run import Run
+
+_MOST_METRICS = 2**28  # bytes
 
 
 class BaseObserver:
@@ -99,15 +102,11 @@ class MetricsFile(BaseObserver):
         self.columns: list[str] = []
 
     def on_start(self, run: Run) -> None:
-        rows = []
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                # The last line of a killed run may be cut off.
-                rows = [row for row in csv.DictReader(file) if None not in row.values()]
-            try:
-                rows = [row for row in rows if int(row["step"]) <= run.step]
-            except (KeyError, ValueError) as error:
-                raise UsageError(f"{self.path} is not the metrics of a run: move it away to resume") from error
+        try:
+            # The last line of a killed run may be cut off.
+            rows = [row for row in self._rows() if None not in row.values() and int(row["step"]) <= run.step]
+        except (KeyError, ValueError, TypeError, csv.Error) as error:
+            raise UsageError(f"{self.path} is not the metrics of a run ({error}): move it away to resume") from error
         self.columns = list(rows[0]) if rows else []
         self._rewrite(rows)
 
@@ -115,21 +114,21 @@ class MetricsFile(BaseObserver):
         row = {"step": run.step, **metrics}
         new = [name for name in row if name not in self.columns]
         if new:
-            with self.path.open(newline="") as file:
-                rows = list(csv.DictReader(file))
             self.columns += new
-            self._rewrite(rows)
-        with self.path.open("a", newline="") as file:
+            self._rewrite(self._rows())
+        with open_to_append(self.path) as file:
             csv.DictWriter(file, self.columns).writerow(row)
 
+    def _rows(self) -> list[dict[str, str]]:
+        return list(csv.DictReader(read_text(self.path, _MOST_METRICS).splitlines())) if self.path.exists() else []
+
     def _rewrite(self, rows: Sequence[Mapping[str, str]]) -> None:
-        temporary = self.path.with_suffix(".writing")
-        with temporary.open("w", newline="") as file:
-            if self.columns:
-                writer = csv.DictWriter(file, self.columns)
-                writer.writeheader()
-                writer.writerows(rows)
-        os.replace(temporary, self.path)
+        text = io.StringIO(newline="")
+        if self.columns:
+            writer = csv.DictWriter(text, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        write_text(self.path, text.getvalue())
 
 
 class TensorBoard(BaseObserver):
@@ -143,6 +142,7 @@ class TensorBoard(BaseObserver):
     def on_start(self, run: Run) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        check_directory(self.directory)
         self.writer = SummaryWriter(str(self.directory), purge_step=run.step + 1 if run.step else None)
 
     def on_log(self, run: Run, metrics: Mapping[str, float]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ebmcore.errors import CheckpointError
 from ebmcore.losses import BaseLoss
 from ebmcore.training.checkpoints import read_checkpoint
+from ebmcore.training.options import check_binding
 from ebmcore.training.origins import check_same, warn_of_other_versions
 
 
@@ -25,6 +26,7 @@ class TrainingState:
         average: The moving average of the energy, where one is kept.
         components: The components by kind, whose origins a checkpoint records.
         scheduled: Names of the optimizer's options whose values follow from the step.
+        binding: Options and digest of the data of the run, which a checkpoint is bound to.
     """
 
     def __init__(
@@ -34,12 +36,14 @@ class TrainingState:
         average: nn.Module | None,
         components: Mapping[str, object],
         scheduled: Collection[str] = (),
+        binding: Mapping[str, Any] | None = None,
     ) -> None:
         self.loss = loss
         self.scheduled = scheduled
         self.optimizer = optimizer
         self.average = average
         self.components = components
+        self.binding = binding or {}
         self.groups = self._groups()
 
     def check(self) -> None:
@@ -67,7 +71,7 @@ class TrainingState:
         ]
 
     def info(self) -> dict[str, Any]:
-        """Numbers that optimizers count or change in their groups, as JSON."""
+        """The binding, and numbers that optimizers count or change in their groups, as JSON."""
         changed = [
             {name: value for name, value in now.items() if repr(value) != repr(before.get(name))}  # because nan != nan
             for before, now in zip(self.groups, self._groups(), strict=True)
@@ -76,13 +80,14 @@ class TrainingState:
             _refuse(
                 self.optimizer, [n for n, v in group.items() if not isinstance(v, int | float | str | tuple | list | None)]
             )
-        return {"optimizer_groups": changed}
+        return {"run": self.binding, "optimizer_groups": changed}
 
     def load(self, path: Path) -> int:
         """Load a checkpoint; return the number of steps done."""
         flat, info = read_checkpoint(path)
         warn_of_other_versions(info, path)
         check_same(info, self.components, path)
+        check_binding(info.get("run"), self.binding, path)
         groups: dict[str, dict[str, Tensor]] = {"loss": {}, "optimizer": {}, "average": {}}
         for key, tensor in flat.items():
             group, _, name = key.partition(".")

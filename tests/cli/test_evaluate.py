@@ -105,7 +105,7 @@ def test_a_damaged_checkpoint_is_one_clear_line(run, tmp_path, capsys):
 
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
-    (latest_checkpoint(copy / "checkpoints") / "__0_0.distcp").write_bytes(b"")
+    (latest_checkpoint(copy / "checkpoints") / "shard-00001-model-00001-of-00001.safetensors").write_bytes(b"")
     for command in (
         f"evaluate {copy} --metric exact-ll",
         f"train --resume {copy}",

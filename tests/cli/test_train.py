@@ -76,10 +76,13 @@ def test_two_processes_share_the_chains(tmp_path):
 
 
 def test_an_existing_directory_is_never_overwritten(run, capsys):
-    before = sorted((p, p.stat().st_mtime_ns) for p in run.rglob("*"))
+    def held():  # but for the lock
+        return sorted((p, p.stat().st_mtime_ns) for p in run.rglob("[!.]*"))
+
+    before = held()
     assert train(f"{RBM} --loss cd --steps 1", run) == 2
     assert f"resume it with 'ebmcore train --resume {run}'" in capsys.readouterr().err
-    assert before == sorted((p, p.stat().st_mtime_ns) for p in run.rglob("*"))
+    assert before == held()
 
 
 @pytest.mark.parametrize("change", ["--loss cd", "--seed 3", "--batch_size 7", "--out elsewhere"])
@@ -102,10 +105,10 @@ def test_unwritten_checkpoint_is_one_line(tmp_path, monkeypatch, capsys):
     """A checkpoint that cannot be written is one clear line and the last one stays."""
     saved = checkpoints.save
 
-    def full(tensors, checkpoint_id, **options):
-        if "00000004" in str(checkpoint_id):
+    def full(tensors, storage_writer, **options):
+        if "00000004" in str(storage_writer.path):
             raise CheckpointException("write", {0: (OSError(28, "No space left on device"), None)})
-        saved(tensors, checkpoint_id=checkpoint_id, **options)
+        saved(tensors, storage_writer=storage_writer, **options)
 
     monkeypatch.setattr(checkpoints, "save", full)
     assert train(f"{RBM} --loss pcd --steps 4 --checkpoint_every 2", tmp_path / "a") == 2

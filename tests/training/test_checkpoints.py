@@ -11,13 +11,18 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_runs import data, pcd, quiet, same_state, table
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.utils.data import TensorDataset
 
 import ebmcore
 from ebmcore import BaseSampler, ChainState
 from ebmcore.errors import CheckpointError, UsageError
 from ebmcore.training import BaseObserver, checkpoints, latest_checkpoint, read_checkpoint
+from ebmcore.training.data import data_digest
+
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
 
 
 def test_resumed_run_is_bit_for_bit(tmp_path):
@@ -90,7 +95,7 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
 
 def test_a_run_never_overwrites_another(tmp_path):
     quiet(pcd(), data(), steps=3, out=tmp_path)
-    with pytest.raises(UsageError, match="resume it, or choose another directory"):
+    with pytest.raises(UsageError, match="choose another directory .*or resume it"):
         quiet(pcd(), data(), steps=3, out=tmp_path)
 
 
@@ -113,7 +118,7 @@ def test_checkpoint_holds_tensors_and_origins(tmp_path):
     assert info["components"]["energy"]["version"]
 
 
-@pytest.mark.parametrize("part", [".metadata", "__0_0.distcp", "checkpoint.json"])
+@pytest.mark.parametrize("part", [SHARD, "checkpoint.json"])
 @pytest.mark.parametrize("damage", ["cut", "change", "remove"])
 def test_damaged_checkpoint_is_refused(tmp_path, part, damage):
     """A damaged checkpoint raises an error that says what to do."""
@@ -142,7 +147,7 @@ def test_other_configuration_is_refused(tmp_path):
 def test_missing_average_is_refused(tmp_path):
     """An average that only one side keeps raises an error."""
     quiet(pcd(), data(), steps=2, out=tmp_path, ema_decay=0.9)
-    with pytest.raises(CheckpointError, match="keeps a moving average of the parameters: resume with the ema_decay"):
+    with pytest.raises(CheckpointError, match=r"of a run with ema_decay=0\.9, not None: resume with that one"):
         quiet(pcd(), data(), steps=4, out=tmp_path, resume=True)
 
 
@@ -289,6 +294,24 @@ def test_checkpoint_without_origins_is_refused(tmp_path, change):
         quiet(pcd(), data(), steps=2, out=tmp_path, resume=True)
 
 
+def test_weights_are_read_by_safetensors(tmp_path):
+    """A reader of safetensors files that knows nothing of ebmcore reads the parameters of a run."""
+    loss = pcd()
+    checkpoint = quiet(loss, data(), steps=3, out=tmp_path).checkpoint
+    read = load_file(checkpoint / SHARD)
+    assert all(torch.equal(read[f"loss.energy.{name}"], p) for name, p in loss.energy.named_parameters())
+
+
+def test_checkpoint_of_version_one_is_refused(tmp_path):
+    """A checkpoint of version 0.1, whose index is a pickle, is refused; nothing of it is loaded."""
+    checkpoint = quiet(pcd(), data(), steps=2, out=tmp_path / "run").checkpoint
+    trace = tmp_path / "trace"
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(Malice(os.mkdir, str(trace))))
+    with pytest.raises(CheckpointError, match=r"written by version 0\.1, in a format that can run code, and is not read"):
+        quiet(pcd(), data(), steps=3, out=tmp_path / "run", resume=True)
+    assert not trace.exists()
+
+
 class Malice:
     """What an attacker would pickle."""
 
@@ -299,44 +322,116 @@ class Malice:
         return self.call
 
 
-@pytest.mark.parametrize("file", [".metadata", "__0_0.distcp"])
-@pytest.mark.parametrize("digests", ["left alone", "made to fit"])
-def test_malicious_pickle_is_refused(tmp_path, file, digests):
-    """A malicious pickle is refused and nothing of it runs."""
+@pytest.mark.parametrize("file", [SHARD, "checkpoint.json"])
+@pytest.mark.parametrize("loads", [pickle.dumps, lambda payload: torch_saved(payload)])
+def test_pickle_in_place_of_a_file_is_refused(tmp_path, file, loads):
+    """A pickle in the place of a file of the checkpoint is refused and nothing of it runs, though its digest fits."""
     checkpoint = quiet(pcd(), data(), steps=2, out=tmp_path / "run").checkpoint
     trace = tmp_path / "trace"
-    payload = Malice(os.mkdir, str(trace))
-    pickle.loads(pickle.dumps(payload))
-    trace.rmdir()  # it does work
-    if file == ".metadata":
-        (checkpoint / file).write_bytes(pickle.dumps(payload))
-    else:
-        index = pickle.loads((checkpoint / ".metadata").read_bytes())
-        buffer = io.BytesIO()
-        torch.save(payload, buffer)
-        content = (checkpoint / file).read_bytes()
-        for place in index.storage_data.values():
-            place.offset, place.length = len(content), len(buffer.getvalue())
-        (checkpoint / file).write_bytes(content + buffer.getvalue())
-        (checkpoint / ".metadata").write_bytes(pickle.dumps(index))
-    if digests == "made to fit":
+    (checkpoint / file).write_bytes(loads(Malice(os.mkdir, str(trace))))
+    if file == SHARD:
         rewrite(checkpoint, lambda info: None)
-    with pytest.raises(CheckpointError, match="is damaged") as caught:
+    with pytest.raises(CheckpointError, match="is damaged"):
         quiet(pcd(), data(), steps=3, out=tmp_path / "run", resume=True)
     assert not trace.exists()
-    told = {".metadata": "its index holds posix.mkdir, which is not data", "__0_0.distcp": "something other than tensors"}
-    assert (told[file] if digests == "made to fit" else "changed since it was written") in str(caught.value)
+
+
+def torch_saved(payload):
+    buffer = io.BytesIO()
+    torch.save(payload, buffer)
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
-    "call", [(os.mkdir, "x"), (getattr, torch, "load"), (torch.load, "x"), (eval, "1"), (torch.Generator,)]
+    ("offsets", "reason"),
+    [
+        ([2**40, 0], "do not make up a tensor"),
+        ([-1, 0], "do not make up a tensor"),
+        ([0], "is damaged"),
+        ("ab", "is damaged"),
+        (None, "is damaged"),
+    ],
 )
-def test_index_calls_no_function(tmp_path, call):
-    """The index of a checkpoint calls no function."""
-    checkpoint = quiet(pcd(), data(), steps=1, out=tmp_path).checkpoint
-    (checkpoint / ".metadata").write_bytes(
-        pickle.dumps(Malice(*call) if call[0] is not getattr else Malice(getattr, 1, "real"))
-    )
+def test_claim_to_a_huge_tensor_is_refused(tmp_path, offsets, reason):
+    """A file that claims to hold a part of a huge tensor is refused before memory is taken."""
+    checkpoint = quiet(pcd(), data(), steps=2, out=tmp_path).checkpoint
+    tensors = load_file(checkpoint / SHARD)
+    places = {name: {"saved_offsets": [0] * t.ndim} for name, t in tensors.items()}
+    places["loss.chains.x"] = {"saved_offsets": offsets}
+    save_file(tensors, checkpoint / SHARD, {"DCP_SHARDING_INFO": json.dumps(places)})
     rewrite(checkpoint, lambda info: None)
-    with pytest.raises(CheckpointError, match="which is not data"):
+    with pytest.raises(CheckpointError, match=reason):
         read_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"seed": 1}, "seed=0, not 1"),
+        ({"batch_size": 8}, "batch_size=16, not 8"),
+        ({"optimizer": "sgd"}, "optimizer='adam', not 'sgd'"),
+        ({"accumulate": 2}, "accumulate=1, not 2"),
+    ],
+)
+def test_checkpoint_is_bound_to_its_options(tmp_path, options, name):
+    """A run that is resumed with another seed or another such option is refused by name."""
+    quiet(pcd(), data(), steps=2, out=tmp_path)
+    with pytest.raises(CheckpointError, match=f"is of a run with {name}"):
+        quiet(pcd(), data(), steps=4, out=tmp_path, resume=True, **options)
+
+
+def test_checkpoint_is_bound_to_its_data(tmp_path):
+    """A run that is resumed on other data is refused."""
+    quiet(pcd(), data(), steps=2, out=tmp_path)
+    other = data()
+    other[-1, -1] += 1e-6
+    with pytest.raises(CheckpointError, match="is of a run on other data"):
+        quiet(pcd(), other, steps=4, out=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(("loss", "labels"), [(True, "labels"), (False, "examples")])
+def test_data_digest_covers_labels(loss, labels):
+    """The digest of labelled data changes with an example and with a label."""
+    x, y = data(10), torch.arange(10)
+    other = TensorDataset(x, y.flip(0)) if loss else TensorDataset(x.flip(0), y)
+    assert data_digest(TensorDataset(x, y)) != data_digest(other), labels
+
+
+def test_renamed_checkpoint_is_refused(tmp_path):
+    """A checkpoint under the name of another step is refused."""
+    checkpoint = quiet(pcd(), data(), steps=2, out=tmp_path).checkpoint
+    checkpoint.rename(checkpoint.with_name("step-00000007"))
+    with pytest.raises(CheckpointError, match="it is of step 2: give it its name step-00000002 again"):
+        quiet(pcd(), data(), steps=9, out=tmp_path, resume=True)
+
+
+def test_added_file_is_refused(tmp_path):
+    """A file that somebody added to a checkpoint is not read as a part of it."""
+    checkpoint = quiet(pcd(), data(), steps=2, out=tmp_path).checkpoint
+    save_file({"loss.energy.net.1.weight": torch.zeros(8, 2)}, checkpoint / "more.safetensors")
+    with pytest.raises(CheckpointError, match=r"more\.safetensors was added or removed"):
+        read_checkpoint(checkpoint)
+
+
+def test_asynchronous_checkpoints_are_the_same(tmp_path):
+    """Checkpoints that are written during training hold the state of their step."""
+    options = {"steps": 30, "checkpoint_every": 7}
+    quiet(pcd(), data(), out=tmp_path / "a", **options)
+    quiet(pcd(), data(), out=tmp_path / "b", checkpoint_async=True, **options)
+    for name in ("step-00000028", "step-00000030"):
+        a, b = (read_checkpoint(tmp_path / run / "checkpoints" / name)[0] for run in ("a", "b"))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_asynchronous_checkpoint_that_fails_is_reported(tmp_path, monkeypatch):
+    """A checkpoint that cannot be written in the background stops training, with the last good one."""
+
+    def full(directory):
+        if "00000004" in directory.name:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "_flush_to_disk", full)
+    with pytest.raises(CheckpointError, match=r"step-00000004 cannot be written \(.*No space left.*step-00000002"):
+        quiet(pcd(), data(), steps=100, checkpoint_every=2, out=tmp_path, checkpoint_async=True)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]

@@ -1,0 +1,153 @@
+"""A run's directory: it has one owner, and what lies in it is read and written without following a link.
+
+A run may come from somebody else, so its files are not trusted: a link, a named pipe or a device is refused, a new file gets a
+name that nobody can have taken before, and of a file no more is read than its kind may hold.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import socket
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from ebmcore.errors import UsageError
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
+_WRITING = ".writing"  # ends the names of what is not complete
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # to open a named pipe would wait for its other end
+
+
+def read_text(path: Path, limit: int) -> str:
+    """Reads a regular file of at most ``limit`` bytes.
+
+    Raises:
+        UsageError: If it is a link or no regular file, or holds more, or is not UTF-8.
+        OSError: If it cannot be read.
+    """
+    with _open(path, os.O_RDONLY, "rb") as file:
+        content: bytes = file.read(limit + 1)
+    if len(content) > limit:
+        raise UsageError(f"{path} is larger than the {limit:,} bytes that it may have")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not a text: {error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file completely or not at all; a link of that name is replaced, not followed."""
+    temporary = temporary_name(path)
+    try:
+        with temporary.open("x", newline="") as file:  # exclusive: it opens nothing that is there, and follows no link
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def open_to_append(path: Path) -> IO[str]:
+    """Opens a file of the run to append text; it is made if it is missing."""
+    if path.exists() and path.lstat().st_nlink > 1:  # a second name of a file that lies elsewhere
+        raise UsageError(f"{path} is a hard link, which is not written to: move it away")
+    return _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, "a", newline="")
+
+
+def temporary_name(path: Path) -> Path:
+    """Returns a hidden name beside ``path`` that nobody can guess; `owned` removes what was left under such names."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{_WRITING}")
+
+
+def check_file(path: Path) -> None:
+    """Raises `UsageError` if ``path`` is there and is a link, a named pipe, a device or a directory."""
+    _refuse_unless(stat.S_ISREG, path, "a regular file")
+
+
+def check_directory(path: Path) -> None:
+    """Raises `UsageError` if ``path`` is there and is a link or no directory."""
+    _refuse_unless(stat.S_ISDIR, path, "a directory")
+
+
+@contextmanager
+def owned(run: Path, *, new: bool) -> Iterator[None]:
+    """Context in which this process owns the run in that directory: no other one can start or resume a run there.
+
+    The owner holds a lock (``flock``) on the file ``.lock``, which the system releases when the process ends, however it ends.
+    Linux passes such locks on to the server of a network file system. Where the file system knows no locks, a warning says so.
+
+    Args:
+        run: The directory; made if it is missing.
+        new: Whether a new run starts there: it must hold nothing.
+
+    Raises:
+        UsageError: If another process owns it, or if a new run would find something there.
+    """
+    if run.exists() and not run.is_dir():
+        raise UsageError(f"{run} exists and is not a directory: choose another one (--out)")
+    run.mkdir(parents=True, exist_ok=True)
+    with _open(run / LOCK, os.O_RDWR | os.O_CREAT, "r+") as file:
+        _lock(file, run)
+        check_directory(run / "checkpoints")
+        for left in (*run.glob(f".*{_WRITING}"), *run.glob(f"checkpoints/.*{_WRITING}")):
+            remove(left)
+        held = sorted(path.name for path in run.iterdir() if path.name != LOCK)
+        if new and held:
+            resume = f"resume it with 'ebmcore train --resume {run}'"
+            raise UsageError(f"{run} holds {', '.join(held[:3])}: choose another directory (--out), or {resume}")
+        yield
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link (not what it points to), or a directory with all that it holds."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _lock(file: IO[str], run: Path) -> None:
+    try:
+        if fcntl is None:
+            raise OSError(errno.ENOTSUP, "no flock")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = file.read(200).strip() or "another process"
+        raise UsageError(f"{run} is in use by {owner}: wait until it ends, or stop it") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        warnings.warn(f"the file system of {run} has no locks: start no second process there", UserWarning, stacklevel=4)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+
+
+def _open(path: Path, flags: int, mode: str, **options: Any) -> IO[Any]:
+    check_file(path)
+    # Without following: it may have become a link since.
+    return os.fdopen(os.open(path, flags | _NO_FOLLOW | _NO_WAIT, 0o666), mode, **options)
+
+
+def _refuse_unless(is_right: Any, path: Path, wanted: str) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(mode):
+        raise UsageError(f"{path} is a link, which is not followed: put {wanted} in its place")
+    if not is_right(mode):
+        raise UsageError(f"{path} is not {wanted}: move it away")

@@ -1,0 +1,117 @@
+"""The processes of a run: how many there are and where, and what the first one does for all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
+
+import torch.distributed as dist
+
+from ebmcore.distributed import rank, shutdown, world_size
+from ebmcore.errors import EbmcoreError, LostProcessError, UsageError
+
+Strategy = Literal["auto", "ddp"]
+Result = TypeVar("Result")
+
+
+@contextmanager
+def launched(
+    accelerator: str, devices: int | None, num_nodes: int | None, strategy: Strategy, precision: Any
+) -> Iterator[Any]:
+    """Context with the Lightning Fabric of a run; a process group that is made for it is destroyed at its end.
+
+    Under ``torchrun`` or Slurm's ``srun`` the processes that they started are those of the run. Otherwise one process is started
+    for each of ``devices``.
+
+    Raises:
+        UsageError: If the options contradict the launcher or cannot work.
+        LostProcessError: If another process of the run ends before its time.
+    """
+    from lightning_fabric import Fabric
+
+    devices, num_nodes = _processes(devices, num_nodes)
+    chosen = "ddp" if devices * num_nodes > 1 else "auto"
+    before = world_size()
+    try:
+        fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=chosen, precision=precision)
+    except (ValueError, RuntimeError, ImportError, TypeError) as error:
+        raise UsageError(f"accelerator={accelerator!r}, devices={devices!r}, precision={precision!r}: {error}") from error
+    try:
+        fabric.launch()
+        yield fabric
+    except RuntimeError as error:
+        if fabric.world_size > 1 and _lost_connection(error):
+            raise LostProcessError(
+                f"another process of the run has ended ({_first_line(error)}); the last checkpoint is kept: resume from it"
+            ) from error
+        raise
+    finally:
+        if before == 1:
+            shutdown()
+
+
+def on_first_rank(function: Callable[[], Result], group: Any = None) -> Result:
+    """Calls ``function`` on the first rank alone; returns its result, or raises its error, on every rank. Collective."""
+    if world_size() == 1:
+        return function()
+    outcome: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            outcome = [function(), None]
+        except (EbmcoreError, OSError) as error:
+            outcome = [None, error]
+        except Exception as error:
+            outcome = [None, RuntimeError(f"{type(error).__name__}: {error}")]  # any other might not pickle
+    dist.broadcast_object_list(outcome, group=group)  # the others wait for it, and stop with it
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: Result = outcome[0]
+    return result
+
+
+def _processes(devices: int | None, num_nodes: int | None) -> tuple[int, int]:
+    """Returns the processes per node and the nodes."""
+    launcher = _launcher()
+    if launcher is None:
+        if num_nodes is not None and num_nodes > 1:
+            raise UsageError(f"num_nodes={num_nodes} needs a launcher on each node: use torchrun or srun, see docs/scale.md")
+        if (devices or 1) > 1 and "LOCAL_RANK" in os.environ and "WORLD_SIZE" not in os.environ:
+            raise UsageError("LOCAL_RANK is set, but no launcher has started this process: unset it")
+        return 1 if devices is None else devices, 1
+    name, n_processes, n_nodes = launcher
+    if n_processes % n_nodes:
+        raise UsageError(f"{name} started {n_processes} processes on {n_nodes} nodes: start as many on each")
+    for option, asked, there in (("devices", devices, n_processes // n_nodes), ("num_nodes", num_nodes, n_nodes)):
+        if asked not in (None, there):
+            raise UsageError(
+                f"{name} started {n_processes} processes on {n_nodes} nodes, which contradicts {option}={asked}: leave it out"
+            )
+    return n_processes // n_nodes, n_nodes
+
+
+def _launcher() -> tuple[str, int, int] | None:
+    """Returns name, number of processes and number of nodes of what started this process; `None` if it was started alone."""
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    try:
+        if TorchElasticEnvironment.detect():
+            n_processes = int(os.environ["WORLD_SIZE"])
+            return "torchrun", n_processes, n_processes // int(os.environ["LOCAL_WORLD_SIZE"]) or 1
+        if SLURMEnvironment.detect():
+            return "Slurm", int(os.environ["SLURM_NTASKS"]), int(os.environ.get("SLURM_NNODES", 1))
+    except (KeyError, ValueError) as error:
+        raise UsageError(
+            f"the environment of this process is not as a launcher makes it ({error}): start it anew"
+        ) from error
+    return None
+
+
+def _lost_connection(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "Connection closed by peer" in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

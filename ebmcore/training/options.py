@@ -1,0 +1,131 @@
+"""The options of `fit`, and how a checkpoint is bound to them and to the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from ebmcore.errors import CheckpointError, UsageError
+from ebmcore.training.data import data_digest
+from ebmcore.training.launch import Strategy
+from ebmcore.training.observers import BaseObserver
+from ebmcore.training.optimizers import OptimizerChoice
+from ebmcore.training.schedules import SCHEDULES, Schedule, as_text
+
+Precision = Literal["32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"]
+
+# Options that may differ in a resumed run; any other would make it another run.
+CHANGEABLE = {
+    "epochs", "steps", "metric", "observer", "lr", "schedules", "clip_grad", "accelerator", "devices", "num_nodes", "strategy",
+    "precision", "log_every", "checkpoint_every", "checkpoint_async", "measure_every", "compile", "progress",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `ebmcore.training.fit`, as documented there."""
+
+    epochs: int | None
+    steps: int | None
+    batch_size: int
+    accumulate: int
+    optimizer: OptimizerChoice
+    lr: float
+    schedules: Mapping[str, Schedule | str]
+    clip_grad: float | None
+    ema_decay: float | None
+    seed: int
+    accelerator: str
+    devices: int | None
+    num_nodes: int | None
+    strategy: Strategy
+    precision: Precision
+    out: Path | None
+    resume: bool
+    log_every: int
+    checkpoint_every: int
+    checkpoint_async: bool
+    measure: Callable[[nn.Module], Mapping[str, float]] | None
+    measure_every: int | None
+    compile: bool
+    progress: bool
+    observers: Sequence[BaseObserver]
+    config: Mapping[str, Any] | None
+
+    def check(self) -> None:
+        """Raise `UsageError` for a value that cannot work."""
+        for name in ("batch_size", "accumulate", "log_every", "checkpoint_every", "measure_every"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise UsageError(f"{name} must be at least 1, got {count!r}")
+        if not 0 < self.lr < math.inf:
+            raise UsageError(f"lr must be above 0, got {self.lr!r}")
+        if self.clip_grad is not None and not self.clip_grad > 0:
+            raise UsageError(f"clip_grad must be above 0, or None for no clipping, got {self.clip_grad!r}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise UsageError(f"ema_decay must be from 0 to below 1, or None for no average, got {self.ema_decay!r}")
+
+    def number_of_steps(self, batches_per_epoch: int) -> int:
+        """Optimizer steps of the whole run; the last of ``epochs`` may reach into another pass."""
+        if (self.epochs is None) == (self.steps is None):
+            raise UsageError("give the length of training, either as epochs or as steps")
+        n_steps = self.steps if self.steps is not None else -(-(self.epochs or 0) * batches_per_epoch // self.accumulate)
+        if n_steps < 1:
+            raise UsageError(f"training needs at least one step, got epochs={self.epochs}, steps={self.steps}")
+        return n_steps
+
+    def as_config(self) -> Mapping[str, Any]:
+        """The configuration of the run: the given one, otherwise the options that are plain data."""
+        if self.config is not None:
+            return self.config
+        values: dict[str, Any] = {
+            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("observers", "config")
+        }
+        values["out"] = None if self.out is None else str(self.out)
+        kinds: tuple[type, ...] = (str, *SCHEDULES.values())
+        values["schedules"] = {name: as_text(one) for name, one in self.schedules.items() if isinstance(one, kinds)}
+        return {name: value for name, value in values.items() if not callable(value)}
+
+
+def binding(config: Mapping[str, Any], train: Any) -> dict[str, Any]:
+    """What a checkpoint records of its run, as JSON: the options that a resumed run keeps, and a digest of its data."""
+    kept = {name: _as_json(value) for name, value in config.items() if name not in CHANGEABLE | {"out", "resume"}}
+    return {"options": kept, "data": data_digest(train)}
+
+
+def check_binding(recorded: Any, now: Mapping[str, Any], where: Path) -> None:
+    """Raise `CheckpointError` if a checkpoint is of a run with other options or other data, whose name the message gives."""
+    try:
+        then = _flat(recorded["options"])
+        data = recorded["data"]
+    except (TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{where} does not say which run wrote it: it is not a checkpoint of ebmcore") from error
+    for name, value in _flat(now["options"]).items():
+        # Names of components have more than one spelling: their origins are compared, by `ebmcore.training.origins`.
+        if name in then and then[name] != value and not name.endswith(".name"):
+            raise CheckpointError(f"{where} is of a run with {name}={then[name]!r}, not {value!r}: resume with that one")
+    if data != now["data"]:
+        raise CheckpointError(f"{where} is of a run on other data: resume with the same")
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _as_json(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options as ``{"energy.hidden": 64}``."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
