@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ebmcore.errors import EbmcoreError, PluginError, UnknownComponentError, UsageError
+from ebmcore.errors import EbmcoreError, LostProcessError, PluginError, UnknownComponentError, UsageError
 
 if TYPE_CHECKING:
     from ebmcore.host import Component
@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit status: 0, 1 after a check that failed, or 2 after wrong input, which is reported in one line.
+        The exit status: 0, 1 after a check that failed or where another process of the run was lost, or 2 after wrong input,
+        which is reported in one line.
     """
     name, *arguments = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     try:
@@ -53,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 0
             return _run(name, arguments) or 0
     except EbmcoreError as error:
-        return _fail("; ".join([str(error), *getattr(error, "__notes__", ())]))
+        _fail("; ".join([str(error), *getattr(error, "__notes__", ())]))
+        return 1 if isinstance(error, LostProcessError) else 2
     except KeyboardInterrupt:
         print("ebmcore: interrupted; 'ebmcore train --resume RUN' resumes a training run", file=sys.stderr)
         return 130

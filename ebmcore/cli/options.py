@@ -232,7 +232,9 @@ def _parser(prog: str, names: dict[str, str], parts: Sequence[str], *, for_help:
     parser.add_argument("--config", action="config", help="YAML file with these options; the command line overrides it")
     training = "loss" in parts
     if training:
-        parser.add_argument("--resume", metavar="RUN", help="resume the run in that directory")
+        parser.add_argument(
+            "--resume", metavar="RUN", help="resume the run in that directory; auto: the one in --out, if any"
+        )
         parser.add_argument("--recipe", metavar="NAME", help="start from that configuration; all other options override it")
     for part in parts:
         kind, given = PARTS[part]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ebmcore import host
 from ebmcore.cli.listing import Parser
@@ -11,37 +12,25 @@ from ebmcore.errors import UsageError
 
 
 def train(arguments: Sequence[str]) -> None:
-    """Train an energy; or, with ``--resume RUN``, resume a run."""
+    """Train an energy; with ``--resume RUN`` resume a run, with ``--resume auto`` the run in ``--out``, or start it there."""
     from ebmcore.training.fit import require_train_extra
 
     require_train_extra()
-    from ebmcore.cli.options import PARTS, REQUIRED, create, create_metrics, parse
-    from ebmcore.cli.runs import SavedConfig, build, check_plugins, measure, measuring, run_config
+    from ebmcore.cli.options import PARTS, create, create_metrics
+    from ebmcore.cli.runs import CONFIG, SavedConfig, build, check_plugins, measure, measuring, run_config
     from ebmcore.training import BaseObserver, fit
-    from ebmcore.training.options import CHANGEABLE
 
-    prog = "ebmcore train"
-    arguments, resumed = _split_off_resume(arguments)
-    if resumed is None:
-        config = parse(prog, arguments)
-        missing = [f"--{part}" for part in (*REQUIRED, "out") if not config.get(part)]
-        if "loss" in config and "sampler" not in config and host.load("loss", config["loss"]["name"]).needs_sampler:
-            missing.append(f"--sampler (the loss {config['loss']['name']} needs one)")
-        if missing:
-            raise UsageError(f"{', '.join(missing)} missing; e.g. {_EXAMPLE}")
+    arguments, resume = _split_off_resume(arguments)
+    if resume in (None, "auto"):
+        config = _new_config(arguments)
         run = Path(config["out"])
+        resuming = resume == "auto" and (run / CONFIG).exists()
+        if resuming:
+            check_plugins(run)
+            _refuse_changes(config, {**run_config(run), "out": str(run)})
     else:
-        run = resumed
-        saved = run_config(run)
-        check_plugins(run)
-        base = {**saved, "out": str(run)}
-        given = {argument.partition("=")[0].removeprefix("--") for argument in arguments}
-        if given & {"epochs", "steps"}:  # a new length replaces the old one, in either unit
-            base |= {"epochs": None, "steps": None}
-        config = parse(prog, arguments, base=base)
-        changed = [name for name in config if name not in CHANGEABLE and config[name] != base.get(name)]
-        if changed:
-            raise UsageError(f"a resumed run keeps its {', '.join(changed)}: start another run to change that")
+        run, resuming = Path(resume), True
+        config = _resumed_config(run, arguments)
     parts = build(config)
     metrics = create_metrics(config)  # a wrong option raises before training, not after it
     if config["measure_every"] is not None and not metrics:
@@ -51,21 +40,56 @@ def train(arguments: Sequence[str]) -> None:
     if "observer" in config:
         observers.append(create(config, "observer"))
     options |= {"measure": measuring(config, metrics, parts) if metrics else None, "observers": observers}
-    result = fit(parts.loss, parts.data, **options, config=config, resume=resumed is not None)
-    parts.energy = result.energy.cpu()
+    result = fit(parts.loss, parts.data, **options, config=config, resume=resuming)
     if result.rank:
         return
+    parts.energy = result.energy.cpu()
     print(f"trained {result.step} steps; {run} holds the results")
     measure(config, metrics, parts, run, result.step)
 
 
+def _new_config(arguments: Sequence[str]) -> dict[str, Any]:
+    from ebmcore.cli.options import REQUIRED, parse
+
+    config = parse(_PROG, arguments)
+    missing = [f"--{part}" for part in (*REQUIRED, "out") if not config.get(part)]
+    if "loss" in config and "sampler" not in config and host.load("loss", config["loss"]["name"]).needs_sampler:
+        missing.append(f"--sampler (the loss {config['loss']['name']} needs one)")
+    if missing:
+        raise UsageError(f"{', '.join(missing)} missing; e.g. {_EXAMPLE}")
+    return config
+
+
+def _resumed_config(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
+    from ebmcore.cli.options import parse
+    from ebmcore.cli.runs import check_plugins, run_config
+
+    base = {**run_config(run), "out": str(run)}
+    check_plugins(run)
+    given = {argument.partition("=")[0].removeprefix("--") for argument in arguments}
+    if given & {"epochs", "steps"}:  # a new length replaces the old one, in either unit
+        base |= {"epochs": None, "steps": None}
+    config = parse(_PROG, arguments, base=base)
+    _refuse_changes(config, base)
+    return config
+
+
+def _refuse_changes(config: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    from ebmcore.training.options import CHANGEABLE
+
+    changed = [name for name in config if name not in CHANGEABLE and config[name] != saved.get(name)]
+    if changed:
+        raise UsageError(f"a resumed run keeps its {', '.join(changed)}: start another run to change that")
+
+
+_PROG = "ebmcore train"
 _EXAMPLE = (
     "ebmcore train --energy rbm --energy.hidden 64 --sampler gibbs --loss pcd --data digits --epochs 30 --out runs/demo"
 )
 
 
-def _split_off_resume(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
-    parser = Parser("ebmcore train", add_help=False, allow_abbrev=False)
-    parser.add_argument("--resume", type=Path)
+def _split_off_resume(arguments: Sequence[str]) -> tuple[list[str], str | None]:
+    parser = Parser(_PROG, add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume")
     options, rest = parser.parse_known_args(list(arguments))
     return rest, options.resume

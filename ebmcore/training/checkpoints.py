@@ -122,14 +122,13 @@ def _begin(final: Path) -> Path:
 
 def _copy(tensor: Any) -> Tensor:
     """Returns a copy on the CPU: of its own, as two names of one tensor are not one in a file, and contiguous."""
-    tensor = tensor.detach()
     if not hasattr(tensor, "to_local"):
-        copy: Tensor = tensor.to("cpu", copy=True).contiguous()
+        copy: Tensor = tensor.detach().to("cpu", copy=True).contiguous()
         return copy
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor
 
-    mesh, local = init_device_mesh("cpu", (world_size(),)), tensor.to_local().to("cpu", copy=True).contiguous()
+    mesh, local = init_device_mesh("cpu", (world_size(),)), tensor.to_local().detach().to("cpu", copy=True).contiguous()
     return DTensor.from_local(local, mesh, tensor.placements, shape=tensor.shape, stride=tensor.stride())
 
 
@@ -183,7 +182,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the tensors of a checkpoint, on the CPU, and its further content. Collective: every rank calls it.
 
     A checkpoint is data: reading its files runs no code of theirs.
-    Chains come back as this rank's shards of all chains, for any number of ranks that wrote them.
+    Every rank gets all chains, whatever number of ranks wrote them; ``load_state_dict()`` keeps its share.
 
     Raises:
         CheckpointError: If it is missing or damaged; the message says how to resume.
@@ -230,13 +229,6 @@ def _template(name: str, entry: Any) -> Tensor:
     assert isinstance(entry, TensorStorageMetadata)  # noqa: S101 - the format holds nothing else
     if sum(math.prod(chunk.sizes) for chunk in entry.chunks) != math.prod(entry.size):
         raise CheckpointError(f"its parts of {name} do not make up a tensor of shape {tuple(entry.size)}")
-    if world_size() > 1 and ".chains." in name:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.tensor import Shard, zeros
-
-        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-        shard: Tensor = zeros(entry.size, dtype=entry.properties.dtype, device_mesh=mesh, placements=[Shard(0)])
-        return shard
     return torch.zeros(entry.size, dtype=entry.properties.dtype)
 
 

@@ -177,13 +177,17 @@ def fit(
     )
     options.check()
     with launched(accelerator, devices, num_nodes, strategy, precision) as fabric:
-        training = _prepare(loss, data, options, fabric)
-        with _own(options), _training(training):
-            for step in range(training.step, training.n_steps):
-                due = training.due(step + 1)
-                readings = _train_step(training, step, read=due.log)
-                _after_step(training, due, readings)
-            _take_checkpoint(training, wait=True)
+        return _fit(loss, data, options, fabric)
+
+
+def _fit(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: Options, fabric: Any) -> FitResult:
+    training = _prepare(loss, data, options, fabric)
+    with _own(options), _training(training):
+        for step in range(training.step, training.n_steps):
+            due = training.due(step + 1)
+            readings = _train_step(training, step, read=due.log)
+            _after_step(training, due, readings)
+        _take_checkpoint(training, wait=True)
     return FitResult(training.trained, training.step, training.metrics, training.checkpoint, fabric.global_rank)
 
 

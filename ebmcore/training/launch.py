@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,17 +40,36 @@ def launched(
     except (ValueError, RuntimeError, ImportError, TypeError) as error:
         raise UsageError(f"accelerator={accelerator!r}, devices={devices!r}, precision={precision!r}: {error}") from error
     try:
+        _join_after_restart()
         fabric.launch()
         yield fabric
     except RuntimeError as error:
         if fabric.world_size > 1 and _lost_connection(error):
             raise LostProcessError(
-                f"another process of the run has ended ({_first_line(error)}); the last checkpoint is kept: resume from it"
+                "another process of the run has ended before its time; the last checkpoint is kept, from which to resume"
             ) from error
         raise
     finally:
         if before == 1:
             shutdown()
+            # What still holds the group holds its threads too, which abort a process that ends before them.
+            gc.collect()
+
+
+def _join_after_restart() -> None:
+    """Join the other processes that ``torchrun`` has started again.
+
+    With its default rendezvous it keeps the store in which the processes before left their addresses, where nobody answers any
+    more (so does torch 2.13); under a prefix of their own the new ones find each other.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or dist.is_initialized() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    n_processes = int(os.environ["WORLD_SIZE"])
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), n_processes, is_master=False)
+    if n_processes > 1:
+        prefixed = dist.PrefixStore(f"restart-{attempt}", store)
+        dist.init_process_group(store=prefixed, rank=int(os.environ["RANK"]), world_size=n_processes)
 
 
 def on_first_rank(function: Callable[[], Result], group: Any = None) -> Result:
@@ -110,8 +130,4 @@ def _launcher() -> tuple[str, int, int] | None:
 
 
 def _lost_connection(error: RuntimeError) -> bool:
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "Connection closed by peer" in str(error)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()  # gloo's errors have no class of their own
