@@ -7,7 +7,7 @@ from installed_plugins import GOOD, manager
 
 import ebmcore
 from ebmcore import host
-from ebmcore.errors import PluginError, UnknownComponentError
+from ebmcore.errors import PluginError, UnknownComponentError, UsageError
 from ebmcore.testing import Identity
 
 BROKEN = "import a_module_that_does_not_exist"
@@ -55,6 +55,23 @@ def test_a_temporary_plugin_leaves_nothing_behind(plugin):
         with pytest.raises(UnknownComponentError):
             host_.find("sampler", "passing")
     assert [r.distribution for r in host_.reports()] == ["test-plugin-a"]
+
+
+def test_temporary_plugin_outlasts_refresh(plugin):
+    """Looking again at what is installed keeps a plugin that is not."""
+    host_ = manager(installed := plugin("test-plugin-a", GOOD))
+    with host_.temporary(Temporary(), "test-plugin-0"):
+        host_.rescan([installed], {})
+        assert host_.find("sampler", "passing")
+        assert [r.distribution for r in host_.reports()] == ["test-plugin-0", "test-plugin-a"]
+    host_.rescan([installed], {})
+    assert [c.name for c in host_.components()] == ["identity"]
+
+
+def test_temporary_plugin_needs_a_name_of_its_own(plugin):
+    host_ = manager(plugin("test-plugin-a", GOOD))
+    with pytest.raises(UsageError, match="there is a plugin test-plugin-a already"), host_.temporary(None, "test-plugin-a"):
+        raise AssertionError
 
 
 def test_a_temporary_plugin_that_is_wrong_raises_and_leaves_nothing_behind():
