@@ -44,7 +44,6 @@ class PluginManager:
         self._strict = False
         self._complete = False  # whether every available plugin was imported
         self._importing = threading.local()  # its ``plugin`` is the one that this thread is importing
-        self._temporary: set[str] = set()  # plugins that are not installed
         self._loaded: dict[Component, Any] = {}
         self._broken: dict[Component, BaseException] = {}
         self.rescan(installed, environ)
@@ -56,10 +55,10 @@ class PluginManager:
             settings = Settings.read(environ, found)  # raises before anything has changed
             self._complete = False  # first, so that other threads wait for the rest
             for name, report in self._reports.items():
-                if name in self._temporary:
-                    found[name] = report
-                    continue
                 if report.state not in (State.LOADED, State.CONFLICT):
+                    continue
+                if not report.entry_points:  # a temporary plugin, which is not installed
+                    found[name] = report
                     continue
                 if name not in found or name in settings.left_out:
                     self._forget(name)
@@ -154,14 +153,12 @@ class PluginManager:
             except (Exception, SystemExit) as error:
                 raise PluginError(f"the temporary plugin {distribution} cannot be registered: {_format(error)}") from error
             registry.add(components)
-            self._temporary.add(distribution)
             self._reports = dict(sorted((self._reports | {distribution: report}).items()))
         try:
             yield [c for c in registry.components() if c.distribution == distribution]
         finally:
             with self.alone():
                 self._forget(distribution)
-                self._temporary.remove(distribution)
                 self._reports = {name: report for name, report in self._reports.items() if name != distribution}
 
     @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from installed_plugins import GOOD, manager
 
@@ -38,6 +40,25 @@ def test_a_class_can_be_registered_for_the_session_and_replaced():
 def test_what_cannot_be_registered_for_the_session_is_refused_at_once(arguments, error, message):
     with pytest.raises(error, match=message):
         manager().register(*arguments)
+
+
+def test_module_that_has_changed_is_registered_again(plugin):
+    """Under the same import string a session may register a class that it has edited."""
+    host_, source = manager(), "from ebmcore.testing import Identity\nclass Still(Identity): {}\n"
+    loaded = []
+    for body in ("pass", "edited = True"):
+        plugin("edited-component", source.format(body))
+        sys.modules.pop("edited_component", None)
+        host_.register("sampler", "still", "edited_component:Still")
+        loaded.append(host_.load(host_.find("sampler", "still")))
+    assert [hasattr(cls, "edited") for cls in loaded] == [False, True]
+
+
+def test_plugin_cannot_register_for_the_session_while_it_is_imported(plugin, monkeypatch):
+    host_ = manager(plugin("test-plugin-a", "import sys; sys.host.register('sampler', 'still', 'm:C')\n" + GOOD))
+    monkeypatch.setattr(sys, "host", host_, raising=False)
+    assert host_.components() == []
+    assert "test-plugin-a asks for components while it is being imported" in host_.reports()[0].reason
 
 
 class Temporary:

@@ -19,6 +19,7 @@ from installed_plugins import GOOD, manager
 from ebmcore.errors import PluginError
 from ebmcore.host import manager as manager_module
 from ebmcore.host.isolation import _SETTINGS, preserve_global_state
+from ebmcore.host.registry import Component, Registry
 from ebmcore.host.report import State
 from ebmcore.testing import Identity
 
@@ -89,6 +90,32 @@ def test_numbers_of_another_thread_are_not_drawn_again():
         assert not torch.equal(pool.submit(torch.rand, 3).result(), first)
 
 
+class SlowTable(dict):
+    """Is read so slowly that another thread comes in between."""
+
+    started = threading.Event()
+
+    def values(self):
+        for value in super().values():
+            self.started.set()
+            time.sleep(0.02)
+            yield value
+
+
+def test_registry_can_be_read_while_it_is_filled():
+    """A table that grows under its reader would raise an error."""
+    registry = Registry()
+    registry._components = SlowTable()
+    first, second, third = (Component("sampler", name, Identity, "test-plugin-a", "1") for name in ("a", "b", "c"))
+    registry.add([first, second])
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(registry.components)
+        assert registry._components.started.wait(10)
+        registry.add([third])
+        assert reading.result() == [first, second]
+    assert registry.components() == [first, second, third]
+
+
 class Meeting:
     """Two events by which a module that is being imported and a test wait for each other."""
 
@@ -120,6 +147,17 @@ def test_what_is_known_is_found_while_another_thread_imports(plugin, meeting):
         assert host_.load(host_.find("sampler", "identity")) is still
         meeting.go.set()
         assert loading.result() is Identity
+
+
+def test_thread_that_imports_nothing_waits_without_limit(plugin, meeting, monkeypatch):
+    monkeypatch.setattr(manager_module, "PATIENCE", 0.01)
+    host_ = manager(plugin("test-plugin-a", "import sys; sys.meeting.wait()\n" + GOOD))
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(host_.find, "sampler", "identity") for _ in range(2)]
+        assert meeting.reached.wait(10)
+        time.sleep(0.1)
+        meeting.go.set()
+        assert waiting[0].result() is waiting[1].result()
 
 
 def test_module_that_two_threads_need_does_not_hang(plugin, meeting, monkeypatch):
