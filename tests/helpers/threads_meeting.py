@@ -119,7 +119,7 @@ def main(meeting, repetitions):
             faulthandler.enable()
             faulthandler.dump_traceback_later(SECONDS, exit=True)
             wrong = meet(MEETINGS[meeting])
-            os.write(2, "\n".join(wrong).encode())
+            os.write(2, "".join(f"{line}\n" for line in wrong).encode())
             os._exit(bool(wrong))
         failures += os.waitpid(child, 0)[1] != 0
     return f"{meeting}: {failures} of {repetitions} failed" if failures else None
