@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -37,8 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit status: 0, 1 after a check that failed or where another process of the run was lost, or 2 after wrong input,
-        which is reported in one line.
+        The exit status: 0; 1 after a check that failed, or where another process of the run was lost; 2 after wrong input or a
+        failure of a plugin, which is reported in one line.
+
+    Raises:
+        SystemExit: After the help of a command.
     """
     name, *arguments = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     try:
@@ -54,15 +58,24 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 0
             return _run(name, arguments) or 0
     except EbmcoreError as error:
-        _fail("; ".join([str(error), *getattr(error, "__notes__", ())]))
+        _fail(str(error), error)
         return 1 if isinstance(error, LostProcessError) else 2
     except KeyboardInterrupt:
         print("ebmcore: interrupted; 'ebmcore train --resume RUN' resumes a training run", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
+    except SystemExit as end:
+        if _is_end_of_parser(end, arguments):
+            raise
+        return _fail(_with_plugin(_exit_call(end), end), end)
     except OSError as error:
-        return _fail(f"{error.strerror or error}: {error.filename or 'see above'}")
+        reason = ": ".join(str(part) for part in (error.strerror or error, error.filename) if part)
+        return _fail(_with_plugin(reason, error), error)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _fail(_with_plugin(f"out of memory ({error or type(error).__name__})", error), error)
     return 0
 
 
@@ -75,11 +88,16 @@ def _run(name: str, arguments: Sequence[str]) -> int | None:
     from ebmcore.host.doctor import place
 
     component = _find(name)
+    cause: BaseException | None
     function = host.load("command", component.id)
     try:
         status = function(arguments)
     except (EbmcoreError, BrokenPipeError):
         raise
+    except SystemExit as end:
+        if _is_end_of_parser(end, arguments):
+            raise
+        problem, cause = f"failed: {_exit_call(end)}{place(end)}; a command returns its exit status", end
     except Exception as error:
         problem, cause = f"raised {type(error).__name__}: {error}{place(error)}", error
     else:
@@ -112,9 +130,34 @@ def _warn(message: Warning | str, *_: object, **__: object) -> None:
     print(f"ebmcore: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
-def _fail(message: str) -> int:
-    print(f"ebmcore: {' '.join(message.split())}", file=sys.stderr)
+def _fail(message: str, error: BaseException) -> int:
+    told = "; ".join([message, *getattr(error, "__notes__", ())])
+    print(f"ebmcore: {' '.join(told.split())}", file=sys.stderr)
     return 2
+
+
+def _with_plugin(problem: str, error: BaseException) -> str:
+    """The problem and, where the code of a plugin raised the error, which plugin and line."""
+    from ebmcore.host.origin import origin
+
+    plugin = origin(error)
+    return f"{plugin} failed: {problem}" if plugin else problem
+
+
+def _is_end_of_parser(end: SystemExit, arguments: Sequence[str]) -> bool:
+    """Whether a parser ended the command, after its help or a wrong option, and not code that the command has called."""
+    *_, (frame, _) = traceback.walk_tb(end.__traceback__)
+    return frame.f_globals.get("__name__") == "argparse" or not {"-h", "--help"}.isdisjoint(arguments)
+
+
+def _exit_call(end: SystemExit) -> str:
+    return f"sys.exit({'' if end.code is None else repr(end.code)}) was called"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether Python or torch has no memory left; by name and text, as torch may not be imported and has no type for a CPU."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
 
 
 def _usage() -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -17,11 +19,12 @@ class _Setting(NamedTuple):
     description: str
     read: str
     write: str
+    is_random: bool = False
 
 
 _SETTINGS = (
-    _Setting("numpy.random", "the random state of NumPy", "get_state", "set_state"),
-    _Setting("torch", "the random state of torch", "get_rng_state", "set_rng_state"),
+    _Setting("numpy.random", "the random state of NumPy", "get_state", "set_state", is_random=True),
+    _Setting("torch", "the random state of torch", "get_rng_state", "set_rng_state", is_random=True),
     _Setting("torch", "the default dtype", "get_default_dtype", "set_default_dtype"),
     _Setting("torch", "the number of threads", "get_num_threads", "set_num_threads"),
 )
@@ -32,24 +35,40 @@ def preserve_global_state() -> Iterator[list[str]]:
     """Context manager that restores global settings on exit and appends the names of those that were changed to its list.
 
     The settings are the warning filters, the global random states of Python, NumPy and torch, torch's default dtype and its
-    number of threads; those of NumPy and torch only where the library is imported already. Standard output is redirected to
-    standard error, because programs read the output of the command line.
+    number of threads; those of NumPy and torch only where the library is imported already, and a thread that imports it at that
+    moment is waited for. Standard output is redirected to standard error, because programs read the output of the command line.
+
+    The settings belong to the process, so one thread at a time may be inside. Random states are restored only where there is no
+    other thread: one that draws numbers meanwhile would draw them again.
     """
     changed: list[str] = []
+    is_only_thread = threading.active_count() == 1
     python_state = random.getstate()
     filters = list(warnings.filters)
-    saved = [(setting, _read(setting)) for setting in _SETTINGS if setting.module in sys.modules]
+    settings = [setting for setting in _SETTINGS if is_only_thread or not setting.is_random]
+    saved = [(setting, _read(setting)) for setting in settings if _is_imported(setting.module)]
     try:
         with redirect_stdout(sys.stderr):
             yield changed
     finally:
-        random.setstate(python_state)  # not reported: well-behaved libraries draw from it when they are imported
+        if is_only_thread:
+            random.setstate(python_state)  # not reported: well-behaved libraries draw from it when they are imported
         if _restore_filters(filters):
             changed.append("the warning filters")
         for setting, value in saved:
             if not _equal(_read(setting), value):
                 _function(setting, setting.write)(value)
                 changed.append(setting.description)
+
+
+def _is_imported(module: str) -> bool:
+    if module not in sys.modules:
+        return False
+    try:
+        importlib.import_module(module)  # waits for another thread that is importing it: reading torch half-way can crash
+    except (ImportError, RuntimeError):  # that import failed, or waits for this thread
+        return False
+    return True
 
 
 def _function(setting: _Setting, name: str) -> Callable[..., Any]:

@@ -6,8 +6,9 @@ import functools
 import importlib
 import os
 import threading
+import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,9 +23,14 @@ from ebmcore.host.registry import SESSION, Component, Registry, known_plugins
 from ebmcore.host.report import PluginReport, State
 from ebmcore.host.settings import Settings
 
+PATIENCE = 60.0  # seconds that a module which is being imported waits for another thread that imports plugins
+
 
 class PluginManager:
     """The plugin host. Safe to use from several threads.
+
+    One thread at a time looks for plugins and imports them, under `_lock`. Nothing else takes that lock, so that a module that
+    is being imported can always register components and find those that are known.
 
     Args:
         installed: All installed distributions; those with entry points in the group ``ebmcore`` are plugins.
@@ -37,18 +43,22 @@ class PluginManager:
         self._reports: dict[str, PluginReport] = {}
         self._strict = False
         self._complete = False  # whether every available plugin was imported
-        self._importing: str | None = None  # the plugin that is being imported
+        self._importing = threading.local()  # its ``plugin`` is the one that this thread is importing
         self._loaded: dict[Component, Any] = {}
         self._broken: dict[Component, BaseException] = {}
         self.rescan(installed, environ)
 
     def rescan(self, installed: Iterable[Distribution], environ: Mapping[str, str]) -> None:
         """Look again at what is installed. Imported plugins stay; plugins that failed are tried again."""
-        with self._lock:
+        with self.alone():
             found = discover(installed)
             settings = Settings.read(environ, found)  # raises before anything has changed
+            self._complete = False  # first, so that other threads wait for the rest
             for name, report in self._reports.items():
                 if report.state not in (State.LOADED, State.CONFLICT):
+                    continue
+                if not report.entry_points:  # a temporary plugin, which is not installed
+                    found[name] = report
                     continue
                 if name not in found or name in settings.left_out:
                     self._forget(name)
@@ -62,10 +72,9 @@ class PluginManager:
                 found[name] = report
             for name, variable in settings.left_out.items():
                 found[name].state, found[name].reason = State.DISABLED, f"by {variable}"
-            self._reports, self._strict = found, settings.strict
+            self._reports, self._strict = dict(sorted(found.items())), settings.strict
             self._registry.prefer = settings.prefer
             self._broken.clear()
-            self._complete = False
 
     def reports(self) -> list[PluginReport]:
         """The state of every installed plugin, sorted by distribution. Imports no plugin."""
@@ -88,22 +97,25 @@ class PluginManager:
 
     def load(self, component: Component) -> Any:
         """See `ebmcore.host.load`. Failures are remembered and raised again."""
-        with self._lock:
-            if component in self._loaded:
-                return self._loaded[component]
-            if component not in self._broken:
+        loaded = self._loaded.get(component)
+        if loaded is not None:
+            return loaded
+        with self.alone():
+            loaded, cause = self._loaded.get(component), self._broken.get(component)
+            if loaded is None and cause is None:
                 try:
                     with preserve_global_state() as changed:
                         loaded = load_target(component.kind, component.target)
                 except KeyboardInterrupt:
                     raise
                 except BaseException as error:  # SystemExit too: an import must not end the host
-                    self._broken[component] = error
+                    cause = self._broken[component] = error
                 else:
                     self._loaded[component] = loaded
                     self._note_changes(component.distribution, component.import_path, changed)
-                    return loaded
-            cause, report = self._broken[component], self._reports.get(component.distribution)
+            if cause is None:
+                return loaded
+            report = self._reports.get(component.distribution)
             advice = f". {report.advice()}" if report else ""
             raise PluginError(
                 f"the {component.kind} {component.id} ({component.import_path}) is broken: {_format(cause)}{advice}"
@@ -112,7 +124,7 @@ class PluginManager:
     def provenance(self, cls: type[Any]) -> dict[str, str | None]:
         """See `ebmcore.host.provenance`."""
         path = f"{cls.__module__}:{cls.__qualname__}"
-        found = next((c for c, loaded in self._loaded.items() if loaded is cls), None)
+        found = next((c for c, loaded in list(self._loaded.items()) if loaded is cls), None)
         found = found or next((c for c in self.components() if c.import_path == path), None)
         if found is None:
             return {"class": path, "id": None, "distribution": None, "version": None}
@@ -120,21 +132,20 @@ class PluginManager:
 
     def register(self, kind: str, name: str, target: Target) -> None:
         """See `ebmcore.host.register`."""
-        with self._lock:
-            component = Component(kind, name, target, SESSION, "")
-            if not isinstance(target, str):
-                check_target(kind, target)
-            others = [c for c in self.components() if c.distribution == SESSION and (c.kind, c.name) != (kind, name)]
-            self._forget(SESSION)
-            self._registry.add([*others, component])
+        self._refuse_while_importing()
+        component = Component(kind, name, target, SESSION, "")
+        if not isinstance(target, str):
+            check_target(kind, target)
+        self._registry.add([component])
+        self._forget_loaded(lambda c: (c.kind, c.id) == (kind, component.id))  # a module may have changed behind its name
 
     @contextmanager
     def temporary(self, plugin: object, distribution: str) -> Iterator[list[Component]]:
         """See `ebmcore.host.temporary_plugin`."""
-        with self._lock:
+        with self.alone():
             registry = self._complete_registry()  # first, so that this plugin cannot hide failures of installed ones
             if distribution in self._reports:
-                raise UsageError(f"{distribution} is installed: give the temporary plugin another name")
+                raise UsageError(f"there is a plugin {distribution} already: give the temporary plugin another name")
             report = PluginReport(distribution, "0", state=State.LOADED)
             try:
                 with self._while_importing(report):
@@ -146,9 +157,27 @@ class PluginManager:
         try:
             yield [c for c in registry.components() if c.distribution == distribution]
         finally:
-            with self._lock:
+            with self.alone():
                 self._forget(distribution)
-                self._reports.pop(distribution, None)
+                self._reports = {name: report for name, report in self._reports.items() if name != distribution}
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the lock of the thread that looks for plugins or imports them.
+
+        Raises:
+            PluginError: If a module that is being imported has waited for longer than `PATIENCE`. The thread that holds the
+                lock may need that very module, and then both would wait for ever.
+        """
+        if not self._lock.acquire(timeout=PATIENCE if _is_in_import() else -1):
+            raise PluginError(
+                f"a module that is being imported asks for components, and has waited {PATIENCE:g} s for another thread that "
+                "imports plugins, perhaps this module: ask inside the function that needs them"
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _complete_registry(self) -> Registry:
         """The components of all working plugins. The first call imports the plugins' light modules.
@@ -156,20 +185,24 @@ class PluginManager:
         Raises:
             PluginError: If a plugin asks while it is being imported, or if ``EBMCORE_STRICT`` is set and any plugin is broken.
         """
-        with self._lock:
-            if self._importing is not None:
-                raise PluginError(
-                    f"{self._importing} asks for components while it is being imported: ask inside the function that needs them"
-                )
-            if not self._complete:
+        self._refuse_while_importing()
+        if not self._complete:
+            with self.alone():
                 for report in self._reports.values():
                     if report.state is State.AVAILABLE:
                         self._import(report)
                 self._note_conflicts()
                 self._complete = True  # only now, so that a user who interrupted an import can ask again
-            if self._strict:
-                self._raise_if_any_is_broken()
-            return self._registry
+        if self._strict:
+            self._raise_if_any_is_broken()
+        return self._registry
+
+    def _refuse_while_importing(self) -> None:
+        plugin = getattr(self._importing, "plugin", None)
+        if plugin is not None:
+            raise PluginError(
+                f"{plugin} asks for components while it is being imported: ask inside the function that needs them"
+            )
 
     def _import(self, report: PluginReport) -> None:
         """Import one plugin and commit what it registers, all of it or nothing."""
@@ -187,17 +220,20 @@ class PluginManager:
 
     @contextmanager
     def _while_importing(self, report: PluginReport) -> Iterator[None]:
-        self._importing = report.distribution
+        self._importing.plugin = report.distribution
         try:
             yield
         finally:
-            self._importing = None
+            self._importing.plugin = None
 
     def _forget(self, distribution: str) -> None:
         self._registry.remove(distribution)
+        self._forget_loaded(lambda c: c.distribution == distribution)
+
+    def _forget_loaded(self, which: Callable[[Component], bool]) -> None:
         for remembered in (self._loaded, self._broken):
-            for component in [c for c in remembered if c.distribution == distribution]:
-                del remembered[component]
+            for component in filter(which, list(remembered)):
+                remembered.pop(component, None)
 
     def _note_conflicts(self) -> None:
         shared = self._registry.conflicts()
@@ -239,9 +275,17 @@ class PluginManager:
         return None
 
 
-@functools.cache
+_BUILDING = threading.Lock()
+
+
 def get_manager() -> PluginManager:
     """The host of this process; distributions are scanned once, when first needed."""
+    with _BUILDING:  # the cache alone lets each thread that comes at first use build one
+        return _manager()
+
+
+@functools.cache
+def _manager() -> PluginManager:
     return PluginManager(distributions(), os.environ)
 
 
@@ -251,9 +295,16 @@ def refresh() -> None:
     Components of new plugins appear, those of removed plugins disappear, and plugins that had failed are tried again. A plugin
     that was imported stays as it is: another version of it needs a new Python, and a warning says so.
     """
-    importlib.invalidate_caches()
-    forget()
-    get_manager().rescan(distributions(), os.environ)
+    manager = get_manager()
+    with manager.alone():  # Python's own caches are not safe to empty from two threads
+        importlib.invalidate_caches()
+        forget()
+        manager.rescan(distributions(), os.environ)
+
+
+def _is_in_import() -> bool:
+    """Whether this thread is executing a module that is being imported."""
+    return any(frame.f_code.co_filename.startswith("<frozen importlib") for frame, _ in traceback.walk_stack(None))
 
 
 def _format(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import threading
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -86,31 +87,36 @@ class Register:
 
 
 class Registry:
-    """Components by kind and name. Filled by the manager, one plugin at a time."""
+    """Components by kind and name. Filled by the manager, one plugin at a time. Safe to use from several threads."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()  # held for a moment, and never while code of a plugin runs
         self._components: dict[tuple[str, str], list[Component]] = {}
         self.prefer: Mapping[str, str] = {}
 
     def add(self, components: Iterable[Component]) -> None:
-        for component in components:
-            self._components.setdefault((component.kind, component.name), []).append(component)
+        """Add components; one that the same distribution registered under the same kind and name is replaced."""
+        with self._lock:
+            for component in components:
+                providers = self._components.setdefault((component.kind, component.name), [])
+                providers[:] = [*(c for c in providers if c.id != component.id), component]
 
     def remove(self, distribution: str) -> None:
         """Forget what a distribution provides."""
-        for key, providers in list(self._components.items()):
-            self._components[key] = [c for c in providers if c.distribution != distribution]
+        with self._lock:
+            for providers in self._components.values():
+                providers[:] = [c for c in providers if c.distribution != distribution]
 
     def components(self, kind: str | None = None) -> list[Component]:
         """All components, or those of one kind, sorted by kind and id."""
         if kind is not None:
             check_kind(kind)
-        found = (c for providers in self._components.values() for c in providers if kind in (None, c.kind))
+        found = (c for providers in self._providers() for c in providers if kind in (None, c.kind))
         return sorted(found, key=lambda c: (KINDS.index(c.kind), c.id))
 
     def conflicts(self) -> list[Component]:
         """Components whose bare name another distribution provides too, where no preference decides."""
-        shared = (p for p in self._components.values() if len(p) > 1 and self.prefer.get(p[0].name) is None)
+        shared = (p for p in self._providers() if len(p) > 1 and self.prefer.get(p[0].name) is None)
         return sorted((c for p in shared for c in p), key=lambda c: c.name)
 
     def find(self, kind: str, name: str) -> Component:
@@ -126,6 +132,10 @@ class Registry:
                 f"EBMCORE_PREFER={name}={matching[0].distribution}"
             )
         raise UnknownComponentError(self._advice(kind, name))
+
+    def _providers(self) -> list[list[Component]]:
+        with self._lock:
+            return [list(providers) for providers in self._components.values()]
 
     def _advice(self, kind: str, name: str) -> str:
         """Advice on a name that nobody provides: install its distribution, or correct the name."""

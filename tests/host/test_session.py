@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from installed_plugins import GOOD, manager
 
 import ebmcore
 from ebmcore import host
-from ebmcore.errors import PluginError, UnknownComponentError
+from ebmcore.errors import PluginError, UnknownComponentError, UsageError
 from ebmcore.testing import Identity
 
 BROKEN = "import a_module_that_does_not_exist"
@@ -40,6 +42,25 @@ def test_what_cannot_be_registered_for_the_session_is_refused_at_once(arguments,
         manager().register(*arguments)
 
 
+def test_module_that_has_changed_is_registered_again(plugin):
+    """Under the same import string a session may register a class that it has edited."""
+    host_, source = manager(), "from ebmcore.testing import Identity\nclass Still(Identity): {}\n"
+    loaded = []
+    for body in ("pass", "edited = True"):
+        plugin("edited-component", source.format(body))
+        sys.modules.pop("edited_component", None)
+        host_.register("sampler", "still", "edited_component:Still")
+        loaded.append(host_.load(host_.find("sampler", "still")))
+    assert [hasattr(cls, "edited") for cls in loaded] == [False, True]
+
+
+def test_plugin_cannot_register_for_the_session_while_it_is_imported(plugin, monkeypatch):
+    host_ = manager(plugin("test-plugin-a", "import sys; sys.host.register('sampler', 'still', 'm:C')\n" + GOOD))
+    monkeypatch.setattr(sys, "host", host_, raising=False)
+    assert host_.components() == []
+    assert "test-plugin-a asks for components while it is being imported" in host_.reports()[0].reason
+
+
 class Temporary:
     @ebmcore.hookimpl
     def ebmcore_register(self, register):
@@ -55,6 +76,23 @@ def test_a_temporary_plugin_leaves_nothing_behind(plugin):
         with pytest.raises(UnknownComponentError):
             host_.find("sampler", "passing")
     assert [r.distribution for r in host_.reports()] == ["test-plugin-a"]
+
+
+def test_temporary_plugin_outlasts_refresh(plugin):
+    """Looking again at what is installed keeps a plugin that is not."""
+    host_ = manager(installed := plugin("test-plugin-a", GOOD))
+    with host_.temporary(Temporary(), "test-plugin-0"):
+        host_.rescan([installed], {})
+        assert host_.find("sampler", "passing")
+        assert [r.distribution for r in host_.reports()] == ["test-plugin-0", "test-plugin-a"]
+    host_.rescan([installed], {})
+    assert [c.name for c in host_.components()] == ["identity"]
+
+
+def test_temporary_plugin_needs_a_name_of_its_own(plugin):
+    host_ = manager(plugin("test-plugin-a", GOOD))
+    with pytest.raises(UsageError, match="there is a plugin test-plugin-a already"), host_.temporary(None, "test-plugin-a"):
+        raise AssertionError
 
 
 def test_a_temporary_plugin_that_is_wrong_raises_and_leaves_nothing_behind():

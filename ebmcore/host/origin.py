@@ -1,0 +1,35 @@
+"""Finds the plugin whose code raised an error."""
+
+from __future__ import annotations
+
+import itertools
+import traceback
+
+from ebmcore.errors import EbmcoreError
+from ebmcore.host.manager import get_manager
+from ebmcore.host.registry import Component
+
+
+def origin(error: BaseException) -> str:
+    """The plugin whose code raised an error, its version and the line; empty if the code is the kernel's or of no plugin.
+
+    The innermost frame counts that belongs to a plugin or to the kernel: other libraries, such as torch, act for their caller.
+    """
+    try:
+        components = get_manager().components()
+    except EbmcoreError:  # a wrong environment variable
+        return ""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        module = str(frame.f_globals.get("__name__")).split(".")
+        if module[0] == "ebmcore":
+            return ""
+        closest = max(components, key=lambda component: _shared_packages(module, component), default=None)
+        if closest is not None and _shared_packages(module, closest):
+            return f"the plugin {closest.distribution} {closest.version} ({frame.f_code.co_filename}:{line})"
+    return ""
+
+
+def _shared_packages(module: list[str], component: Component) -> int:
+    """How many leading parts of its name a module has in common with the module of a component."""
+    own = component.import_path.partition(":")[0].split(".")
+    return sum(1 for _ in itertools.takewhile(lambda parts: parts[0] == parts[1], zip(module, own, strict=False)))
