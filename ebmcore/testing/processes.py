@@ -58,7 +58,13 @@ def process_group(function: Callable[..., Result], world: int, *args: Any) -> li
 
 def _run(call: tuple[Callable[..., Any], tuple[Any, ...]], imports: Sequence[str]) -> Any:
     # The path comes first: what follows is found on it.
-    environment = {"path": sys.path, "variables": dict(os.environ), "folder": os.getcwd(), "imports": tuple(imports)}
+    environment = {
+        "path": sys.path,
+        "variables": dict(os.environ),
+        "folder": os.getcwd(),
+        "imports": tuple(imports),
+        "device": torch.get_default_device(),
+    }
     request = pickle.dumps(environment) + pickle.dumps(call)
     answer = _ask_server(request) if _FORKS else _ask_interpreter(request)
     if not answer:
@@ -169,6 +175,8 @@ def _work(environment: dict[str, Any], source: Any, answer: BinaryIO) -> None:
     os.environ.clear()
     os.environ.update(environment["variables"])
     os.chdir(environment["folder"])
+    if environment["device"].type != "cpu":
+        torch.set_default_device(environment["device"])
     try:
         function, args = pickle.load(source)  # noqa: S301 - what the process that started this one wrote
         written = pickle.dumps((True, function(*args)))

@@ -32,7 +32,7 @@ def interval(bootstrap: Tensor) -> tuple[float, float]:
 
 def resample(n: int, n_bootstrap: int, generator: torch.Generator | None) -> Tensor:
     """Returns row numbers ``(n_bootstrap, n)`` drawn with replacement."""
-    return torch.randint(n, (n_bootstrap, n), generator=generator)
+    return torch.randint(n, (n_bootstrap, n), generator=generator, device="cpu" if generator is None else generator.device)
 
 
 def mean_with_interval(name: str, values: Tensor, n_bootstrap: int, generator: torch.Generator | None) -> dict[str, float]:
