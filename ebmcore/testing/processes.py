@@ -110,12 +110,15 @@ def _server(owner: int) -> str:
     """The socket of the server of a process, which starts it; a fork of that process has one of its own."""
     folder = tempfile.TemporaryDirectory()
     path = str(Path(folder.name) / "socket")
+    # Imports may look for CUDA: through its management library, as a fork of a process that has started CUDA cannot use it.
+    environment = os.environ | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     # The server ends with this process, which closes its standard input.
     process = subprocess.Popen(
         [sys.executable, "-c", _code(f"_serve({path!r})")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        env=environment,
     )
     assert process.stdin is not None, "it is a pipe"
     assert process.stdout is not None, "it is a pipe"
