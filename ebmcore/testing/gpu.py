@@ -74,7 +74,8 @@ def conformance(device: torch.device) -> list[Row]:
         rows.append(replace(_summary(name, results), seconds=time.perf_counter() - start))
     waiting = [result.component for result in waits if result.outcome == FAILED]
     figure = ", ".join(waiting) or f"{len(waits)} losses and samplers"
-    return [Row(WAITS, FAILED if waiting else PASSED, figure), *rows]
+    verdict = FAILED if waiting else PASSED if waits else SKIPPED
+    return [Row(WAITS, verdict, figure), *rows]
 
 
 def _module(check: str) -> str:
