@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PLUGINS := $(sort $(wildcard plugins/ebm-plugin-*))
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: install demo test lint docs bench studies wheels clean
+.PHONY: install demo test lint docs bench studies gpu wheels clean
 
 install: $(VENV)/.installed
 
@@ -58,6 +58,10 @@ endif
 
 studies: install
 	$(ONE_THREAD) $(BIN)/python studies/run.py $(if $(DATA),--data $(DATA))
+
+# The check of an accelerator, at most five minutes; without one it runs on the CPU. docs/gpu.md shows its table.
+gpu: install
+	$(ONE_THREAD) $(BIN)/python -m ebmcore.testing.gpu
 
 wheels: install
 	$(BIN)/python tools/wheels.py dist

@@ -121,9 +121,10 @@ def stationary_law(sampler: Sampler, energy: Enumerable) -> Tensor:
         system = torch.cat([matrix.T - torch.eye(len(matrix)), torch.ones(1, len(matrix))])
         right = torch.zeros(len(matrix) + 1, dtype=torch.float64)
         right[-1] = 1
-        law = torch.linalg.lstsq(system.double(), right[:, None], driver="gelsd").solution[:, 0]
+        # On the CPU, which alone has this driver.
+        law = torch.linalg.lstsq(system.double().cpu(), right[:, None].cpu(), driver="gelsd").solution[:, 0]
         codes = energy.codes(unpack(reached).x)
-        return torch.zeros(len(energy.states()), dtype=torch.float64).index_add_(0, codes, law)
+        return torch.zeros(len(energy.states()), dtype=torch.float64).index_add_(0, codes, law.to(codes.device))
 
 
 def _keys(rows: Tensor) -> Tensor:

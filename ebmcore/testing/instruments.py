@@ -64,6 +64,9 @@ def largest(*differences: Tensor) -> float:
 def global_random_state() -> dict[str, Any]:
     """The state of every global generator that a component could have drawn from."""
     state: dict[str, Any] = {"torch": torch.get_rng_state().tolist(), "random": random.getstate()}
+    device = torch.get_default_device()
+    if device.type != "cpu":
+        state[device.type] = torch.get_device_module(device).get_rng_state(device).tolist()
     if "numpy" in sys.modules:
         algorithm, keys, *rest = sys.modules["numpy"].random.get_state()
         state["numpy"] = (algorithm, keys.tolist(), *rest)

@@ -58,7 +58,13 @@ def process_group(function: Callable[..., Result], world: int, *args: Any) -> li
 
 def _run(call: tuple[Callable[..., Any], tuple[Any, ...]], imports: Sequence[str]) -> Any:
     # The path comes first: what follows is found on it.
-    environment = {"path": sys.path, "variables": dict(os.environ), "folder": os.getcwd(), "imports": tuple(imports)}
+    environment = {
+        "path": sys.path,
+        "variables": dict(os.environ),
+        "folder": os.getcwd(),
+        "imports": tuple(imports),
+        "device": torch.get_default_device(),
+    }
     request = pickle.dumps(environment) + pickle.dumps(call)
     answer = _ask_server(request) if _FORKS else _ask_interpreter(request)
     if not answer:
@@ -104,12 +110,15 @@ def _server(owner: int) -> str:
     """The socket of the server of a process, which starts it; a fork of that process has one of its own."""
     folder = tempfile.TemporaryDirectory()
     path = str(Path(folder.name) / "socket")
+    # Imports may look for CUDA: through its management library, as a fork of a process that has started CUDA cannot use it.
+    environment = os.environ | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     # The server ends with this process, which closes its standard input.
     process = subprocess.Popen(
         [sys.executable, "-c", _code(f"_serve({path!r})")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        env=environment,
     )
     assert process.stdin is not None, "it is a pipe"
     assert process.stdout is not None, "it is a pipe"
@@ -169,6 +178,8 @@ def _work(environment: dict[str, Any], source: Any, answer: BinaryIO) -> None:
     os.environ.clear()
     os.environ.update(environment["variables"])
     os.chdir(environment["folder"])
+    if environment["device"].type != "cpu":
+        torch.set_default_device(environment["device"])
     try:
         function, args = pickle.load(source)  # noqa: S301 - what the process that started this one wrote
         written = pickle.dumps((True, function(*args)))

@@ -81,6 +81,8 @@ def _kind(cls: type[Any]) -> str:
 def run_check(component: host.Component, name: str, options: Mapping[str, Any] | None = None) -> Result:
     """Run one check on one component, from fixed seeds; torch's global random state is as before afterwards.
 
+    It runs on torch's default device: on an accelerator within ``with torch.device("cuda"):``.
+
     A check that the component names in ``expected_failures`` must fail: one that passes, or does not apply, is a failure.
 
     Args:
@@ -91,7 +93,7 @@ def run_check(component: host.Component, name: str, options: Mapping[str, Any] |
     Raises:
         PluginError: If the component cannot be loaded.
     """
-    import torch
+    from ebmcore.testing.devices import seeded
 
     case, check = _case(component, options), load_check(name)
     reason = case.expected_failures.get(name)
@@ -100,8 +102,7 @@ def run_check(component: host.Component, name: str, options: Mapping[str, Any] |
     def result(outcome: str, detail: str, error: BaseException | None = None) -> Result:
         return Result(component.name, name, outcome, detail, time.perf_counter() - start, error)
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         try:
             obstacle = check.obstacle(case)
         except (Exception, SystemExit) as error:
@@ -156,21 +157,22 @@ def run_checks(target: str | type[Any], *, options: Mapping[str, Mapping[str, An
     check_options(components, options)
     results = []
     for component in components:
-        own = _run_all(component, (options or {}).get(component.name))
+        own = run_on(component, checks.names(component.kind), (options or {}).get(component.name))
         results += own
         if all(result.outcome == NOT_APPLICABLE for result in own):
             results.append(Result(component.name, APPLICABLE, FAILED, NOTHING_APPLIES))
     return results
 
 
-def _run_all(component: host.Component, options: Mapping[str, Any] | None) -> list[Result]:
+def run_on(component: host.Component, names: Sequence[str], options: Mapping[str, Any] | None = None) -> list[Result]:
+    """Run the checks of these names on one component; one failure says why it cannot be loaded or made."""
     try:
         obstacle = _case(component, options).obstacle
     except PluginError as error:
         return [Result(component.name, "it can be loaded", FAILED, str(error), error=error)]
     if obstacle is not None:
         return [Result(component.name, MADE, FAILED, obstacle)]
-    return [run_check(component, name, options) for name in checks.names(component.kind)]
+    return [run_check(component, name, options) for name in names]
 
 
 def check_options(components: Sequence[host.Component], options: Mapping[str, Mapping[str, Any]] | None) -> None:

@@ -254,6 +254,6 @@ class Table(BaseSampler):
 
     def step(self, energy: nn.Module, state: Any, *, generator: torch.Generator | None = None) -> tuple[ChainState, Info]:
         rows = self.matrix[self.target.codes(state.x)].cumsum(1)
-        uniform = torch.rand(len(state), 1, generator=generator, dtype=torch.float64)
+        uniform = torch.rand(len(state), 1, generator=generator, dtype=torch.float64, device=rows.device)
         moved = self.target.states()[(uniform > rows[:, :-1]).sum(1)]
         return replace(state, x=moved.view_as(state.x).to(state.x.dtype)), {}

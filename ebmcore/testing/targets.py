@@ -11,6 +11,7 @@ from torch.nn.functional import one_hot, softplus
 
 from ebmcore.distributions import BaseDistribution
 from ebmcore.errors import UsageError
+from ebmcore.testing.devices import generator, normal
 
 __all__ = [
     "Boltzmann", "DoubleWell", "Enumerable", "EnumerableRBM", "Gaussian", "Ising", "Mixture", "OnALine", "Potts", "Quadratic",
@@ -239,9 +240,9 @@ class Boltzmann(Enumerable):
 
     def __init__(self, n_units: int = 4, scale: float = 1.0, seed: int = 0) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.bias = nn.Parameter(scale * torch.randn(n_units, generator=generator))
-        self.coupling = nn.Parameter(scale * torch.randn(n_units, n_units, generator=generator))
+        g = generator(seed, device="cpu")
+        self.bias = nn.Parameter(scale * normal(n_units, generator=g))
+        self.coupling = nn.Parameter(scale * normal(n_units, n_units, generator=g))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)
@@ -296,9 +297,9 @@ class Potts(Enumerable):
 
     def __init__(self, n_units: int = 2, n_values: int = 3, scale: float = 0.7, seed: int = 0) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.bias = nn.Parameter(scale * torch.randn(n_units, n_values, generator=generator))
-        self.coupling = nn.Parameter(scale * torch.randn(n_units, n_values, n_units, n_values, generator=generator))
+        g = generator(seed, device="cpu")
+        self.bias = nn.Parameter(scale * normal(n_units, n_values, generator=g))
+        self.coupling = nn.Parameter(scale * normal(n_units, n_values, n_units, n_values, generator=g))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.view(-1, *self.bias.shape)
@@ -329,10 +330,10 @@ class EnumerableRBM(Enumerable):
     def __init__(self, shape: Sequence[int] = (2, 2), hidden: int = 3, scale: float = 1.0, seed: int = 0) -> None:
         super().__init__()
         self.shape = torch.Size(shape)
-        generator = torch.Generator().manual_seed(seed)
-        self.weight = nn.Parameter(scale * torch.randn(math.prod(shape), hidden, generator=generator))
-        self.visible_bias = nn.Parameter(scale * torch.randn(math.prod(shape), generator=generator))
-        self.hidden_bias = nn.Parameter(scale * torch.randn(hidden, generator=generator))
+        g = generator(seed, device="cpu")
+        self.weight = nn.Parameter(scale * normal(math.prod(shape), hidden, generator=g))
+        self.visible_bias = nn.Parameter(scale * normal(math.prod(shape), generator=g))
+        self.hidden_bias = nn.Parameter(scale * normal(hidden, generator=g))
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self._hidden_logits(x)

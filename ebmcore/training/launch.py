@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import TCPStore
 
 from ebmcore.distributed import rank, shutdown, world_size
 from ebmcore.errors import EbmcoreError, LostProcessError, UsageError
@@ -66,9 +68,9 @@ def _join_after_restart() -> None:
     if attempt == "0" or dist.is_initialized() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
     n_processes = int(os.environ["WORLD_SIZE"])
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), n_processes, is_master=False)
     if n_processes > 1:
-        prefixed = dist.PrefixStore(f"restart-{attempt}", store)
+        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), n_processes, is_master=False)
+        prefixed = PrefixStore(f"restart-{attempt}", store)
         dist.init_process_group(store=prefixed, rank=int(os.environ["RANK"]), world_size=n_processes)
 
 

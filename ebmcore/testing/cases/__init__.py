@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from ebmcore.testing.cases.base import SPACES, Case, SteppingCase, generator, network
+from ebmcore.testing.cases.base import SPACES, Case, SteppingCase, network
 from ebmcore.testing.cases.losses import N_CHAINS, LossCase
 from ebmcore.testing.cases.others import CommandCase, DatasetCase, EnergyCase, MetricCase, ObserverCase, RecipeCase
 from ebmcore.testing.cases.samplers import SamplerCase
+from ebmcore.testing.devices import generator
 
 __all__ = [
     "CASES",

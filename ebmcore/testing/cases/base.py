@@ -10,22 +10,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ebmcore.testing.devices import seeded
 from ebmcore.testing.rules import ConformanceError
 
 SPACES = ("continuous", "binary", "categorical")
 KIT = "ebmcore.testing:"  # how plain data names a class of the kit
 
 
-def generator(seed: int = 0, device: str = "cpu") -> torch.Generator:
-    """A generator with a fixed seed."""
-    return torch.Generator(device).manual_seed(seed)
-
-
 def network(*shape: int) -> nn.Module:
     """A small smooth energy on examples of a shape; the same one for the same number of components."""
     size = torch.Size(shape).numel()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         layers = nn.Sequential(nn.Flatten(), nn.Linear(size, 16), nn.SiLU(), nn.Linear(16, 1), nn.Flatten(0))
     return Confined(layers)
 
@@ -87,8 +82,7 @@ class Case:
         missing = self.missing(*args, **options)
         if missing:
             raise ConformanceError(missing)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with seeded(0):
             return self.component(*args, **options)
 
     def missing(self, *args: Any, **options: Any) -> str | None:
@@ -129,8 +123,8 @@ class SteppingCase(Case):
         """Return the result of a call of a loss on examples."""
         raise NotImplementedError
 
-    def stepper(self, device: str = "cpu") -> Callable[[], None]:
-        """Return a function that makes one step per call, on a batch of 64."""
+    def stepper(self, device: torch.device | None = None) -> Callable[[], None]:
+        """Return a function that makes one step per call, on a batch of 64; what it needs is moved to ``device``, if given."""
         raise NotImplementedError
 
     def instance(self, energy: nn.Module) -> Any:

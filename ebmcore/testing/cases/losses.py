@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ebmcore.losses import BaseContrastiveDivergence, BaseLoss
 from ebmcore.samplers import Sampler
 from ebmcore.testing.awkward import Moody, Watched
-from ebmcore.testing.cases.base import SteppingCase, generator, network
+from ebmcore.testing.cases.base import SteppingCase, network
+from ebmcore.testing.devices import generator, seeded
 from ebmcore.testing.rules import ConformanceError
 from ebmcore.testing.samplers import Drift, SiteGibbs
 
@@ -68,8 +69,7 @@ class LossCase(SteppingCase):
         """The batch that it brings, examples first."""
         if not hasattr(self.component, "example_batch"):
             return None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with seeded(0):
             batch = self.component.example_batch()
         batch = batch if isinstance(batch, tuple) else (batch,)
         if not all(isinstance(t, Tensor) and len(t) == len(batch[0]) for t in batch):
@@ -111,8 +111,7 @@ class LossCase(SteppingCase):
 
     def build(self, loss: Any, shape: Sequence[int]) -> None:
         """Call ``build()``, as training does before it makes an optimizer."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1)
+        with seeded(1):
             loss.build(torch.Size(shape))
             loss.built = True
 
@@ -155,7 +154,8 @@ class LossCase(SteppingCase):
             parts[0].backward()
         return [part.detach() for part in parts] + [p.grad.clone() for p in loss.parameters() if p.grad is not None]
 
-    def stepper(self, device: str = "cpu") -> Callable[[], None]:
+    def stepper(self, device: torch.device | None = None) -> Callable[[], None]:
+        device = torch.get_default_device() if device is None else device
         loss: Any = self.make(**self.chains(128))
         loss, x = loss.to(device), self.start(64).to(device)
         arguments = [t.to(device) for t in self.arguments(64)]
@@ -180,8 +180,7 @@ class LossCase(SteppingCase):
     def energy(self, *shape: int) -> nn.Module:
         if not self.own_energy:
             return network(*shape)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with seeded(0):
             energy: nn.Module = self.component.example_energy()
         return energy
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ebmcore.energies import supports
-from ebmcore.testing.cases.base import Case, generator
+from ebmcore.testing.cases.base import Case
+from ebmcore.testing.devices import generator, seeded
 
 
 class EnergyCase(Case):
@@ -25,8 +26,7 @@ class EnergyCase(Case):
 
     def make(self, shape: tuple[int, ...] = (1, 2, 2), **options: Any) -> Any:
         """An energy on examples of a shape, with the same random parameters each time."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with seeded(0):
             energy = self.construct(shape, **self.options | options)
             with torch.no_grad():
                 for parameter in energy.parameters():

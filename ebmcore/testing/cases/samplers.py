@@ -12,7 +12,8 @@ from ebmcore.energies import frozen, require, supports
 from ebmcore.errors import MissingCapabilityError
 from ebmcore.samplers import run
 from ebmcore.testing.awkward import Moody, Watched
-from ebmcore.testing.cases.base import SPACES, SteppingCase, generator, network
+from ebmcore.testing.cases.base import SPACES, SteppingCase, network
+from ebmcore.testing.devices import generator
 from ebmcore.testing.rules import ConformanceError
 from ebmcore.testing.targets import Boltzmann, Enumerable, EnumerableRBM, Gaussian, Ising, Potts
 
@@ -113,7 +114,8 @@ class SamplerCase(SteppingCase):
             state = sampler.init(energy, x, generator=g)
         return list(run(sampler, energy, state, 3, generator=g)[0].tensors().values())
 
-    def stepper(self, device: str = "cpu") -> Callable[[], None]:
+    def stepper(self, device: torch.device | None = None) -> Callable[[], None]:
+        device = torch.get_default_device() if device is None else device
         sampler, energy, g = self.make(), self.energy(*self.shape).to(device), generator(device=device)
         with frozen(energy), torch.no_grad():
             states = [sampler.init(energy, self.start(64).to(device), generator=g)]

@@ -215,12 +215,13 @@ def check_forward_hooks_fire(case: LossCase) -> None:
 @check(since="0.1")
 def check_to_moves_everything(case: LossCase) -> None:
     """to() in all its forms, double(), and moving the energy itself move all state, and to() returns the loss."""
+    device = torch.get_default_device()
     moves: dict[str, Callable[[Any], Any]] = {
         "double()": lambda m: m.double(),
         "to(dtype)": lambda m: m.to(torch.float64),
-        "to(device, dtype)": lambda m: m.to("cpu", torch.float64),
+        "to(device, dtype)": lambda m: m.to(device, torch.float64),
         "to(tensor)": lambda m: m.to(torch.zeros(1, dtype=torch.float64)),
-        "to(device=, dtype=)": lambda m: m.to(device=torch.device("cpu"), dtype=torch.float64),
+        "to(device=, dtype=)": lambda m: m.to(device=device, dtype=torch.float64),
         "energy.double()": lambda m: (m.energy.double(), m)[1],
     }
     if case.has_parameters:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ebmcore.losses import BaseLoss
-from ebmcore.testing.cases import ObserverCase
+from ebmcore.testing.cases import ObserverCase, generator
 from ebmcore.testing.instruments import Trace, global_random_state
 from ebmcore.testing.rules import ConformanceError, check, expect
 from ebmcore.testing.samplers import Identity
@@ -44,7 +44,7 @@ class _MeanEnergy(BaseLoss):
 def example_run(directory: Path) -> SimpleNamespace:
     """A run at its beginning, with all that training gives its observers."""
     energy, sampler = Quadratic((2,)), Identity()
-    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(20, 2, generator=generator(1))
     loss = _MeanEnergy(energy, sampler)
     data = SimpleNamespace(train=x, test=x, shape=(2,), state_space="continuous")
     return SimpleNamespace(

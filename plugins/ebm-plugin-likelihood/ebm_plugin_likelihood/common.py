@@ -26,13 +26,15 @@ def energies(energy: nn.Module, x: Tensor, chunk: int = 65_536) -> Tensor:
 def interval(bootstrap: Tensor) -> tuple[float, float]:
     """Returns the central 95 % of bootstrap replications."""
     tail = (1 - CONFIDENCE) / 2
-    low, high = torch.quantile(bootstrap, torch.tensor([tail, 1 - tail], dtype=bootstrap.dtype)).tolist()
+    low, high = torch.quantile(bootstrap, bootstrap.new_tensor([tail, 1 - tail])).tolist()
     return low, high
 
 
 def resample(n: int, n_bootstrap: int, generator: torch.Generator | None) -> Tensor:
-    """Returns row numbers ``(n_bootstrap, n)`` drawn with replacement."""
-    return torch.randint(n, (n_bootstrap, n), generator=generator)
+    """Returns row numbers ``(n_bootstrap, n)`` drawn with replacement on the CPU, there by the seed of another's generator."""
+    if generator is not None and generator.device.type != "cpu":
+        generator = torch.Generator().manual_seed(generator.initial_seed())
+    return torch.randint(n, (n_bootstrap, n), generator=generator, device="cpu")
 
 
 def mean_with_interval(name: str, values: Tensor, n_bootstrap: int, generator: torch.Generator | None) -> dict[str, float]:
