@@ -32,6 +32,8 @@ COMMANDS = {
     "check": ("ebmcore.cli.check", "check a component or plugin against the rules of its kind"),
 }
 
+_LONGEST = 4000  # characters of a message, which may quote a whole file
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -107,12 +109,20 @@ def _find(name: str) -> Component:
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"ebmcore: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"ebmcore: warning: {_printable(str(message))}", file=sys.stderr)
 
 
 def _fail(message: str) -> int:
-    print(f"ebmcore: {' '.join(message.split())}", file=sys.stderr)
+    print(f"ebmcore: {_printable(message)}", file=sys.stderr)
     return 2
+
+
+def _printable(message: str) -> str:
+    """The message as one line, in which the characters that a terminal obeys, or that cannot be seen, are written as escapes."""
+    line = " ".join(message.split())
+    if len(line) > _LONGEST:
+        line = f"{line[:_LONGEST]}... ({len(line):,} characters)"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def _usage() -> str:
