@@ -203,6 +203,17 @@ def test_wrong_number_on_the_command_line_is_refused(option, value, capsys):
         assert option.split(".")[-1] in line or "a number is too large" in line
 
 
+@pytest.mark.parametrize(("text", "message"), [(BOMB, "has an alias"), ("[" * 99, "within each other")])
+def test_yaml_within_a_value_is_limited(text, message, capsys):
+    """Text that jsonargparse reads as YAML once more has the limits of a file."""
+    write("a.yaml", CONFIGS["moons"])
+    line = assert_refused(["train", "--config", "a.yaml", "--epochs", text], capsys)
+    assert line.startswith("ebmcore: option --epochs has ")
+    assert message in line
+    write("a.yaml", CONFIGS["moons"] | {"epochs": text})
+    assert "option --epochs has" in assert_refused(["train", "--config", "a.yaml"], capsys)
+
+
 FILES = {
     "alias bomb": "a: " + BOMB,
     "self-reference": "energy: &a {name: *a}",
