@@ -33,6 +33,8 @@ __all__ = ["Constant", "Cosine", "Exponential", "Linear", "Piecewise", "Schedule
 Schedule = Callable[[int, int], float]
 
 _LONGEST = 2000  # characters of a schedule's text
+# What wrong text raises; the last two are of deep nesting, and how deep depends on Python's version.
+_WRONG = (SyntaxError, ValueError, TypeError, ArithmeticError, MemoryError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -183,14 +185,7 @@ def as_schedule(option: str, schedule: Schedule | str) -> Schedule:
         made: Schedule = SCHEDULES[call.func.id](*arguments, **named)
         float(from_value(made, 1.0)(0, 1))  # refuses values that are no numbers
         return made
-    except (
-        SyntaxError,
-        ValueError,
-        TypeError,
-        ArithmeticError,
-        MemoryError,
-        RecursionError,
-    ) as error:  # also of deep nesting
+    except _WRONG as error:
         reason = str(error).replace(".__init__()", "").partition(" (<unknown>")[0]
         raise UsageError(
             f"the schedule of {option}, {text[:100]!r}: {reason}; write one of {', '.join(SCHEDULES)} with its arguments, "
