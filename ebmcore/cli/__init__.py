@@ -33,6 +33,8 @@ COMMANDS = {
     "check": ("ebmcore.cli.check", "check a component or plugin against the rules of its kind"),
 }
 
+_LONGEST = 4000  # characters of a message, which may quote a whole file
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -73,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = ": ".join(str(part) for part in (error.strerror or error, error.filename) if part)
         return _fail(_with_plugin(reason, error), error)
     except Exception as error:
-        if not _is_out_of_memory(error):
+        from ebmcore.host.origin import is_out_of_memory
+
+        if not is_out_of_memory(error):
             raise
         return _fail(_with_plugin(f"out of memory ({error or type(error).__name__})", error), error)
     return 0
@@ -127,12 +131,12 @@ def _find(name: str) -> Component:
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"ebmcore: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"ebmcore: warning: {_printable(str(message))}", file=sys.stderr)
 
 
 def _fail(message: str, error: BaseException) -> int:
     told = "; ".join([message, *getattr(error, "__notes__", ())])
-    print(f"ebmcore: {' '.join(told.split())}", file=sys.stderr)
+    print(f"ebmcore: {_printable(told)}", file=sys.stderr)
     return 2
 
 
@@ -154,10 +158,12 @@ def _exit_call(end: SystemExit) -> str:
     return f"sys.exit({'' if end.code is None else repr(end.code)}) was called"
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether Python or torch has no memory left; by name and text, as torch may not be imported and has no type for a CPU."""
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or "can't allocate memory" in str(error)
+def _printable(message: str) -> str:
+    """The message as one line, in which the characters that a terminal obeys, or that cannot be seen, are written as escapes."""
+    line = " ".join(message.split())
+    if len(line) > _LONGEST:
+        line = f"{line[:_LONGEST]}... ({len(line):,} characters)"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def _usage() -> str:

@@ -15,6 +15,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     require_train_extra()
     from ebmcore.cli.options import create_metrics, parse
     from ebmcore.cli.runs import load_run, measure
+    from ebmcore.training.numbers import refusing_sizes
 
     prog = "ebmcore evaluate"
     if arguments and arguments[0] in ("-h", "--help"):
@@ -26,4 +27,6 @@ def evaluate(arguments: Sequence[str]) -> None:
     if "metric" not in asked:
         raise UsageError(f"name a metric: {prog} {run} --metric NAME (see 'ebmcore list metric')")
     config, parts, step = load_run(Path(run))
-    measure(config, create_metrics(asked), parts, Path(run), step)
+    metrics = create_metrics(asked)
+    with refusing_sizes():
+        measure(config, metrics, parts, Path(run), step)

@@ -19,16 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from ebmcore import host
 from ebmcore.energies import supports
 from ebmcore.errors import EbmcoreError, MissingCapabilityError, UsageError
 from ebmcore.training import fit
+from ebmcore.training.documents import check_text, read_yaml
+from ebmcore.training.numbers import check_magnitudes, check_numbers, refusing_sizes
 from ebmcore.training.optimizers import OPTIMIZERS, optimizer_class
 from ebmcore.training.schedules import SCHEDULES
 
 Config = dict[str, Any]
+
+# No value names code: for a parameter of a class, a function or a module jsonargparse would import what the value says.
+set_parsing_settings(import_path_denylist=["*"])
 
 # The parts of a run: option, kind of component, and what the run itself passes to its constructor.
 PARTS: dict[str, tuple[str, set[str | int]]] = {
@@ -41,6 +46,7 @@ PARTS: dict[str, tuple[str, set[str | int]]] = {
     "optimizer": ("optimizer", {"params", "lr"}),
 }
 REQUIRED = ("data", "energy", "loss")
+_COMMAND_LINE_ONLY = ("config", "recipe", "resume")
 _NOT_OPTIONS: set[str | int] = {"loss", "data", "resume", "observers", "optimizer", "measure", "schedules", "config"}
 
 
@@ -54,6 +60,7 @@ def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(P
     """
     arguments, loaded = _split_off_files(_spelled_out(arguments))
     arguments, schedules = _split_off_schedules(arguments)
+    _check_arguments(arguments)
     sources = [_named_parts(config) for config in (base or {}, *loaded, {"schedules": schedules} if schedules else {})]
     known = [metrics for source in sources if (metrics := source.pop("metric", None))][-1:]
     normal, metrics = _split_off_metrics(_name_parts(arguments, parts), known[0] if known else [])
@@ -67,7 +74,7 @@ def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(P
     for length, other in (("epochs", "steps"), ("steps", "epochs")):  # a length replaces that of a file, in either unit
         if f"--{length}" in given and f"--{other}" not in given:
             merged.pop(other, None)
-    schedules = _schedule_texts(merged.pop("schedules", None) or {})
+    schedules = _schedule_texts(merged.pop("schedules", None))
     names = {part: merged.get(part, {}).get("name") for part in parts} | named
     if (
         "loss" in parts and not names["optimizer"] and not _asks_for_help(arguments)
@@ -80,8 +87,7 @@ def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(P
     if metrics:  # for the help
         names["metric"] = metrics[0][0]["name"]
     config = _parsed(prog, names, parts, merged, normal)
-    if config.pop("resume", None) is not None:
-        raise UsageError("resume is no option of a configuration file: ebmcore train --resume RUN")
+    config.pop("resume", None)  # in the parser for its help alone
     config = {key: value for key, value in config.items() if not (key in PARTS and not value.get("name"))}
     config.pop("metric", None)
     if "loss" in parts:
@@ -105,17 +111,71 @@ def _spelled_out(arguments: Sequence[str]) -> list[str]:
 def _parsed(
     prog: str, names: dict[str, str | None], parts: Sequence[str], merged: Config, arguments: Sequence[str]
 ) -> Config:
+    _check_texts(merged)
+    merged, nulls = _split_off_nulls(merged)
     known = {part: name for part, name in names.items() if name is not None}
     parser = _parser(prog, known, parts, for_help=_asks_for_help(arguments))
+    _check_known(merged, parser, prog)
     try:
-        config = parser.parse_args(["--config", yaml.safe_dump(merged), *arguments]).as_dict()
+        config = parser.parse_args(["--config", yaml.safe_dump(merged), *nulls, *arguments]).as_dict()
     except argparse.ArgumentError as error:
         raise UsageError(_one_line(error, parser, prog)) from error
+    except OverflowError as error:  # a whole number for a real option
+        raise UsageError(f"a number is too large: {error}; see '{prog} --help'") from error
     except SystemExit as end:
         if end.code:
             raise UsageError(f"wrong options; see '{prog} --help'") from end
         raise
-    return {key: _plain(value) for key, value in config.items() if key not in ("config", "recipe", "schedules")}
+    config = {key: _plain(value) for key, value in config.items() if key not in ("config", "recipe", "schedules")}
+    check_numbers(config)
+    defaults = parser.get_defaults().as_dict()
+    for part in PARTS:
+        check_magnitudes(config.get(part), defaults.get(part), f"--{part}")
+    return config
+
+
+def _split_off_nulls(merged: Config) -> tuple[Config, list[str]]:
+    """A configuration without the options that are null, and these as arguments.
+
+    In a file jsonargparse accepts null for any option; on the command line it compares null with the option's type.
+    """
+    nulls = [f"--{option}=null" for option, value in merged.items() if value is None]
+    config = {option: value for option, value in merged.items() if value is not None}
+    for part in PARTS:
+        if isinstance(config.get(part), dict):
+            nulls += [f"--{part}.{option}=null" for option, value in config[part].items() if value is None]
+            config[part] = {option: value for option, value in config[part].items() if value is not None}
+    return config, nulls
+
+
+def _check_known(merged: Config, parser: ArgumentParser, prog: str) -> None:
+    """Check the names of options, as jsonargparse overlooks a few, such as one whose value is an empty mapping."""
+    known = _option_strings(parser)
+    within = [f"{part}.{option}" for part in PARTS if isinstance(merged.get(part), dict) for option in merged[part]]
+    for option in [*within, *(option for option in merged if option not in PARTS)]:
+        if f"--{option}" not in known or ("." in option and option not in within):
+            raise UsageError(_unknown(f"--{option}", known, prog))
+
+
+def _check_arguments(arguments: Sequence[str]) -> None:
+    """Check the values on the command line, each of which jsonargparse reads as YAML without limits."""
+    flag = "--"
+    for argument in arguments:
+        name, sign, value = argument.partition("=") if argument.startswith("--") else (flag, "=", argument)
+        flag = name
+        check_text(value if sign else "", f"option {flag}")
+
+
+def _check_texts(value: Any, name: str = "") -> None:
+    """Check the text within a file's values, each of which jsonargparse reads as YAML once more."""
+    if isinstance(value, str):
+        check_text(value, f"option --{name}")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_texts(item, f"{name}.{key}" if name else key)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_texts(item, name)
 
 
 def _asks_for_help(arguments: Sequence[str]) -> bool:
@@ -136,6 +196,8 @@ def _split_off_schedules(arguments: Sequence[str]) -> tuple[list[str], dict[str,
 
 
 def _schedule_texts(schedules: Any) -> dict[str, str]:
+    if schedules is None:
+        return {}
     if not isinstance(schedules, dict):
         raise UsageError(f"schedules must be a mapping such as '{{optimizer.lr: \"linear(end=0)\"}}', got {schedules!r}")
     return {option: str(text) for option, text in schedules.items()}
@@ -190,7 +252,8 @@ def create_metrics(config: Config) -> dict[str, Any]:
 def _create(kind: str, chosen: Config, **given: Any) -> Any:
     options = {name: value for name, value in chosen.items() if name != "name"}
     try:
-        return host.create(kind, chosen["name"], **given, **options)
+        with refusing_sizes():
+            return host.create(kind, chosen["name"], **given, **options)
     except MissingCapabilityError as error:
         raise UsageError(f"the {kind} {chosen['name']!r}: {error} {fitting_energies(error)}") from error
     except (ValueError, TypeError) as error:
@@ -217,13 +280,14 @@ def fitting_energies(error: MissingCapabilityError) -> str:
 def read_config(path: Path) -> Config:
     """A YAML file of options."""
     try:
-        config = yaml.safe_load(path.read_text())
+        config = read_yaml(path)
     except OSError as error:
         raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML: {error}") from error
     if not isinstance(config, dict):
         raise UsageError(f"{path} must hold options, such as 'energy: {{name: rbm, hidden: 64}}'")
+    for option in _COMMAND_LINE_ONLY:
+        if option in config:
+            raise UsageError(f"{option} is no option of a configuration file ({path}): give --{option} on the command line")
     return config
 
 
@@ -313,11 +377,15 @@ def _named_parts(config: Config) -> Config:
         named["metric"] = [_named("metric", metric) for metric in metrics]
         if not all("name" in metric for metric in named["metric"]):
             raise UsageError("every metric of a configuration needs its name")
+        given = [metric["name"] for metric in named["metric"]]
+        if len(set(given)) < len(given):
+            raise UsageError(f"the configuration names a metric twice: {', '.join(given)}")
     return config | named
 
 
 def _named(part: str, value: Any) -> Config:
-    if not isinstance(value.get("name", "") if isinstance(value, dict) else value, str):
+    name = value.get("name", part) if isinstance(value, dict) else value
+    if not isinstance(name, str) or not name:
         raise UsageError(f"the configuration's {part!r} must be a name, or a mapping with one under 'name'; got {value!r}")
     return {"name": value} if isinstance(value, str) else value
 
@@ -346,7 +414,6 @@ _SAID = {"int": "a whole number", "float": "a number", "NoneType": "null"}
 
 def _one_line(error: argparse.ArgumentError, parser: ArgumentParser, prog: str) -> str:
     message = " ".join(str(error).split())
-    known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
     unknown = re.search(r"unrecognized arguments: (--[\w.-]+)", message) or re.search(
         r"Key '([\w.]+)' is not expected", message
     )
@@ -358,6 +425,11 @@ def _one_line(error: argparse.ArgumentError, parser: ArgumentParser, prog: str) 
             lambda m: f"Expected {' or '.join(_SAID.get(t.strip(), t.strip()) for t in m[1].split(','))}. Got value: {m[2]}",
             message,
         )
+        message = re.sub(
+            r"Importing ('.*?') is not allowed, .* to allow it\.",
+            r"\1 is not imported: a value names no code, only an installed component",
+            message,
+        )
         message = re.sub(r"Expected a (int|float)\b", lambda m: f"Expected {_SAID[m[1]]}", message)
         message = re.sub(
             r"Expected a (?:collections\.abc\.Sequence|List|list)\b", "Expected a list such as '[64, 64]'", message
@@ -366,8 +438,16 @@ def _one_line(error: argparse.ArgumentError, parser: ArgumentParser, prog: str) 
         if required:
             message = "missing " + ", ".join(f"--{name}" for name in required.group(1).split(", "))
         return f"{message}; see '{prog} --help'"
-    option = "--" + unknown.group(1).removeprefix("--")
-    group = [o for o in known if o.split(".")[0] == option.split(".")[0]] if "." in option else known
+    return _unknown("--" + unknown.group(1).removeprefix("--"), _option_strings(parser), prog)
+
+
+def _option_strings(parser: ArgumentParser) -> list[str]:
+    return [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+
+
+def _unknown(option: str, known: Sequence[str], prog: str) -> str:
+    """The message for an option that there is not."""
+    group = [o for o in known if o.split(".")[0] == option.split(".")[0]] if "." in option else list(known)
     close = difflib.get_close_matches(option, group, n=1, cutoff=0.75)
     hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(sorted(group)) or 'no such options'}"
     return f"unknown option {option}: {hint} See '{prog} --help'"

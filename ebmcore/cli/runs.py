@@ -30,13 +30,12 @@ from ebmcore.training import (
 )
 from ebmcore.training.data import training_examples
 from ebmcore.training.directory import check_file, read_text, write_text
-from ebmcore.training.documents import load_json
+from ebmcore.training.documents import MAX_JSON, load_json
 from ebmcore.training.fit import build_loss
 from ebmcore.training.options import binding, check_binding
 from ebmcore.training.origins import check_same
 
 CONFIG = "config.yaml"
-_MOST_RESULTS = 2**24  # bytes
 
 
 @dataclass
@@ -148,7 +147,7 @@ def measure(config: Config, metrics: Mapping[str, Any], parts: Parts, run: Path,
     """Measure the energy with each metric; print the results and write them into the run's directory."""
     path = run / "evaluation.json"
     try:
-        known = dict(load_json(read_text(path, _MOST_RESULTS), path)) if path.exists() else {}
+        known = dict(load_json(read_text(path, MAX_JSON), path)) if path.exists() else {}
     except (ValueError, TypeError) as error:
         raise UsageError(f"{path} is damaged ({error}): move it away") from error
     for name, metric in metrics.items():

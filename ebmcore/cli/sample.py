@@ -36,15 +36,17 @@ def sample(arguments: Sequence[str]) -> None:
         raise UsageError(f"--out must end in .png or .npy, got {options.out}")
     if options.out.exists():
         raise UsageError(f"{options.out} exists: choose another --out")
-    if options.n < 1 or options.steps < 1:
-        raise UsageError("-n and --steps must be at least 1")
     from ebmcore.training.fit import require_train_extra
 
     require_train_extra()
     from ebmcore.cli.options import create, parse
     from ebmcore.cli.runs import load_run
     from ebmcore.training import check_compatible, stream_generator
+    from ebmcore.training.numbers import BOUNDS, Bounds, refusing_sizes
 
+    Bounds(1).check("-n", options.n)
+    BOUNDS["steps"].check("--steps", options.steps)
+    BOUNDS["seed"].check("--seed", options.seed)
     asked = parse(prog, rest, parts=("sampler",)) if rest else {}
     _, parts, _ = load_run(options.run)
     sampler = create(asked, "sampler") if asked else parts.sampler
@@ -53,9 +55,10 @@ def sample(arguments: Sequence[str]) -> None:
     check_compatible(parts.energy, sampler, parts.data)
     generator = stream_generator(options.seed, "sample")
     # Chains of the training hold noise that is not of the model alone: each sample starts from the beginning.
-    start = _initial_distribution(parts).sample(options.n, generator=generator)
-    dtype = next((p.dtype for p in parts.energy.parameters() if p.is_floating_point()), start.dtype)
-    x = sampler.sample(parts.energy, start.to(dtype), options.steps, generator=generator)
+    with refusing_sizes():
+        start = _initial_distribution(parts).sample(options.n, generator=generator)
+        dtype = next((p.dtype for p in parts.energy.parameters() if p.is_floating_point()), start.dtype)
+        x = sampler.sample(parts.energy, start.to(dtype), options.steps, generator=generator)
     if not x.isfinite().all():
         raise UsageError("some chains are NaN or infinite: lower the sampler's step size, or take fewer --steps")
     temporary = options.out.with_name(f".writing-{options.out.name}")

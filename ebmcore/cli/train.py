@@ -19,6 +19,7 @@ def train(arguments: Sequence[str]) -> None:
     from ebmcore.cli.options import PARTS, create, create_metrics
     from ebmcore.cli.runs import CONFIG, SavedConfig, build, check_plugins, measure, measuring, run_config
     from ebmcore.training import BaseObserver, fit
+    from ebmcore.training.numbers import refusing_sizes
 
     arguments, resume = _split_off_resume(arguments)
     if resume in (None, "auto"):
@@ -31,7 +32,8 @@ def train(arguments: Sequence[str]) -> None:
     else:
         run, resuming = Path(resume), True
         config = _resumed_config(run, arguments)
-    parts = build(config)
+    with refusing_sizes():
+        parts = build(config)
     metrics = create_metrics(config)  # a wrong option raises before training, not after it
     if config["measure_every"] is not None and not metrics:
         raise UsageError("--measure_every needs a metric: name it with --metric NAME")
@@ -45,7 +47,8 @@ def train(arguments: Sequence[str]) -> None:
         return
     parts.energy = result.energy.cpu()
     print(f"trained {result.step} steps; {run} holds the results")
-    measure(config, metrics, parts, run, result.step)
+    with refusing_sizes():
+        measure(config, metrics, parts, run, result.step)
 
 
 def _new_config(arguments: Sequence[str]) -> dict[str, Any]:

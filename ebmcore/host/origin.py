@@ -33,3 +33,9 @@ def _shared_packages(module: list[str], component: Component) -> int:
     """How many leading parts of its name a module has in common with the module of a component."""
     own = component.import_path.partition(":")[0].split(".")
     return sum(1 for _ in itertools.takewhile(lambda parts: parts[0] == parts[1], zip(module, own, strict=False)))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python or torch has no memory left; by name and text, as torch may not be imported and has no type for a CPU."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)

@@ -30,13 +30,12 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from ebmcore.distributed import rank, world_size
 from ebmcore.errors import CheckpointError
 from ebmcore.training.directory import check_directory, check_file, read_text, remove, temporary_name
-from ebmcore.training.documents import load_json
+from ebmcore.training.documents import MAX_JSON, load_json
 from ebmcore.training.launch import on_first_rank
 
 KEPT = 2
 _FORMAT = 2  # the first was a pickle
 _INFO = "checkpoint.json"
-_MOST_INFO = 2**24  # bytes
 
 
 class CheckpointWriter:
@@ -168,7 +167,7 @@ def read_info(path: Path) -> dict[str, Any]:
         check_directory(path)
         if (path / ".metadata").exists() and not (path / _INFO).is_symlink():
             raise CheckpointError("it was written by version 0.1, in a format that can run code, and is not read")
-        info = load_json(read_text(path / _INFO, _MOST_INFO), path / _INFO)
+        info = load_json(read_text(path / _INFO, MAX_JSON), path / _INFO)
         if not isinstance(info, dict) or info.pop("sha256_of_this", None) != _own_digest(info):
             raise CheckpointError(f"{_INFO} changed since it was written")
         if info.get("format") != _FORMAT:

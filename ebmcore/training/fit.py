@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from ebmcore.energies import check_energies, frozen
 from ebmcore.errors import DivergenceError, UsageError
+from ebmcore.host.origin import is_out_of_memory
 from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_seed
 from ebmcore.training.averaging import moving_average, refresh_spectral_norms
@@ -182,7 +183,7 @@ def fit(
 
 def _fit(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: Options, fabric: Any) -> FitResult:
     training = _prepare(loss, data, options, fabric)
-    with _own(options), _training(training):
+    with _own(options), _training(training), _saying_when_memory_ends(training):
         for step in range(training.step, training.n_steps):
             due = training.due(step + 1)
             readings = _train_step(training, step, read=due.log)
@@ -364,6 +365,21 @@ def _training(training: _Training) -> Iterator[None]:
         loss.generator = own
         if training.writer is not None:
             training.writer.close()
+
+
+@contextmanager
+def _saying_when_memory_ends(training: _Training) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        kept = f"the last checkpoint is {training.checkpoint}" if training.checkpoint else "there is no checkpoint"
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UsageError(
+            f"out of memory in step {training.step + 1} ({reason}); {kept}; take a smaller batch_size (with accumulate), fewer "
+            "chains or a smaller energy"
+        ) from error
 
 
 def _train_step(training: _Training, step: int, *, read: bool) -> dict[str, Tensor]:

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import TCPStore
 
 from ebmcore.distributed import rank, shutdown, world_size
 from ebmcore.errors import EbmcoreError, LostProcessError, UsageError
@@ -69,8 +67,10 @@ def _join_after_restart() -> None:
         return
     n_processes = int(os.environ["WORLD_SIZE"])
     if n_processes > 1:
-        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), n_processes, is_master=False)
-        prefixed = PrefixStore(f"restart-{attempt}", store)
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), n_processes, is_master=False
+        )
+        prefixed = dist.PrefixStore(f"restart-{attempt}", store)  # type: ignore[attr-defined]
         dist.init_process_group(store=prefixed, rank=int(os.environ["RANK"]), world_size=n_processes)
 
 

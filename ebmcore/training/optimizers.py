@@ -18,6 +18,10 @@ ParameterGroups = list[dict[str, Any]]
 OptimizerChoice = str | Mapping[str, Any] | Callable[[ParameterGroups], torch.optim.Optimizer]
 
 _REFUSED = {"lbfgs": "it calls the loss several times in a step", "sparseadam": "it takes sparse gradients only"}
+_REFUSED_OPTIONS = {
+    "capturable": "it is for steps within a CUDA graph",
+    "differentiable": "it is for derivatives of a step",
+}
 _ALL = {
     name.lower(): kind
     for name, kind in vars(torch.optim).items()
@@ -66,8 +70,11 @@ def create_optimizer(choice: OptimizerChoice, loss: BaseLoss, lr: float, precisi
             f"the optimizer's learning rate is the option lr of the training, not of the optimizer; got {choice!r}"
         )
     reject_unknown(f"the optimizer {name!r}", kind, options)
+    for option, reason in _REFUSED_OPTIONS.items():
+        if options.get(option):
+            raise UsageError(f"the optimizer's option {option!r} cannot be used here, because {reason}: leave it out")
     options = {option: tuple(value) if isinstance(value, list) else value for option, value in options.items()}
-    if options.get("fused") is None and name in _FUSED and not options.get("foreach") and not options.get("differentiable"):
+    if options.get("fused") is None and name in _FUSED and not options.get("foreach"):
         # With scaled gradients a fused kernel would unscale them itself, and clipping come too early.
         options["fused"] = precision != "16-mixed"
     try:

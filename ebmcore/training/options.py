@@ -13,6 +13,7 @@ from torch import nn
 from ebmcore.errors import CheckpointError, UsageError
 from ebmcore.training.data import data_digest
 from ebmcore.training.launch import Strategy
+from ebmcore.training.numbers import check_numbers
 from ebmcore.training.observers import BaseObserver
 from ebmcore.training.optimizers import OptimizerChoice
 from ebmcore.training.schedules import SCHEDULES, Schedule, as_text
@@ -59,25 +60,13 @@ class Options:
 
     def check(self) -> None:
         """Raise `UsageError` for a value that cannot work."""
-        for name in ("batch_size", "accumulate", "log_every", "checkpoint_every", "measure_every"):
-            count = getattr(self, name)
-            if count is not None and count < 1:
-                raise UsageError(f"{name} must be at least 1, got {count!r}")
-        if not 0 < self.lr < math.inf:
-            raise UsageError(f"lr must be above 0, got {self.lr!r}")
-        if self.clip_grad is not None and not self.clip_grad > 0:
-            raise UsageError(f"clip_grad must be above 0, or None for no clipping, got {self.clip_grad!r}")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise UsageError(f"ema_decay must be from 0 to below 1, or None for no average, got {self.ema_decay!r}")
+        check_numbers({f.name: getattr(self, f.name) for f in fields(self)})
 
     def number_of_steps(self, batches_per_epoch: int) -> int:
         """Optimizer steps of the whole run; the last of ``epochs`` may reach into another pass."""
         if (self.epochs is None) == (self.steps is None):
             raise UsageError("give the length of training, either as epochs or as steps")
-        n_steps = self.steps if self.steps is not None else -(-(self.epochs or 0) * batches_per_epoch // self.accumulate)
-        if n_steps < 1:
-            raise UsageError(f"training needs at least one step, got epochs={self.epochs}, steps={self.steps}")
-        return n_steps
+        return self.steps if self.steps is not None else -(-(self.epochs or 0) * batches_per_epoch // self.accumulate)
 
     def as_config(self) -> Mapping[str, Any]:
         """The configuration of the run: the given one, otherwise the options that are plain data."""

@@ -26,10 +26,15 @@ from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 from ebmcore.errors import UsageError
+from ebmcore.training.numbers import check_magnitudes
 
 __all__ = ["Constant", "Cosine", "Exponential", "Linear", "Piecewise", "Schedule", "as_schedule", "as_text"]
 
 Schedule = Callable[[int, int], float]
+
+_LONGEST = 2000  # characters of a schedule's text
+# What wrong text raises; the last two are of deep nesting, and how deep depends on Python's version.
+_WRONG = (SyntaxError, ValueError, TypeError, ArithmeticError, MemoryError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -165,23 +170,34 @@ def as_schedule(option: str, schedule: Schedule | str) -> Schedule:
     """
     if callable(schedule):
         return schedule
+    text = str(schedule)
     try:
-        call = ast.parse(str(schedule).strip(), mode="eval").body
+        if len(text) > _LONGEST:
+            raise ValueError(f"it has more than {_LONGEST} characters")
+        call = ast.parse(text.strip(), mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
             raise ValueError("it is not a name with arguments")
         if call.func.id not in SCHEDULES:
             raise ValueError(f"there is no {call.func.id!r}{close_match(call.func.id, SCHEDULES)}")
         arguments = [ast.literal_eval(argument) for argument in call.args]
         named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        _check_arguments([*arguments, *named.values()])
         made: Schedule = SCHEDULES[call.func.id](*arguments, **named)
         float(from_value(made, 1.0)(0, 1))  # refuses values that are no numbers
         return made
-    except (SyntaxError, ValueError, TypeError) as error:
+    except _WRONG as error:
         reason = str(error).replace(".__init__()", "").partition(" (<unknown>")[0]
         raise UsageError(
-            f"the schedule of {option}, {schedule!r}: {reason}; write one of {', '.join(SCHEDULES)} with its arguments, "
+            f"the schedule of {option}, {text[:100]!r}: {reason}; write one of {', '.join(SCHEDULES)} with its arguments, "
             'such as "cosine(0.1, 0.01)"'
         ) from error
+
+
+def _check_arguments(values: Sequence[Any]) -> None:
+    numbers = [number for value in values for number in (value if isinstance(value, (list, tuple)) else [value])]
+    if any(isinstance(number, bool) or not isinstance(number, (int, float, type(None))) for number in numbers):
+        raise ValueError("its arguments are numbers or lists of numbers")
+    check_magnitudes(numbers, name="each of them")
 
 
 def as_text(schedule: Schedule | str) -> str:

@@ -56,7 +56,7 @@ WRONG = {
     "unknown flag": ("list --jsom", "see 'ebmcore list --help'"),
     "picture of an unknown format": ("sample nothing --out samples.gif", "must end in .png or .npy"),
     "part that is no name": ("train --config part.yaml", "the configuration's 'energy' must be a name"),
-    "file that is no text": ("train --config bytes.yaml", "bytes.yaml is not YAML"),
+    "file that is no text": ("train --config bytes.yaml", "bytes.yaml is not text in UTF-8"),
     "resume in a file": ("train --config resume.yaml", "resume is no option of a configuration file"),
     "resume without a run": ("train --resume", "expected one argument"),
     "metric that refuses its option": (

@@ -136,7 +136,7 @@ def test_run_keeps_its_components(run, tmp_path, capsys):
 
 def test_diverging_command_stops(tmp_path, capsys):
     """A run that diverges stops with step and advice."""
-    command = f"{MOONS} --loss cd --steps 50 --progress false --optimizer sgd --lr 1e38"
+    command = f"{MOONS} --loss cd --steps 50 --progress false --optimizer sgd --lr 1e6"
     assert train(command, tmp_path / "run") == 2
     error = capsys.readouterr().err
     assert "training stopped at step" in error

@@ -45,6 +45,8 @@ def test_options_reach_the_optimizer():
         ({"name": "adam", "beta": 0.1}, "unknown keyword 'beta'.*Did you mean 'betas'"),
         ({"name": "adam", "eps": -1.0}, "the optimizer 'adam': Invalid epsilon value"),
         ("muon", "the optimizer 'muon': Muon only supports 2D parameters"),
+        ({"name": "adam", "capturable": True}, "option 'capturable' cannot be used here"),
+        ({"name": "rmsprop", "differentiable": True}, "option 'differentiable' cannot be used here"),
         (3, "optimizer must be a name"),
     ],
 )

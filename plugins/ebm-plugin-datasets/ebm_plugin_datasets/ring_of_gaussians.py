@@ -6,6 +6,8 @@ import math
 
 import torch
 
+MAX_POINTS = 10_000_000  # of a toy problem; making them takes a GiB
+
 
 class RingOfGaussians:
     """A mixture of equal Gaussians whose centres stand evenly on a circle.
@@ -41,6 +43,8 @@ class RingOfGaussians:
     ) -> None:
         if n_modes < 1 or not radius >= 0 or not std > 0:
             raise ValueError(f"need n_modes >= 1, radius >= 0 and std > 0, got {n_modes}, {radius} and {std}")
+        if not (1 <= n_train <= MAX_POINTS and 1 <= n_test <= MAX_POINTS):
+            raise ValueError(f"need n_train and n_test from 1 to {MAX_POINTS:,}, got {n_train} and {n_test}")
         generator = torch.Generator().manual_seed(seed)
         angles = 2 * math.pi * torch.arange(n_modes) / n_modes
         self.centres = radius * torch.stack([angles.cos(), angles.sin()], dim=1)

@@ -93,9 +93,16 @@ def test_ring_modes_have_equal_shares():
         ("bars-and-stripes", {"side": 11}),
         ("ring-of-gaussians", {"n_modes": 0}),
         ("ring-of-gaussians", {"std": 0.0}),
+        ("ring-of-gaussians", {"n_train": -1}),
+        ("ring-of-gaussians", {"n_test": 0}),
+        ("ring-of-gaussians", {"n_train": 2**32}),
+        ("two-moons", {"n_train": -1}),
+        ("two-moons", {"n_test": 2**32}),
+        ("two-moons", {"n_test": 0}),
+        ("two-moons", {"noise": float("nan")}),
     ],
 )
 def test_invalid_options_raise(name, arguments):
     """A value that cannot work raises an error."""
-    with pytest.raises(ValueError, match="must be from|need n_modes"):
+    with pytest.raises(ValueError, match="must be from|need n_modes|need n_train and n_test from 1 to 10,000,000"):
         ebmcore.create_dataset(name, **arguments)

@@ -18,6 +18,8 @@ from ebmcore.energies import supports
 from ebmcore.samplers import Info
 from ebmcore.tempering import SupportsTempering, Tempered
 
+MAX_RUNGS = 1000  # ladders of published work have up to 100
+
 
 @dataclass(eq=False)
 class LadderState(ChainState):
@@ -67,7 +69,7 @@ class Tempering(BaseSampler):
     Args:
         inner: The sampler of each replica, or its name.
         inner_options: Keywords of the inner sampler, where it is given by name.
-        n_rungs: Number of replicas of each chain.
+        n_rungs: Number of replicas of each chain, 1 to 1000.
         min_beta: The smallest inverse temperature, in [0, 1); the others stand evenly between it and 1. 0 suits binary units; in
             a continuous space nothing holds chains at 0 together.
         betas: The inverse temperatures themselves, falling from 1, in place of ``n_rungs`` and ``min_beta``.
@@ -119,7 +121,8 @@ class Tempering(BaseSampler):
         self.inner = inner
         self.n_rungs = n_rungs
         self.min_beta = min_beta
-        self.betas = _ladder(n_rungs, min_beta) if betas is None else tuple(float(beta) for beta in betas)
+        evenly = _ladder(n_rungs, min_beta)  # checks both, also where betas take their place
+        self.betas = evenly if betas is None else tuple(float(beta) for beta in betas)
         falling = all(warm < cold for cold, warm in pairwise(self.betas))
         if not self.betas or self.betas[0] != 1 or not falling or not self.betas[-1] >= 0:
             raise ValueError(f"betas must fall from 1 to no less than 0, got {self.betas}")
@@ -207,6 +210,8 @@ class Tempering(BaseSampler):
 def _ladder(n_rungs: int, min_beta: float) -> tuple[float, ...]:
     if isinstance(n_rungs, bool) or not isinstance(n_rungs, int) or n_rungs < 1:
         raise ValueError(f"n_rungs must be a whole number of at least 1, got {n_rungs!r}")
+    if n_rungs > MAX_RUNGS:
+        raise ValueError(f"n_rungs must be at most {MAX_RUNGS}: a step moves each of them; got {n_rungs}")
     if not 0 <= min_beta < 1:
         raise ValueError(f"min_beta must be in [0, 1), got {min_beta!r}")
     return tuple(1 - (1 - min_beta) * r / max(1, n_rungs - 1) for r in range(n_rungs))

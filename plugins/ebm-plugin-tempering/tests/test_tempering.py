@@ -344,6 +344,8 @@ class Warm(BaseSampler):
         ({"betas": (1.0, -0.1)}, "betas must fall from 1"),
         ({"betas": ()}, "betas must fall from 1"),
         ({"n_rungs": 0}, "n_rungs must be a whole number"),
+        ({"n_rungs": -1, "betas": (1.0, 0.5)}, "n_rungs must be a whole number"),
+        ({"n_rungs": 10**12}, "n_rungs must be at most 1000"),
         ({"min_beta": 1.0}, r"min_beta must be in \[0, 1\)"),
         ({"adapt": -1.0}, "adapt must be at least 0"),
         ({"inner_options": {"step_size": 1.0}}, "inner_options belong to an inner sampler given by name"),
