@@ -99,15 +99,15 @@ def owned(run: Path, *, new: bool) -> Iterator[None]:
     if run.exists() and not run.is_dir():
         raise UsageError(f"{run} exists and is not a directory: choose another one (--out)")
     run.mkdir(parents=True, exist_ok=True)
+    if new:
+        _refuse_content(run)  # before the lock is added to it
     with _open(run / LOCK, os.O_RDWR | os.O_CREAT, "r+") as file:
         _lock(file, run)
         check_directory(run / "checkpoints")
         for left in (*run.glob(f".*{_WRITING}"), *run.glob(f"checkpoints/.*{_WRITING}")):
             remove(left)
-        held = sorted(path.name for path in run.iterdir() if path.name != LOCK)
-        if new and held:
-            resume = f"resume it with 'ebmcore train --resume {run}'"
-            raise UsageError(f"{run} holds {', '.join(held[:3])}: choose another directory (--out), or {resume}")
+        if new:
+            _refuse_content(run)  # again, as another run may have ended since
         yield
 
 
@@ -117,6 +117,13 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
+
+
+def _refuse_content(run: Path) -> None:
+    held = sorted(path.name for path in run.iterdir() if path.name != LOCK and not path.name.endswith(_WRITING))
+    if held:
+        resume = f"resume it with 'ebmcore train --resume {run}'"
+        raise UsageError(f"{run} holds {', '.join(held[:3])}: choose another directory (--out), or {resume}")
 
 
 def _lock(file: IO[str], run: Path) -> None:

@@ -51,10 +51,13 @@ ema_decay: 0.9
 seed: 0
 accelerator: cpu
 devices: 1
+num_nodes: 1
+strategy: auto
 precision: 32-true
 out: run
 log_every: 10
 checkpoint_every: 500
+checkpoint_async: false
 measure_every: null
 compile: false
 progress: false
@@ -86,7 +89,7 @@ CONFIGS = {name: copy.deepcopy(CONFIGS["moons"]) | config for name, config in CO
 # The keys for which such a value has a meaning; true has one where the value is true or false.
 WORKS = {
     "null": "optimizer schedules metric epochs clip_grad ema_decay measure_every sampler.clip_grad sampler.betas loss.betas "
-    "optimizer.foreach optimizer.fused",
+    "optimizer.foreach optimizer.fused devices num_nodes",
     "list": "energy.hidden metric",
     "mapping": "optimizer schedules",
     "text": "out", "dotted": "out", "escape": "out",

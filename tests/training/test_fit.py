@@ -300,17 +300,17 @@ def test_it_runs_in_mixed_precision():
     [
         ({}, "either as epochs or as steps"),
         ({"epochs": 1, "steps": 1}, "either as epochs or as steps"),
-        ({"steps": 0}, "at least one step"),
+        ({"steps": 0}, "steps must be at least 1"),
         ({"steps": 1, "optimizer": "adagradd"}, "there is no optimizer 'adagradd', did you mean adagrad"),
         ({"steps": 1, "lr": -1.0}, "lr must be above 0"),
         ({"steps": 1, "accumulate": 0}, "accumulate must be at least 1"),
         ({"steps": 1, "clip_grad": -1.0}, "clip_grad must be above 0"),
-        ({"steps": 1, "ema_decay": 2.0}, "ema_decay must be from 0 to below 1"),
+        ({"steps": 1, "ema_decay": 2.0}, "ema_decay must be at least 0 and below 1"),
         ({"steps": 1, "batch_size": 0}, "batch_size must be at least 1"),
         ({"steps": 1, "log_every": 0}, "log_every must be at least 1"),
         ({"steps": 1, "checkpoint_every": 0}, "checkpoint_every must be at least 1"),
         ({"steps": 1, "accelerator": "abacus"}, "accelerator='abacus'"),
-        ({"steps": 1, "devices": 0}, "devices=0"),
+        ({"steps": 1, "devices": 0}, "devices must be at least 1"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

@@ -13,7 +13,7 @@ from ebmcore.errors import DivergenceError, UsageError
 from ebmcore.training import fit
 from ebmcore.training.numbers import BOUNDS, LARGEST, LARGEST_WHOLE, check_magnitudes, check_numbers, refusing_sizes
 
-OPTIONAL = {"epochs", "steps", "measure_every", "clip_grad", "ema_decay"}
+OPTIONAL = {"devices", "num_nodes", "epochs", "steps", "measure_every", "clip_grad", "ema_decay"}
 NO_NUMBERS = [
     "text",
     "1e3",
