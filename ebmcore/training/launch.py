@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -36,9 +35,9 @@ def launch(
         LostProcessError: If another process of the run ends before its time.
     """
     devices, num_nodes = _processes(devices, num_nodes)
-    n_processes, alone_before = devices * num_nodes, world_size() == 1
+    n_processes, own_group = devices * num_nodes, not dist.is_initialized()
     result = _launch(train, accelerator, devices, num_nodes, strategy, precision)
-    if n_processes > 1 and alone_before:
+    if n_processes > 1 and own_group:
         # What still holds the group holds its threads too, which abort a process that ends before them.
         forget_meshes()
         gc.collect()
@@ -51,7 +50,7 @@ def _launch(
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 
-    n_processes, alone_before = devices * num_nodes, world_size() == 1
+    n_processes, own_group = devices * num_nodes, not dist.is_initialized()
     chosen: Any = "ddp" if n_processes > 1 else "auto"
     if strategy == "fsdp" and n_processes > 1:
         chosen = ModelParallelStrategy(shard, data_parallel_size=n_processes, tensor_parallel_size=1)
@@ -62,10 +61,7 @@ def _launch(
     try:
         _join_after_restart()
         fabric.launch()
-        with warnings.catch_warnings():
-            # It is for code that changes energies in place, which this does not.
-            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
-            return train(fabric)
+        return train(fabric)
     except RuntimeError as error:
         if n_processes > 1 and _lost_connection(error):
             raise LostProcessError(
@@ -73,7 +69,7 @@ def _launch(
             ) from error
         raise
     finally:
-        if alone_before:
+        if own_group:
             shutdown()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -66,7 +67,10 @@ def gathered(module: nn.Module) -> Iterator[None]:
     for part in parts:
         part.unshard()
     try:
-        yield
+        with warnings.catch_warnings():
+            # It is for code that changes energies in place, which this does not.
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
+            yield
     finally:
         for part in parts:
             part.reshard()
