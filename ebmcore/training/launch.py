@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -62,8 +64,10 @@ def _launch(
         _join_after_restart()
         fabric.launch()
         return train(fabric)
-    except RuntimeError as error:
+    except Exception as error:
         if n_processes > 1 and _lost_connection(error):
+            own_group = False  # to free it would wait for the lost process, perhaps without end
+            atexit.register(_leave)
             raise LostProcessError(
                 "another process of the run has ended before its time; the last checkpoint is kept, from which to resume"
             ) from error
@@ -148,5 +152,15 @@ def _launcher() -> tuple[str, int, int] | None:
     return None
 
 
-def _lost_connection(error: RuntimeError) -> bool:
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()  # gloo's errors have no class of their own
+def _lost_connection(error: BaseException | None) -> bool:
+    """Whether a collective failed, here or in what an error was caused by; gloo's errors have no class of their own."""
+    if error is None:
+        return False
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower() or _lost_connection(error.__cause__)
+
+
+def _leave() -> None:
+    """Ends the process at once, as its status 1; at the usual end the threads of a broken group may wait without end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
