@@ -1,7 +1,7 @@
 """What a training step costs on many devices: a model of it, and its constants for gloo as measured on this machine.
 
-Prints the tables of ``docs/scale.md``. The model is of a network of dense layers under data parallelism, with Langevin dynamics and
-float32; nothing of the exchange is hidden behind computation, so that it is an upper bound.
+Prints the tables of ``docs/scale.md``. The model is of a network of dense layers under data parallelism, with Langevin
+dynamics and float32; nothing of the exchange is hidden behind computation, so that it is an upper bound.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Device:
         return max(self.launch, 2 * parameters * rows / self.arithmetic, 4 * parameters / self.memory)
 
 
-# Published: 400 Gbit/s InfiniBand and 900 GB/s NVLink (both directions) of a DGX H100, its 3.35 TB/s of memory and 494 TFLOP/s in TF32.
-# Assumed: what is reached of it (80 % of links and memory, 20 % of arithmetic), latency and launches.
+# Published of a node with eight H100: 400 Gbit/s for each adapter, 450 GB/s of NVLink in each direction, 3.35 TB/s of memory and
+# 494 TFLOP/s in TF32. Assumed: what is reached of it (80 % of links and memory, 20 % of arithmetic), latencies and launches.
 WITHIN_NODE = Link(latency=10e-6, bandwidth=0.8 * 450e9)
 BETWEEN_NODES = Link(latency=20e-6, bandwidth=0.8 * 8 * 50e9)  # eight rings, each through an adapter of its own
 GPU = Device(arithmetic=0.2 * 494e12, memory=0.8 * 3.35e12, launch=100e-6)
@@ -130,7 +130,9 @@ def main() -> None:
     latency, whole = process_group(_all_reduces, 2, (small, large))[0]
     gloo = Link(latency=latency / 2, bandwidth=large / (whole - latency))
     print(f"gloo between two processes: {1e6 * gloo.latency:.0f} us, {gloo.bandwidth / 1e9:.2f} GB/s\n")
-    print("| parameters | without exchange | all-reduce, predicted | step, predicted | step, measured |\n|---|---|---|---|---|")
+    print(
+        "| parameters | without exchange | all-reduce, predicted | step, predicted | step, measured |\n|---|---|---|---|---|"
+    )
     for hidden in (128, 512, 1024):
         parameters, alone, together = process_group(_steps, 2, hidden)[0]
         exchange = gloo.all_reduce(4 * parameters, 2)

@@ -1,4 +1,4 @@
-"""Training as one process and as two of a gloo group, for tests. Functions with a ``rank`` are called in each of the processes."""
+"""Training as one process and as two of a gloo group, for tests. Functions with a ``rank`` are called in each of them."""
 
 from __future__ import annotations
 
