@@ -48,7 +48,11 @@ class SupportsBlockGibbs(Protocol):
 
 @runtime_checkable
 class SupportsEnumeration(Protocol):
-    """A normaliser that can be computed exactly."""
+    """A normaliser that can be computed exactly.
+
+    An energy that can be too large for it also has ``check_enumeration()``, which raises a `UsageError` if it is; unlike
+    `log_partition` it returns at once, so that a metric can ask before training.
+    """
 
     def log_partition(self) -> Tensor:
         """Returns ``log Z`` in nats, 0-dim float64."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,6 +147,7 @@ def report(metric: str, result: dict[str, Any]) -> str:
 
 def measure(config: Config, metrics: Mapping[str, Any], parts: Parts, run: Path, step: int) -> None:
     """Measure the energy with each metric; print the results and write them into the run's directory."""
+    check_metrics(metrics, parts)
     path = run / "evaluation.json"
     try:
         known = dict(load_json(read_text(path, MAX_JSON), path)) if path.exists() else {}
@@ -157,22 +160,47 @@ def measure(config: Config, metrics: Mapping[str, Any], parts: Parts, run: Path,
         write_text(path, json.dumps(known, indent=2))
 
 
+def check_metrics(metrics: Mapping[str, Any], parts: Parts) -> None:
+    """Raise what a metric raises about an energy, data or a sampler that it cannot measure, before hours of work are done."""
+    for metric in metrics.values():
+        check = getattr(metric, "check", None)
+        if check is not None:
+            with _measuring_with(metric):
+                check(parts.energy, parts.data, sampler=parts.sampler)
+
+
 def results(config: Config, metric: Any, parts: Parts, energy: nn.Module) -> dict[str, Any]:
-    """Measure with one metric; its randomness is a stream of its own."""
+    """Measure with one metric, on the CPU, wherever the energy was trained; its randomness is a stream of its own.
+
+    Data and sampler are on the CPU, not every accelerator has the float64 of a likelihood, and the same run gives the same
+    numbers everywhere.
+    """
     generator = stream_generator(config.get("seed", 0), "metric")
-    try:
+    if not all(t.is_cpu for t in (*energy.parameters(), *energy.buffers())):
+        energy = copy.deepcopy(energy).cpu()  # a copy, as training may go on with the energy where it is
+    with _measuring_with(metric):
         found: dict[str, Any] = metric(energy, parts.data, sampler=parts.sampler, generator=generator)
+    return found
+
+
+@contextmanager
+def _measuring_with(metric: Any) -> Iterator[None]:
+    try:
+        yield
     except MissingCapabilityError as error:
         error.add_note(fitting_energies(error))
         raise
     except Exception as error:
         error.add_note(f"while measuring with {type(metric).__name__} ({type(metric).__module__})")
         raise
-    return found
 
 
 def measuring(config: Config, metrics: Mapping[str, Any], parts: Parts) -> Callable[[nn.Module], dict[str, float]]:
-    """All metrics as one function of the energy that gives numbers: what `ebmcore.training.fit` logs."""
+    """All metrics as one function of the energy that gives numbers: what `ebmcore.training.fit` logs.
+
+    Raises what a metric raises about an energy, data or a sampler that it cannot measure.
+    """
+    check_metrics(metrics, parts)
 
     def measured(energy: nn.Module) -> dict[str, float]:
         found = {name: results(config, metric, parts, energy) for name, metric in metrics.items()}

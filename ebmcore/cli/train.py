@@ -45,7 +45,7 @@ def train(arguments: Sequence[str]) -> None:
     result = fit(parts.loss, parts.data, **options, config=config, resume=resuming)
     if result.rank:
         return
-    parts.energy = result.energy.cpu()
+    parts.energy = result.energy
     print(f"trained {result.step} steps; {run} holds the results")
     with refusing_sizes():
         measure(config, metrics, parts, run, result.step)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from commands import RBM, ebmcore, tensors, train
+from commands import MOONS, RBM, ebmcore, tensors, train
 from small_runs import table
 
 import ebmcore as ebmcore_
 from ebmcore.training import latest_checkpoint
+
+DIGITS = "--energy rbm --energy.hidden 26 --sampler gibbs --loss cd --data digits --progress false"
 
 
 def test_evaluating_prints_the_likelihood_with_its_interval(run, capsys):
@@ -116,3 +122,64 @@ def test_a_damaged_checkpoint_is_one_clear_line(run, tmp_path, capsys):
         assert "is damaged" in error
         assert "remove it to resume from step-00000010" in error
         assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (f"{MOONS} --loss cd --metric exact-ll", "exact-ll needs an energy with log_partition()"),
+        (f"{MOONS} --loss cd --metric grid-ll --metric pseudo-ll", "pseudo-ll flips binary units"),
+        (f"{MOONS} --loss cd --metric ais-ll", "ais-ll needs a sampler that leaves its target invariant"),
+        (f"{DIGITS} --metric exact-ll", "enumeration is possible up to 25 units, but this RBM has 26"),
+        (f"{DIGITS} --metric grid-ll", "grid-ll integrates over two real variables"),
+        (
+            f"{MOONS} --loss cd --metric ais-ll --metric.sampler gibbs",
+            "Gibbs needs an energy with the capability SupportsBlockGibbs",
+        ),
+    ],
+)
+def test_unfit_metric_is_refused_before_training(tmp_path, capsys, command, message):
+    """A metric that cannot measure the energy or the data ends the command in one line before the first step."""
+    assert train(f"{command} --steps 1000000", tmp_path / "run") == 2
+    told = capsys.readouterr()
+    assert message in told.err
+    assert len(told.err.splitlines()) == 1
+    assert told.out == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_unfit_metric_is_refused_before_others_measure(run, capsys):
+    """Evaluating refuses a metric that cannot measure before another one works for hours."""
+    assert ebmcore(f"evaluate {run} --metric exact-ll --metric grid-ll") == 2
+    told = capsys.readouterr()
+    assert "grid-ll integrates over two real variables" in told.err
+    assert told.out == ""
+
+
+def test_measuring_is_on_the_cpu():
+    """An energy on another device is measured by a copy on the CPU, where the data are; the numbers are the same."""
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE], env=os.environ | {"PYTHONPATH": PATH}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    here, there, device = done.stdout.splitlines()
+    assert here == there
+    assert device == "elsewhere:0"
+
+
+PATH = os.pathsep.join([str(Path(__file__).resolve().parents[1] / "helpers"), os.environ.get("PYTHONPATH", "")])
+ELSEWHERE = """
+import second_device
+from ebmcore.cli.options import create_metrics
+from ebmcore.cli.runs import build, measuring
+config = {"data": {"name": "bars-and-stripes", "side": 2}, "energy": {"name": "rbm", "hidden": 3}, "sampler": {"name": "gibbs"},
+          "loss": {"name": "cd"}, "metric": [{"name": "exact-ll"}, {"name": "ais-ll", "n_temperatures": 5}]}
+parts = build(config)
+measured = measuring(config, create_metrics(config), parts)
+print(measured(parts.energy))
+second_device.install()
+with second_device.Everywhere():
+    parts.energy.to(second_device.DEVICE)
+    print(measured(parts.energy))
+    print(parts.energy.weight.device)
+"""

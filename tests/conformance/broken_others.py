@@ -10,8 +10,11 @@ import torch
 from ebm_plugin_datasets.bars_and_stripes import BarsAndStripes
 from ebm_plugin_datasets.ring_of_gaussians import RingOfGaussians
 from ebm_plugin_likelihood.exact import ExactLogLikelihood
+from ebm_plugin_likelihood.pseudo import PseudoLogLikelihood
 from ebm_plugin_nets.mlp import MLP
 from ebm_plugin_rbm.rbm import RBM
+from ebmcore.errors import UsageError
+from ebmcore.testing import Identity
 from ebmcore.training import BaseObserver
 
 
@@ -202,6 +205,29 @@ class Optimistic(ExactLogLikelihood):
     def __call__(self, *args, **kwargs):
         result = super().__call__(*args, **kwargs)
         return result | {"log_likelihood": result["log_likelihood"] + 0.1}
+
+
+class Late(ExactLogLikelihood):
+    """Refuses nothing before it measures."""
+
+    def __call__(self, energy, data, **kwargs):
+        super().check(energy, data)
+        return super().__call__(energy, data, **kwargs)
+
+    def check(self, energy, data, *, sampler=None):
+        pass
+
+
+class Timid(PseudoLogLikelihood):
+    """Refuses to measure without a sampler, which it does not need."""
+
+    def check(self, energy, data, *, sampler=None):
+        super().check(energy, data)
+        if sampler is None:
+            raise UsageError("no sampler")
+
+    def __call__(self, energy, data, *, sampler=None, generator=None):
+        return super().__call__(energy, data, sampler=Identity(), generator=generator)
 
 
 class Converting(ExactLogLikelihood):

@@ -238,6 +238,8 @@ WRONG = {
     "metric": [
         (others.Tensors, "check_it_returns_named_numbers"),
         (others.Optimistic, "check_the_log_likelihood_is_the_exact_one"),
+        (others.Late, "check_it_refuses_before_it_measures"),
+        (others.Timid, "check_it_refuses_before_it_measures"),
         (others.Converting, "check_measuring_leaves_no_trace"),
     ],
     "observer": [

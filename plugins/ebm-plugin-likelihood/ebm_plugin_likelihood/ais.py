@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import ebmcore
-from ebm_plugin_likelihood.common import energies, float64_copy, interval, resample, warn_of_temperature
+from ebm_plugin_likelihood.common import check_test_examples, energies, float64_copy, interval, resample, warn_of_temperature
 from ebmcore.distributions import BaseDistribution, Bernoulli, Categorical, Normal
 from ebmcore.errors import DivergenceError, UsageError
 from ebmcore.samplers import check_sampler
@@ -82,6 +82,14 @@ class AISLogLikelihood:
         self.sampler = None if sampler is None else ebmcore.create_sampler(sampler, **(sampler_options or {}))
         self.n_bootstrap = n_bootstrap
 
+    def check(self, energy: nn.Module, data: Any, *, sampler: Any = None) -> None:
+        """Raises `UsageError` if there is no test example, or no sampler that can move chains along the path to the energy."""
+        check_test_examples(self.name, data)
+        sampler = self.sampler or sampler
+        self._check_exact(sampler, data)
+        check_sampler(sampler, energy)
+        check_sampler(sampler, ebmcore.tempered(energy, torch.tensor(0.5)))  # what the chains pass through
+
     def __call__(
         self, energy: nn.Module, data: Any, *, sampler: Any = None, generator: torch.Generator | None = None
     ) -> dict[str, float | str]:
@@ -93,11 +101,10 @@ class AISLogLikelihood:
             sampler: The transitions, unless the metric was made with its own.
             generator: Randomness of the chains, on their device; that of the interval is derived from it.
         """
-        if len(data.test) == 0:
-            raise UsageError(f"{self.name} needs at least one test example")
+        self.check(energy, data, sampler=sampler)
         if self.sampler is not None:
             warn_of_temperature(sampler)
-        return self._measure(float64_copy(energy), data, self._exact_sampler(sampler, energy, data), generator)
+        return self._measure(float64_copy(energy), data, self.sampler or sampler, generator)
 
     def _measure(
         self, energy: nn.Module, data: Any, sampler: Any, generator: torch.Generator | None
@@ -164,8 +171,7 @@ class AISLogLikelihood:
             )
         return size
 
-    def _exact_sampler(self, given: Any, energy: nn.Module, data: Any) -> Any:
-        sampler = self.sampler or given
+    def _check_exact(self, sampler: Any, data: Any) -> None:
         if sampler is None:
             raise UsageError(f"{self.name} needs a sampler: name one that is exact, e.g. sampler='mala'")
         if not getattr(sampler, "exact", False):
@@ -188,8 +194,6 @@ class AISLogLikelihood:
                 f"{type(sampler).__name__} moves in a {sampler.state_space} space, but the data are {data.state_space}: name a "
                 "sampler of that space"
             )
-        check_sampler(sampler, energy)
-        return sampler
 
 
 class ReverseAISLogLikelihood(AISLogLikelihood):

@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ebmcore.errors import UsageError
+
 CONFIDENCE = 0.95
+
+
+def check_test_examples(metric: str, data: Any) -> None:
+    """Raises `UsageError` if there are no test examples."""
+    if len(data.test) == 0:
+        raise UsageError(f"{metric} needs at least one test example")
 
 
 def float64_copy(energy: nn.Module) -> nn.Module:

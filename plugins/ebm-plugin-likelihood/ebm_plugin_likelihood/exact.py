@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ebm_plugin_likelihood.common import energies, float64_copy, mean_with_interval, warn_of_temperature
+from ebm_plugin_likelihood.common import check_test_examples, energies, float64_copy, mean_with_interval, warn_of_temperature
 from ebmcore.energies import SupportsEnumeration, supports
 from ebmcore.errors import UsageError
 
@@ -48,6 +48,18 @@ class ExactLogLikelihood:
             raise ValueError(f"n_bootstrap must be at least 1, got {n_bootstrap!r}")
         self.n_bootstrap = n_bootstrap
 
+    def check(self, energy: nn.Module, data: Any, *, sampler: Any = None) -> None:
+        """Raises `UsageError` if the energy has too many states to enumerate on these data, or if there is no test example."""
+        check_test_examples(self.name, data)
+        if supports(energy, SupportsEnumeration):
+            getattr(energy, "check_enumeration", lambda: None)()
+        elif data.state_space != "binary" or math.prod(data.shape) > MAX_BINARY_UNITS:
+            raise UsageError(
+                f"exact-ll needs an energy with log_partition(), or at most {MAX_BINARY_UNITS} binary units; "
+                f"{type(energy).__name__} on {data.state_space} examples of shape {tuple(data.shape)} is neither: use the metric "
+                "'ais-ll', or 'grid-ll' for two real variables"
+            )
+
     def __call__(
         self, energy: nn.Module, data: Any, *, sampler: Any = None, generator: torch.Generator | None = None
     ) -> dict[str, float]:
@@ -59,8 +71,7 @@ class ExactLogLikelihood:
             sampler: The sampler of training; a temperature other than 1 causes a warning.
             generator: Randomness of the interval.
         """
-        if len(data.test) == 0:
-            raise UsageError(f"{self.name} needs at least one test example")
+        self.check(energy, data, sampler=sampler)
         warn_of_temperature(sampler)
         energy = float64_copy(energy)
         log_z, extra = self.log_partition(energy, data)
@@ -70,16 +81,8 @@ class ExactLogLikelihood:
 
     def log_partition(self, energy: nn.Module, data: Any) -> tuple[Tensor, dict[str, float]]:
         """Computes ``log Z`` in nats, 0-dim, and further results to report."""
-        n_units = math.prod(data.shape)
-        if supports(energy, SupportsEnumeration):
-            return energy.log_partition(), {}
-        if data.state_space == "binary" and n_units <= MAX_BINARY_UNITS:
-            return _enumerate(energy, n_units, data), {}
-        raise UsageError(
-            f"exact-ll needs an energy with log_partition(), or at most {MAX_BINARY_UNITS} binary units; {type(energy).__name__} "
-            f"on {data.state_space} examples of shape {tuple(data.shape)} is neither: use the metric 'ais-ll', or 'grid-ll' for "
-            "two real variables"
-        )
+        known = supports(energy, SupportsEnumeration)
+        return energy.log_partition() if known else _enumerate(energy, math.prod(data.shape), data), {}
 
 
 def _enumerate(energy: nn.Module, n_units: int, data: Any) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ebm_plugin_likelihood.common import energies
+from ebm_plugin_likelihood.common import check_test_examples, energies
 from ebm_plugin_likelihood.exact import ExactLogLikelihood
 from ebmcore.errors import UsageError
 
@@ -52,12 +52,16 @@ class GridLogLikelihood(ExactLogLikelihood):
         self.grid_points = grid_points
         self.grid_margin = grid_margin
 
-    def log_partition(self, energy: nn.Module, data: Any) -> tuple[Tensor, dict[str, float]]:
+    def check(self, energy: nn.Module, data: Any, *, sampler: Any = None) -> None:
+        """Raises `UsageError` unless there are test examples of two real variables."""
+        check_test_examples(self.name, data)
         if data.state_space != "continuous" or math.prod(data.shape) != 2:
             raise UsageError(
                 f"grid-ll integrates over two real variables, but the data are {data.state_space} examples of shape "
                 f"{tuple(data.shape)}: use the metric 'exact-ll' or 'ais-ll'"
             )
+
+    def log_partition(self, energy: nn.Module, data: Any) -> tuple[Tensor, dict[str, float]]:
         x = data.test.double().flatten(1)
         low, high = x.min(0).values, x.max(0).values
         margin = self.grid_margin * (high - low)

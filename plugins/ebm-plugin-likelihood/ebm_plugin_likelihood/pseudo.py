@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ebm_plugin_likelihood.common import energies, float64_copy, mean_with_interval, warn_of_temperature
+from ebm_plugin_likelihood.common import check_test_examples, energies, float64_copy, mean_with_interval, warn_of_temperature
 from ebmcore.errors import UsageError
 
 _CHUNK = 2**16  # examples scored at a time
@@ -47,6 +47,12 @@ class PseudoLogLikelihood:
             raise ValueError(f"n_bootstrap must be at least 1, got {n_bootstrap!r}")
         self.n_bootstrap = n_bootstrap
 
+    def check(self, energy: nn.Module, data: Any, *, sampler: Any = None) -> None:
+        """Raises `UsageError` unless there are test examples of binary units."""
+        if data.state_space != "binary":
+            raise UsageError(f"pseudo-ll flips binary units, but {type(data).__name__} is {data.state_space}")
+        check_test_examples("pseudo-ll", data)
+
     def __call__(
         self, energy: nn.Module, data: Any, *, sampler: Any = None, generator: torch.Generator | None = None
     ) -> dict[str, float]:
@@ -58,10 +64,7 @@ class PseudoLogLikelihood:
             sampler: The sampler of training; a temperature other than 1 causes a warning.
             generator: Randomness of the interval.
         """
-        if data.state_space != "binary":
-            raise UsageError(f"pseudo-ll flips binary units, but {type(data).__name__} is {data.state_space}")
-        if len(data.test) == 0:
-            raise UsageError("pseudo-ll needs at least one test example")
+        self.check(energy, data, sampler=sampler)
         warn_of_temperature(sampler)
         energy, test = float64_copy(energy), data.test.double()
         parts = test.split(max(1, _CHUNK // test[0].numel()))

@@ -17,6 +17,7 @@ from ebm_plugin_likelihood.grid import GridLogLikelihood
 from ebm_plugin_likelihood.pseudo import PseudoLogLikelihood
 from ebmcore import BaseSampler
 from ebmcore.distributions import Bernoulli, Normal
+from ebmcore.energies import SupportsBlockGibbs
 from ebmcore.errors import DivergenceError, MissingCapabilityError, UsageError
 from ebmcore.testing import Boltzmann, EnumerableRBM, Identity, Quadratic, SiteGibbs
 
@@ -254,7 +255,6 @@ def test_no_sampler_is_an_error_with_advice():
 
 def test_ais_refuses_unfit_sampler():
     """A sampler that does not fit the energy raises an error."""
-    from ebmcore.energies import SupportsBlockGibbs
 
     class Needy(Identity):
         requires = (SupportsBlockGibbs,)
@@ -327,6 +327,18 @@ def test_bracket_of_few_chains_holds_likelihood():
         held.append(result["bracket_low"] <= exact <= result["bracket_high"])
     # Each end errs in 2.5 % of the runs at most: of 12 brackets more than 3 miss with a probability of 0.002.
     assert sum(held) >= 9
+
+
+def test_ais_refuses_untempered_conditionals():
+    """A sampler of conditionals, which the path to the energy does not have, is refused before any work."""
+
+    class Needy(Identity):
+        requires = (SupportsBlockGibbs,)
+
+    rbm = EnumerableRBM((5,), 4)
+    AISLogLikelihood().check(rbm, binary_data(rbm), sampler=Needy())
+    with pytest.raises(MissingCapabilityError, match="SupportsBlockGibbs"):
+        AISLogLikelihood().check(FreeRBM((5,), 4), binary_data(rbm), sampler=Needy())
 
 
 def test_contradicting_runs_warn():

@@ -86,6 +86,10 @@ class GaussianRBM(BaseRBM):
         std = (0.5 * self.log_variance.detach()).exp()
         return Normal(self.visible_bias.detach().clone().view(tuple(shape)), std.view(tuple(shape)))
 
+    def check_enumeration(self) -> None:
+        """Raises `UsageError` if the hidden layer has more than 25 units."""
+        check_enumerable(len(self.hidden_bias))
+
     @torch.no_grad()
     def log_partition(self) -> Tensor:
         """Computes the exact ``log Z`` in nats, 0-dim float64, by enumeration of the hidden layer in chunks.
@@ -93,7 +97,7 @@ class GaussianRBM(BaseRBM):
         Raises:
             UsageError: If the hidden layer has more than 25 units.
         """
-        check_enumerable(len(self.hidden_bias))
+        self.check_enumeration()
         weight, b, c = self.weight.double(), self.visible_bias.double(), self.hidden_bias.double()
         variance = self.log_variance.double().exp()
         # With the visible units integrated out, the hidden ones are a Boltzmann machine.

@@ -59,6 +59,10 @@ class PottsRBM(LinearRBM):
         """Returns the uniform distribution over values: the model at infinite temperature."""
         return Categorical(torch.zeros(tuple(shape), dtype=self.weight.dtype, device=self.weight.device))
 
+    def check_enumeration(self) -> None:
+        """Raises `UsageError` if the hidden layer has more than 25 units."""
+        check_enumerable(len(self.hidden_bias))
+
     @torch.no_grad()
     def log_partition(self) -> Tensor:
         """Computes the exact ``log Z`` in nats, 0-dim float64, by enumeration of the hidden layer in chunks.
@@ -66,7 +70,7 @@ class PottsRBM(LinearRBM):
         Raises:
             UsageError: If the hidden layer has more than 25 units.
         """
-        check_enumerable(len(self.hidden_bias))
+        self.check_enumeration()
         weight, b, c = self.weight.double(), self.visible_bias.double(), self.hidden_bias.double()
         n_low = min(len(c), max(0, int(math.log2(_CHUNK_ELEMENTS / len(b)))))
         low, parts = binary_states(n_low, c), []

@@ -110,6 +110,10 @@ class RBM(LinearRBM):
         """Returns fair coins: the model at infinite temperature."""
         return Bernoulli(torch.zeros(tuple(shape), dtype=self.weight.dtype, device=self.weight.device))
 
+    def check_enumeration(self) -> None:
+        """Raises `UsageError` if the smaller layer has more than 25 units."""
+        check_enumerable(min(len(self.visible_bias), len(self.hidden_bias)))
+
     @torch.no_grad()
     def log_partition(self) -> Tensor:
         """Computes the exact ``log Z`` in nats, 0-dim float64, by enumeration of the smaller layer in chunks.
@@ -117,10 +121,10 @@ class RBM(LinearRBM):
         Raises:
             UsageError: If the smaller layer has more than 25 units.
         """
+        self.check_enumeration()
         weight, outer, inner = self.weight.double(), self.visible_bias.double(), self.hidden_bias.double()
         if len(inner) < len(outer):
             weight, outer, inner = weight.T, inner, outer
-        check_enumerable(len(outer))
         # The states of the first units make one chunk; each state of the others shifts it as a whole.
         n_low = min(len(outer), max(0, int(math.log2(_CHUNK_ELEMENTS / len(inner)))))
         low = binary_states(n_low, outer)

@@ -241,8 +241,10 @@ def test_invalid_values_raise_with_advice():
         PottsRBM((4,), 3)
     with pytest.raises(ValueError, match="std must be above 0"):
         GaussianRBM((4,), 3, std=0.0)
-    with pytest.raises(UsageError, match="up to 25 units"):
-        GaussianRBM((4,), 26).log_partition()
+    for rbm in (GaussianRBM((4,), 26), PottsRBM((4, 3), 26)):
+        for method in (rbm.check_enumeration, rbm.log_partition):
+            with pytest.raises(UsageError, match="up to 25 units"):
+                method()
 
 
 @pytest.mark.parametrize(("name", "cls"), [("gaussian-rbm", GaussianRBM), ("potts-rbm", PottsRBM)])

@@ -66,10 +66,17 @@ def test_log_partition_is_float64():
     assert rbm.log_partition() == RBM.log_partition(rbm.double())
 
 
-def test_enumeration_refuses_many_units():
+@pytest.mark.parametrize("method", [RBM.check_enumeration, RBM.log_partition])
+def test_enumeration_refuses_many_units(method):
     """Too many units to enumerate raises an error with advice."""
     with pytest.raises(UsageError, match=r"up to 25 units, .* has 26: .*'ais-ll'"):
-        RBM((30,), 26).log_partition()
+        method(RBM((30,), 26))
+
+
+def test_smaller_layer_decides_on_enumeration():
+    """Either layer may be large."""
+    RBM((784,), 25).check_enumeration()
+    RBM((25,), 500).check_enumeration()
 
 
 def test_parameter_gradient_holds_hidden_probabilities():
