@@ -34,7 +34,7 @@ def launched(
 
     devices, num_nodes = _processes(devices, num_nodes)
     chosen = "ddp" if devices * num_nodes > 1 else "auto"
-    before = world_size()
+    there_before = dist.is_available() and dist.is_initialized()
     try:
         fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=chosen, precision=precision)
     except (ValueError, RuntimeError, ImportError, TypeError) as error:
@@ -50,7 +50,7 @@ def launched(
             ) from error
         raise
     finally:
-        if before == 1:
+        if not there_before:
             shutdown()
             # What still holds the group holds its threads too, which abort a process that ends before them.
             gc.collect()
