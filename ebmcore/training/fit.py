@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ebmcore.training.averaging import moving_average, refresh_spectral_norms
 from ebmcore.training.checkpoints import CheckpointWriter, latest_checkpoint
 from ebmcore.training.data import Batch, DataSource, StepBatches, batches, check_compatible, n_examples, training_examples
 from ebmcore.training.directory import owned
-from ebmcore.training.launch import Strategy, launched, on_first_rank
+from ebmcore.training.launch import Strategy, launch, on_first_rank
 from ebmcore.training.observers import BaseObserver, MetricsFile, ProgressBar, TensorBoard, notify, observing
 from ebmcore.training.optimizers import OptimizerChoice, create_optimizer
 from ebmcore.training.options import Options, Precision, binding
@@ -32,6 +33,7 @@ from ebmcore.training.origins import origins
 from ebmcore.training.run import Run
 from ebmcore.training.scheduled import ScheduledOptions
 from ebmcore.training.schedules import Schedule
+from ebmcore.training.sharding import check_shardable, gathered, make_whole, whole, without_parameters
 from ebmcore.training.state import TrainingState
 
 DIVERGED = 1e12  # a metric beyond it counts as divergence: float32 energies have no digit after the point by then
@@ -117,7 +119,9 @@ def fit(
         devices: Number of devices of each node, with a process for each; chains and data are split between them. `None` is what
             the launcher (``torchrun`` or Slurm's ``srun``) has started, and 1 without one.
         num_nodes: Number of nodes; `None` is what the launcher has started.
-        strategy: How several processes share the work: ``"ddp"``, where each has all parameters; ``"auto"`` chooses it.
+        strategy: How several processes share the work: with ``"ddp"``, which ``"auto"`` chooses, each has all parameters; with
+            ``"fsdp"`` each keeps a part of them and of the optimizer's state, gathered once in each step
+            (`ebmcore.training.sharding`).
         precision: Floating-point arithmetic, as Lightning Fabric names it.
         out: Directory for ``metrics.csv``, checkpoints and TensorBoard's files, which must hold nothing yet unless the run is
             resumed; `None` writes nothing.
@@ -177,8 +181,8 @@ def fit(
         config=config,
     )
     options.check()
-    with launched(accelerator, devices, num_nodes, strategy, precision) as fabric:
-        return _fit(loss, data, options, fabric)
+    train = partial(_fit, loss, data, options)
+    return launch(train, accelerator, devices, num_nodes, strategy, precision)
 
 
 def _fit(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: Options, fabric: Any) -> FitResult:
@@ -189,6 +193,8 @@ def _fit(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: Opti
             readings = _train_step(training, step, read=due.log)
             _after_step(training, due, readings)
         _take_checkpoint(training, wait=True)
+        if training.bare is not None:
+            make_whole(training.energy, training.bare)
     return FitResult(training.trained, training.step, training.metrics, training.checkpoint, fabric.global_rank)
 
 
@@ -199,6 +205,7 @@ class _Training:
     Args:
         model: The loss as Fabric wraps it. The whole loss is wrapped, not the energy: samplers see the bare module.
         optimizer: The optimizer as Fabric wraps it.
+        bare: Where the parameters of the energy are sharded, the energy without them.
         first: Number of optimizer steps that were done before the run was resumed.
         step: Number of optimizer steps done.
         scheduled: The options that schedules change.
@@ -215,6 +222,7 @@ class _Training:
     model: Any
     optimizer: Any
     energy: nn.Module
+    bare: nn.Module | None
     average: AveragedModel | None
     data: Any
     train: Tensor | Dataset[Any]
@@ -282,11 +290,16 @@ def _prepare(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: 
     build_loss(loss, first[0][0].shape[1:], options.seed)
     if options.compile:
         loss.compile()
+    bare = None
+    if options.strategy == "fsdp" and fabric.world_size > 1:
+        check_shardable(loss, ema_decay=options.ema_decay, compile=options.compile)
+        bare = without_parameters(energy)
+    model = fabric.setup_module(loss)
     optimizer = create_optimizer(options.optimizer, loss, options.lr, options.precision)
     scheduled = ScheduledOptions(options.schedules, loss, optimizer, n_steps)
-    model, wrapped_optimizer = fabric.setup(loss, optimizer)
+    wrapped_optimizer = fabric.setup_optimizers(optimizer)
     average = None if options.ema_decay is None else moving_average(energy, options.ema_decay)
-    components = {"loss": loss, "energy": energy, "sampler": sampler, "dataset": None if train is data else data}
+    components = {"loss": loss, "energy": bare or energy, "sampler": sampler, "dataset": None if train is data else data}
     bound = None if out is None else binding(options.as_config(), train)
     state = TrainingState(loss, wrapped_optimizer.optimizer, average, components, scheduled.optimizer_options, bound)
     if energy is not loss:
@@ -300,6 +313,7 @@ def _prepare(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: 
         model=model,
         optimizer=wrapped_optimizer,
         energy=energy,
+        bare=bare,
         average=average,
         data=data,
         train=train,
@@ -388,15 +402,16 @@ def _train_step(training: _Training, step: int, *, read: bool) -> dict[str, Tens
     training.scheduled.set(step)
     loss.step = step
     readings: list[dict[str, Tensor]] = []
-    for micro in range(options.accumulate):
-        more = micro + 1 < options.accumulate
-        with fabric.no_backward_sync(training.model) if more else nullcontext():
-            value = _forward(training, step, micro)
-            if micro == 0:
-                optimizer.zero_grad()
-            fabric.backward(value if options.accumulate == 1 else value / options.accumulate)
-        if read:
-            readings.append({"loss": value.detach(), **loss.metrics})
+    with gathered(training.energy) if training.bare is not None else nullcontext():
+        for micro in range(options.accumulate):
+            more = micro + 1 < options.accumulate
+            with fabric.no_backward_sync(training.model) if more else nullcontext():
+                value = _forward(training, step, micro)
+                if micro == 0:
+                    optimizer.zero_grad()
+                fabric.backward(value if options.accumulate == 1 else value / options.accumulate)
+            if read:
+                readings.append({"loss": value.detach(), **loss.metrics})
     if options.clip_grad is not None:
         fabric.clip_gradients(training.model, optimizer, max_norm=options.clip_grad, error_if_nonfinite=False)
     optimizer.step()
@@ -435,8 +450,10 @@ def _after_step(training: _Training, due: _Due, readings: Mapping[str, Tensor]) 
         refresh_spectral_norms(training.average.module)
     if due.log:
         training.metrics = _average_over_ranks(training.fabric, readings, done)
-        if due.measure and options.measure is not None and training.fabric.global_rank == 0:
-            training.metrics |= options.measure(training.trained)
+        if due.measure and options.measure is not None:
+            with gathered(training.trained):
+                if training.fabric.global_rank == 0:
+                    training.metrics |= options.measure(training.trained)
         notify(training.watching, "on_log", training.run(), training.metrics)
     if due.save and training.writer is not None:
         _check_finite(training.fabric, training.energy, done)
@@ -479,7 +496,7 @@ def _probe(loss: BaseLoss, energy: nn.Module, batch: Batch, fabric: Any) -> None
         args, kwargs = [], {}
     x, args, kwargs = x[:2], [t[:2] for t in args], {name: t[:2] for name, t in kwargs.items()}
     try:
-        with frozen(energy), torch.no_grad(), fabric.autocast():
+        with gathered(energy), frozen(energy), torch.no_grad(), fabric.autocast():
             check_energies(energy(fabric.strategy.precision.convert_input(x), *args, **kwargs), x)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = " ".join(str(error).split())
@@ -498,7 +515,7 @@ def _average_over_ranks(fabric: Any, readings: Mapping[str, Tensor], step: int) 
 
 def _check_finite(fabric: Any, energy: nn.Module, step: int) -> None:
     """No checkpoint of parameters that are not finite."""
-    norms = [p.detach().double().norm() for p in energy.parameters()]
+    norms = [whole(p.detach().double().norm()) for p in energy.parameters()]
     total = torch.stack(norms).sum() if norms else torch.zeros((), device=fabric.device)
     _stop_unless_finite({"norm of the parameters": fabric.all_reduce(total, reduce_op="mean").item()}, step)
 

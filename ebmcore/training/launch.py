@@ -4,37 +4,56 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 import torch.distributed as dist
 
 from ebmcore.distributed import rank, shutdown, world_size
 from ebmcore.errors import EbmcoreError, LostProcessError, UsageError
+from ebmcore.training.sharding import forget_meshes, shard
 
-Strategy = Literal["auto", "ddp"]
+Strategy = Literal["auto", "ddp", "fsdp"]
 Result = TypeVar("Result")
 
 
-@contextmanager
-def launched(
-    accelerator: str, devices: int | None, num_nodes: int | None, strategy: Strategy, precision: Any
-) -> Iterator[Any]:
-    """Context with the Lightning Fabric of a run; a process group that is made for it is destroyed at its end.
+def launch(
+    train: Callable[[Any], Result],
+    accelerator: str,
+    devices: int | None,
+    num_nodes: int | None,
+    strategy: Strategy,
+    precision: Any,
+) -> Result:
+    """Calls ``train`` with the Lightning Fabric of a run, in each of its processes; returns what it returns.
 
     Under ``torchrun`` or Slurm's ``srun`` the processes that they started are those of the run. Otherwise one process is started
-    for each of ``devices``.
+    for each of ``devices``. A process group that is made for the run is destroyed at its end.
 
     Raises:
         UsageError: If the options contradict the launcher or cannot work.
         LostProcessError: If another process of the run ends before its time.
     """
-    from lightning_fabric import Fabric
-
     devices, num_nodes = _processes(devices, num_nodes)
-    chosen = "ddp" if devices * num_nodes > 1 else "auto"
-    there_before = dist.is_available() and dist.is_initialized()
+    n_processes, own_group = devices * num_nodes, not dist.is_initialized()
+    result = _launch(train, accelerator, devices, num_nodes, strategy, precision)
+    if n_processes > 1 and own_group:
+        # What still holds the group holds its threads too, which abort a process that ends before them.
+        forget_meshes()
+        gc.collect()
+    return result
+
+
+def _launch(
+    train: Callable[[Any], Result], accelerator: str, devices: int, num_nodes: int, strategy: Strategy, precision: Any
+) -> Result:
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+
+    n_processes, own_group = devices * num_nodes, not dist.is_initialized()
+    chosen: Any = "ddp" if n_processes > 1 else "auto"
+    if strategy == "fsdp" and n_processes > 1:
+        chosen = ModelParallelStrategy(shard, data_parallel_size=n_processes, tensor_parallel_size=1)
     try:
         fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=chosen, precision=precision)
     except (ValueError, RuntimeError, ImportError, TypeError) as error:
@@ -42,18 +61,16 @@ def launched(
     try:
         _join_after_restart()
         fabric.launch()
-        yield fabric
+        return train(fabric)
     except RuntimeError as error:
-        if fabric.world_size > 1 and _lost_connection(error):
+        if n_processes > 1 and _lost_connection(error):
             raise LostProcessError(
                 "another process of the run has ended before its time; the last checkpoint is kept, from which to resume"
             ) from error
         raise
     finally:
-        if not there_before:
+        if own_group:
             shutdown()
-            # What still holds the group holds its threads too, which abort a process that ends before them.
-            gc.collect()
 
 
 def _join_after_restart() -> None:

@@ -75,8 +75,9 @@ def create_optimizer(choice: OptimizerChoice, loss: BaseLoss, lr: float, precisi
             raise UsageError(f"the optimizer's option {option!r} cannot be used here, because {reason}: leave it out")
     options = {option: tuple(value) if isinstance(value, list) else value for option, value in options.items()}
     if options.get("fused") is None and name in _FUSED and not options.get("foreach"):
-        # With scaled gradients a fused kernel would unscale them itself, and clipping come too early.
-        options["fused"] = precision != "16-mixed"
+        # With scaled gradients a fused kernel would unscale them itself, and clipping come too early. SGD's knows no shards.
+        sharded = any(hasattr(p, "placements") for group in groups for p in group["params"])
+        options["fused"] = precision != "16-mixed" and not (name == "sgd" and sharded)
     try:
         made: torch.optim.Optimizer = kind(groups, lr=lr, **options)
     except (ValueError, TypeError, RuntimeError) as error:

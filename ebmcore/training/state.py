@@ -15,6 +15,7 @@ from ebmcore.losses import BaseLoss
 from ebmcore.training.checkpoints import read_checkpoint
 from ebmcore.training.options import check_binding
 from ebmcore.training.origins import check_same, warn_of_other_versions
+from ebmcore.training.sharding import like
 
 
 class TrainingState:
@@ -96,18 +97,20 @@ class TrainingState:
             kept = "keeps a" if groups["average"] else "keeps no"
             raise CheckpointError(f"{path} {kept} moving average of the parameters: resume with the ema_decay of its run")
         try:
-            self.loss.load_state_dict(groups["loss"])
+            parameters = dict(self.loss.named_parameters())
+            self.loss.load_state_dict({name: like(t, parameters.get(name)) for name, t in groups["loss"].items()})
             if self.average is not None:
                 self.average.load_state_dict(groups["average"])
             slots: dict[int, dict[str, Tensor]] = {}
+            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
             for key, tensor in groups["optimizer"].items():
                 index, _, name = key.partition(".")
-                slots.setdefault(int(index), {})[name] = tensor
+                slots.setdefault(int(index), {})[name] = like(tensor, trained[int(index)])
             own = self.optimizer.state_dict()
             for group, changed in zip(own["param_groups"], info.get("optimizer_groups", []), strict=False):
                 group |= {name: tuple(v) if isinstance(v, list) else v for name, v in changed.items()}
             self.optimizer.load_state_dict({"state": slots, "param_groups": own["param_groups"]})
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, IndexError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{path} belongs to another configuration than this run's: {reason}") from error
         return int(info["step"])

@@ -1,0 +1,126 @@
+"""Sharded parameters, by torch's FSDP2: each process keeps a part of the energy and of the optimizer's state.
+
+The parameters are gathered once for each training step, before its first transition, and freed after its backward pass: a step
+with ``k`` transitions costs one gathering. So a step needs the memory of all parameters; between steps, and for the
+optimizer, a process has its part alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import gc
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, _redistribute, debug, distribute_tensor
+
+from ebmcore.errors import UsageError
+from ebmcore.losses import BaseContrastiveDivergence, BaseLoss
+
+_BLOCK = 2**20  # parameters of a module that is gathered by itself, where the energy names no blocks
+
+
+def check_shardable(loss: BaseLoss, *, ema_decay: float | None, compile: bool) -> None:
+    """Raise `UsageError`, with the reason and what to do, for a training that cannot have sharded parameters."""
+    name = type(loss).__name__
+    if not isinstance(loss, BaseContrastiveDivergence):
+        reason = f"{name} may differentiate a gradient, which sharded parameters cannot carry"
+    elif any(not key.startswith("energy.") for key, _ in loss.named_parameters()):
+        reason = f"{name} trains parameters beside the energy's, which are not sharded"
+    elif ema_decay is not None:
+        reason = "a moving average is kept of whole parameters"
+    elif compile:
+        reason = "a compiled graph holds whole parameters"
+    else:
+        return
+    raise UsageError(f"strategy='fsdp' cannot train this: {reason}; use strategy='ddp'")
+
+
+def shard(loss: nn.Module, mesh: Any) -> nn.Module:
+    """Shards the energy of a loss over the processes of a device mesh; Fabric calls it.
+
+    The blocks are the modules that the energy gives as ``blocks``, otherwise those of at least 2^20 parameters.
+    """
+    energy, over = loss.energy, mesh["data_parallel"]
+    assert isinstance(energy, nn.Module)  # noqa: S101 - `check_shardable` has seen to it
+    loss.to(mesh.device_type)
+    for tensor in (*energy.parameters(), *energy.buffers()):
+        dist.broadcast(tensor.detach(), 0)  # the parts of one model, not of as many as there are processes
+    for block in (*getattr(energy, "blocks", _large_modules(energy)), energy):
+        fully_shard(block, mesh=over, reshard_after_forward=False)
+    for part in _sharded(energy):
+        part.set_reshard_after_backward(False)
+    return loss
+
+
+@contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """Context in which the parameters of ``module`` are whole; nothing where they are not sharded. Collective."""
+    parts = _sharded(module)
+    for part in parts:
+        part.unshard()
+    try:
+        with warnings.catch_warnings():
+            # It is for code that changes energies in place, which this does not.
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
+            yield
+    finally:
+        for part in parts:
+            part.reshard()
+
+
+def without_parameters(energy: nn.Module) -> nn.Module:
+    """Returns a copy of an energy with all but the values of its parameters, for `make_whole`."""
+    memo = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in energy.parameters()}
+    return copy.deepcopy(energy, memo)
+
+
+def make_whole(energy: nn.Module, bare: nn.Module) -> None:
+    """Makes a sharded energy what ``bare`` is, the module before it was sharded, with the trained parameters. Collective."""
+    bare.load_state_dict({name: whole(t) for name, t in energy.state_dict().items()}, assign=True)
+    # In place, as others hold the object; FSDP has changed its class, and its hooks are among its attributes.
+    energy.__class__, energy.__dict__ = type(bare), bare.__dict__
+
+
+def whole(value: Any) -> Any:
+    """Returns a DTensor as a plain tensor; all else as it is. Collective."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def like(value: Tensor, own: Any) -> Tensor:
+    """Returns this process's part of a whole tensor where ``own`` is a DTensor of its shape; otherwise the tensor."""
+    if not isinstance(own, DTensor) or own.shape != value.shape:
+        return value
+    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
+
+
+def forget_meshes() -> None:
+    """Empties the caches in which torch keeps the meshes of DTensors, and with them a process group that has ended."""
+    debug._clear_sharding_prop_cache()
+    _redistribute._planner_cache.clear()
+    for cached in gc.get_objects():
+        if type(cached) is functools._lru_cache_wrapper and cached.__module__.startswith("torch.distributed.tensor"):
+            cached.cache_clear()
+
+
+def _sharded(module: nn.Module) -> list[FSDPModule]:
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]
+
+
+def _large_modules(energy: nn.Module) -> list[nn.Module]:
+    """The outermost modules within the energy that have at least 2^20 parameters and are not nearly all of it."""
+    found, seen = [], set[str]()
+    total = sum(p.numel() for p in energy.parameters())
+    for name, module in energy.named_modules():
+        size = sum(p.numel() for p in module.parameters())
+        if name and _BLOCK <= size <= total // 2 and not any(name.startswith(f"{other}.") for other in seen):
+            seen.add(name)
+            found.append(module)
+    return found

@@ -1,0 +1,194 @@
+"""Parameters sharded over processes: the training is that of whole parameters, and they are gathered once in a step."""
+
+from __future__ import annotations
+
+import os
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from small_runs import data, pcd, quiet
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import ebmcore
+from ebmcore import BaseLoss
+from ebmcore.errors import UsageError
+from ebmcore.training import latest_checkpoint, read_checkpoint
+from ebmcore.training.sharding import check_shardable, gathered, like, make_whole, shard, without_parameters
+
+
+def run(function, world, *args):
+    """Calls ``function(rank, *args)`` in forked processes, with the environment that torchrun makes."""
+    with TemporaryDirectory() as folder:
+        mp.start_processes(enter, args=(world, f"file://{folder}/store", function, *args), nprocs=world, start_method="fork")
+
+
+def enter(rank, world, meeting, function, *args):
+    torch.set_num_threads(1)
+    names = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world, "GROUP_RANK": 0}
+    os.environ |= {name: str(value) for name, value in names.items()} | {
+        "TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "GLOO_SOCKET_IFNAME": "lo",
+    }  # fmt: skip
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+    try:
+        function(rank, *args)
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def make(name, energy="mlp"):
+    torch.manual_seed(0)
+    if energy == "rbm":
+        machine, sampler = ebmcore.create_energy("rbm", (16,), hidden=5), ebmcore.create_sampler("gibbs")
+    else:
+        machine = ebmcore.create_energy("mlp", (2,), hidden=(7, 8))
+        sampler = ebmcore.create_sampler("mala" if name == "pcd" else "langevin", step_size=0.05)
+    return ebmcore.create_loss(name, machine, sampler, **({} if name == "cd" else {"n_chains": 12}))
+
+
+def examples(energy):
+    return (torch.rand(60, 16, generator=torch.Generator().manual_seed(3)) < 0.5).float() if energy == "rbm" else data(60)
+
+
+def train(rank, folder, cases):
+    for name, energy, strategy, options in cases:
+        loss = make(name, energy)
+        same = loss.energy
+        found = quiet(loss, examples(energy), out=folder / f"{name}-{energy}-{strategy}", strategy=strategy, **options)
+        assert found.energy is loss.energy is same
+        assert not any(isinstance(p, DTensor) for p in same.parameters())
+        assert type(same).__name__ in ("MLP", "RBM")
+
+
+CASES = [
+    ("cd", "mlp", {"clip_grad": 0.1}),
+    ("pcd", "mlp", {"accumulate": 2}),
+    ("fpcd", "mlp", {}),
+    ("pcd", "rbm", {"optimizer": "sgd"}),
+    ("ptcd", "rbm", {}),
+]
+
+
+def test_sharded_training_is_that_of_whole_parameters(tmp_path):
+    """Every loss ends with the parameters, chains and optimizer's state of ``ddp``, to rounding, and with whole parameters."""
+    cases = [(n, e, s, {"steps": 9, "checkpoint_every": 4} | o) for n, e, o in CASES for s in ("ddp", "fsdp")]
+    run(train, 2, tmp_path, cases)
+    for name, energy, _ in CASES:
+        both = [latest_checkpoint(tmp_path / f"{name}-{energy}-{s}" / "checkpoints") for s in ("ddp", "fsdp")]
+        (whole, _), (sharded, _) = (read_checkpoint(path) for path in both)
+        assert whole.keys() == sharded.keys()
+        for key in whole:
+            torch.testing.assert_close(whole[key], sharded[key], rtol=1e-5, atol=1e-6, msg=f"{name} {energy} {key}")
+
+
+def test_sharded_runs_resume_with_another_strategy(tmp_path):
+    """A run goes on from shards to whole parameters, on three processes, and on one: each chain is there exactly once."""
+    for world, strategy, steps in ((2, "fsdp", 3), (3, "ddp", 5), (3, "fsdp", 7), (1, "auto", 9)):
+        run(resume, world, tmp_path, strategy, steps)
+        tensors, info = read_checkpoint(latest_checkpoint(tmp_path / "run" / "checkpoints"))
+        assert info["step"] == steps
+        assert sorted(tensors["loss.chains.id"].tolist()) == list(range(12))
+        assert tensors["optimizer.0.exp_avg"].shape == (7, 2)
+
+
+def resume(rank, folder, strategy, steps):
+    quiet(make("pcd"), data(60), steps=steps, out=folder / "run", strategy=strategy, resume=True)
+
+
+def test_parameters_are_gathered_once_in_a_step():
+    """A step gathers the parameters once, whatever the number of transitions, and reduces the gradient once."""
+    run(count, 2)
+
+
+def count(rank):
+    mesh = mesh_of_two()
+    for k_steps in (1, 20):
+        loss = make("pcd")
+        loss.k_steps, loss.generator = k_steps, torch.Generator().manual_seed(rank)
+        shard(loss, mesh)
+        for _ in range(2):
+            with Collectives() as made, gathered(loss.energy):
+                loss(data(12))[0].backward()
+        assert made.names == ["_allgather_base_", "_reduce_scatter_base_"]
+
+
+class Collectives(TorchDispatchMode):
+    """Notes the collectives that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "c10d":
+            self.names.append(function.overloadpacket.__name__)
+        return function(*args, **kwargs or {})
+
+
+def mesh_of_two():
+    return init_device_mesh("cpu", (2, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+
+
+def test_sharded_gradient_is_that_of_the_whole_batch():
+    """The gradient of two processes is that of one process on both halves, to 1e-6."""
+    run(gradients, 2)
+
+
+def gradients(rank):
+    one, loss = make("cd"), make("cd")
+    x, negatives = data(20), data(20).flip(0) + 0.1
+    one.compute_loss(x, negatives).backward()
+    shard(loss, mesh_of_two())
+    with gathered(loss.energy):
+        loss.compute_loss(x[rank::2], negatives[rank::2]).backward()
+    for whole, part in zip(one.energy.parameters(), loss.energy.parameters(), strict=True):
+        torch.testing.assert_close(part.grad.full_tensor(), whole.grad, rtol=0, atol=1e-6)
+
+
+def test_what_cannot_be_sharded_is_refused(tmp_path):
+    """A loss that may differentiate a gradient, an average and a graph are refused with the reason and the alternative."""
+
+    class Matching(BaseLoss):
+        def __init__(self, energy):
+            super().__init__()
+            self.energy = energy
+
+        def forward(self, x):
+            raise AssertionError
+
+    refused = [
+        (Matching(make("cd").energy), {}, "Matching may differentiate a gradient"),
+        (make("cd"), {"ema_decay": 0.9}, "a moving average is kept of whole parameters"),
+        (make("cd"), {"compile": True}, "a compiled graph holds whole parameters"),
+    ]
+    second = make("cd")
+    second.add_module("second", torch.nn.Linear(1, 1))
+    refused.append((second, {}, "ContrastiveDivergence trains parameters beside the energy's"))
+    for loss, options, reason in refused:
+        with pytest.raises(UsageError, match=f"strategy='fsdp' cannot train this: {reason}.*; use strategy='ddp'"):
+            check_shardable(loss, **({"ema_decay": None, "compile": False} | options))
+
+
+def test_one_process_shards_nothing():
+    loss = pcd()
+    quiet(loss, data(), steps=2, strategy="fsdp")
+    assert not any(isinstance(p, DTensor) for p in loss.parameters())
+
+
+def test_copy_without_parameters_takes_no_memory_for_them():
+    energy = make("cd").energy
+    bare = without_parameters(energy)
+    assert all(p.is_meta for p in bare.parameters())
+    values = {name: t.clone() for name, t in energy.state_dict().items()}
+    make_whole(energy, bare)
+    assert all(torch.equal(t, values[name]) for name, t in energy.state_dict().items())
+
+
+def test_whole_tensors_stay_whole():
+    t = torch.ones(3)
+    assert like(t, torch.zeros(3)) is t
