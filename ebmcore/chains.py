@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from ebmcore.distributed import rank, world_size
+from ebmcore.distributed import mesh_of_all_ranks, rank, world_size
 from ebmcore.distributions import InitialDistribution
 from ebmcore.errors import UsageError
 from ebmcore.samplers import ChainState, State, conditions_among, select_chains
@@ -305,10 +305,9 @@ def _shard(n_chains: int) -> tuple[int, int]:
 def _as_sharded(tensor: Tensor, n_chains: int) -> Tensor:
     if world_size() == 1:
         return tensor.detach()
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard
 
-    mesh = init_device_mesh(tensor.device.type, (world_size(),))
+    mesh = mesh_of_all_ranks(tensor.device.type)
     size = torch.Size((n_chains, *tensor.shape[1:]))
     stride = torch.empty(size, device="meta").stride()
     return DTensor.from_local(tensor.detach(), mesh, [Shard(0)], shape=size, stride=stride)

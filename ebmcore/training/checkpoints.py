@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from ebmcore.distributed import rank, world_size
+from ebmcore.distributed import mesh_of_all_ranks, rank, world_size
 from ebmcore.errors import CheckpointError
 from ebmcore.training.directory import check_directory, check_file, read_text, remove, temporary_name
 from ebmcore.training.documents import MAX_JSON, load_json
@@ -50,8 +50,7 @@ class CheckpointWriter:
     def __init__(self, directory: Path, *, background: bool = False) -> None:
         self.directory = directory
         self._thread = ThreadPoolExecutor(1) if background else None
-        # Its messages must not meet those of training.
-        self._group = dist.new_group(backend="gloo") if background and world_size() > 1 else None
+        self._group: Any = None
         self._pending: Future[Path] | None = None
 
     def write(self, step: int, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
@@ -66,6 +65,8 @@ class CheckpointWriter:
             CheckpointError: If it, or the one before it, cannot be written, as on a full disk; those before stay.
         """
         self.take(wait=True)
+        if self._thread is not None and self._group is None and world_size() > 1:
+            self._group = dist.new_group(backend="gloo")  # its messages must not meet those of training
         arguments = (self.directory, step, {name: _copy(t) for name, t in tensors.items()}, info, self._group)
         if self._thread is not None:
             self._pending = self._thread.submit(_write, *arguments)
@@ -89,6 +90,9 @@ class CheckpointWriter:
         """Waits for a checkpoint that is being written, whatever becomes of it."""
         if self._thread is not None:
             self._thread.shutdown()
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group = None
 
 
 def _write(directory: Path, step: int, tensors: dict[str, Tensor], info: Mapping[str, Any], group: Any) -> Path:
@@ -124,10 +128,9 @@ def _copy(tensor: Any) -> Tensor:
     if not hasattr(tensor, "to_local"):
         copy: Tensor = tensor.detach().to("cpu", copy=True).contiguous()
         return copy
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor
 
-    mesh, local = init_device_mesh("cpu", (world_size(),)), tensor.to_local().detach().to("cpu", copy=True).contiguous()
+    mesh, local = mesh_of_all_ranks("cpu"), tensor.to_local().detach().to("cpu", copy=True).contiguous()
     return DTensor.from_local(local, mesh, tensor.placements, shape=tensor.shape, stride=tensor.stride())
 
 
@@ -137,10 +140,16 @@ def _complete(temporary: Path, final: Path, record: dict[str, Any]) -> None:
     (temporary / _INFO).write_text(json.dumps(record, indent=2))
     _flush_to_disk(temporary)
     if final.exists():  # only in a run that was since resumed from an earlier one
-        remove(final)
+        _discard(final)
     os.replace(temporary, final)
+    _sync(final.parent)  # the new name is on the disk before those are removed that it makes superfluous
     for old in _checkpoints(final.parent)[:-KEPT]:
-        remove(old)
+        _discard(old)
+
+
+def _discard(checkpoint: Path) -> None:
+    """Removes a checkpoint, which first loses its name: a process that is killed meanwhile leaves no half of one."""
+    remove(checkpoint.rename(temporary_name(checkpoint)))
 
 
 def _write_error(final: Path, temporary: Path, reason: str) -> CheckpointError:
@@ -251,11 +260,15 @@ def _own_digest(record: Mapping[str, Any]) -> str:
 
 def _flush_to_disk(directory: Path) -> None:
     for path in (*directory.iterdir(), directory):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

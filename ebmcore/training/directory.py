@@ -12,6 +12,7 @@ import secrets
 import shutil
 import socket
 import stat
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ except ImportError:  # on Windows
 
 LOCK = ".lock"
 _WRITING = ".writing"  # ends the names of what is not complete
+_NAMING = 0.2  # seconds
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # to open a named pipe would wait for its other end
 
@@ -132,6 +134,7 @@ def _lock(file: IO[str], run: Path) -> None:
             raise OSError(errno.ENOTSUP, "no flock")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        time.sleep(_NAMING)  # one that has locked the file in this moment has yet to write its name
         owner = file.read(200).strip() or "another process"
         raise UsageError(f"{run} is in use by {owner}: wait until it ends, or stop it") from None
     except OSError as error:
