@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from ebmcore.distributed import mesh_of_all_ranks, rank, world_size
+from ebmcore.distributed import rank, world_size
 from ebmcore.distributions import InitialDistribution
 from ebmcore.errors import UsageError
 from ebmcore.samplers import ChainState, State, conditions_among, select_chains
@@ -125,9 +125,7 @@ class PersistentChains(nn.Module):
             return
         if n != self._n_chains:
             held = f"these are {n} of {self._n_chains} chains, one rank's share of a process group that has ended"
-            raise UsageError(
-                f"{held}: load the checkpoint of all ranks or start new chains; to keep the weights, save the energy"
-            )
+            raise UsageError(f"{held}: load all ranks' checkpoint or start new chains; to keep the weights, save the energy")
         self.tensors = {name: tensor[start:stop].clone() for name, tensor in self.tensors.items()}
 
     def move_to(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -305,9 +303,11 @@ def _shard(n_chains: int) -> tuple[int, int]:
 def _as_sharded(tensor: Tensor, n_chains: int) -> Tensor:
     if world_size() == 1:
         return tensor.detach()
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Shard
 
-    mesh = mesh_of_all_ranks(tensor.device.type)
+    # Of the group that is there: init_device_mesh may make one each time.
+    mesh = DeviceMesh.from_group(torch.distributed.group.WORLD, tensor.device.type)  # type: ignore[arg-type]
     size = torch.Size((n_chains, *tensor.shape[1:]))
     stride = torch.empty(size, device="meta").stride()
     return DTensor.from_local(tensor.detach(), mesh, [Shard(0)], shape=size, stride=stride)

@@ -5,8 +5,6 @@ Everything here also works outside a process group, where there is one rank.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.distributed as dist
 from torch import Tensor
 
@@ -48,10 +46,3 @@ def shutdown() -> None:
     """Destroys the process group, if there is one; a job that ends without it may abort at exit."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-
-
-def mesh_of_all_ranks(device_type: str) -> Any:
-    """Returns the mesh of all ranks for a DTensor. It has the group that is there: `init_device_mesh` may make one each time."""
-    from torch.distributed.device_mesh import DeviceMesh
-
-    return DeviceMesh.from_group(dist.group.WORLD, device_type)  # type: ignore[arg-type]

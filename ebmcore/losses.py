@@ -174,9 +174,7 @@ class BaseContrastiveDivergence(BaseLoss):
     ) -> None:
         super().__init__()
         if not isinstance(energy, nn.Module):
-            raise TypeError(
-                f"energy must be a torch.nn.Module, got {type(energy).__name__}: wrap a function in a module's forward()"
-            )
+            raise TypeError(f"energy must be a torch.nn.Module, got {type(energy).__name__}: wrap a function in a module")
         if isinstance(k_steps, bool) or not isinstance(k_steps, int) or k_steps < 1:
             raise ValueError(f"k_steps must be a whole number of at least 1, got {k_steps!r}")
         if not energy_l2 >= 0:

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from ebmcore.distributed import mesh_of_all_ranks, rank, world_size
+from ebmcore.distributed import rank, world_size
 from ebmcore.errors import CheckpointError
 from ebmcore.training.directory import check_directory, check_file, read_text, remove, temporary_name
 from ebmcore.training.documents import MAX_JSON, load_json
@@ -128,9 +128,11 @@ def _copy(tensor: Any) -> Tensor:
     if not hasattr(tensor, "to_local"):
         copy: Tensor = tensor.detach().to("cpu", copy=True).contiguous()
         return copy
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
-    mesh, local = mesh_of_all_ranks("cpu"), tensor.to_local().detach().to("cpu", copy=True).contiguous()
+    mesh = DeviceMesh.from_group(dist.group.WORLD, "cpu")  # type: ignore[arg-type]
+    local = tensor.to_local().detach().to("cpu", copy=True).contiguous()
     return DTensor.from_local(local, mesh, tensor.placements, shape=tensor.shape, stride=tensor.stride())
 
 
