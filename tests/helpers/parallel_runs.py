@@ -28,7 +28,7 @@ def as_torchrun(rank):
 
 
 class Collectives(TorchDispatchMode):
-    """Notes the name of every collective, those that C++ starts included, with the bytes of its tensors."""
+    """Notes the name of every collective, those that C++ starts included, with the bytes of its largest tensor."""
 
     def __init__(self):
         super().__init__()
@@ -37,7 +37,7 @@ class Collectives(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "c10d":
             tensors = [t for t in tree_leaves(args) if isinstance(t, torch.Tensor)]
-            self.found.append((func.overloadpacket.__name__.strip("_"), sum(t.nbytes for t in tensors)))
+            self.found.append((func.overloadpacket.__name__.strip("_"), max((t.nbytes for t in tensors), default=0)))
         return func(*args, **kwargs or {})
 
 
@@ -54,7 +54,7 @@ def points(n=64):
     return torch.randn(n, 2, generator=torch.Generator().manual_seed(1))
 
 
-def count(rank, names, out):
+def count(rank, names, out, strategy):
     """For each loss, the collectives of each step, and of what follows a step, by what is due then."""
     as_torchrun(rank)
     module = importlib.import_module("ebmcore.training.fit")  # not the function of that name
@@ -78,6 +78,7 @@ def count(rank, names, out):
         found = counted[name] = {"tensors": len(tensors), "parameters": sum(p.numel() for p in tensors)}
         found |= {"step": [], "log": [], "save": [], "nothing": []}
         options = {"log_every": 3, "checkpoint_every": 4, "accelerator": "cpu", "progress": False, "out": f"{out}/{name}"}
+        options["strategy"] = strategy
         fit(loss, points(), steps=10, batch_size=8, **options)
     return counted
 

@@ -43,7 +43,16 @@ def blocks(language):
 @pytest.fixture(scope="module")
 def counted(tmp_path_factory):
     """What each loss exchanges in a run of two processes, as both count it."""
-    first, second = process_group(parallel_runs.count, 2, LOSSES, str(tmp_path_factory.mktemp("runs")))
+    return count(tmp_path_factory, "ddp")
+
+
+@pytest.fixture(scope="module")
+def counted_shards(tmp_path_factory):
+    return count(tmp_path_factory, "fsdp")
+
+
+def count(tmp_path_factory, strategy):
+    first, second = process_group(parallel_runs.count, 2, LOSSES, str(tmp_path_factory.mktemp(strategy)), strategy)
     for name in LOSSES:
         assert first[name]["step"] == second[name]["step"]
     return first
@@ -51,7 +60,8 @@ def counted(tmp_path_factory):
 
 def in_words(found):
     """The collectives ``[(name, bytes), ...]`` as the page writes them."""
-    words = {"allreduce": "all-reduce", "broadcast": "broadcast"}
+    words = {"allgather_base": "all-gather", "allreduce": "all-reduce", "broadcast": "broadcast"}
+    words["reduce_scatter_base"] = "reduce-scatter"
     counts = Counter(name for name, _ in found)
     return ", ".join(f"{n} {words[name]}{'s' * (n > 1)}" for name, n in sorted(counts.items()))
 
@@ -67,8 +77,19 @@ def test_step_exchanges_what_the_page_says(counted, loss):
     times = 3 if loss == "fpcd" else 1
     assert n_bytes == times * 4 * found["parameters"]
     assert len(steps[0]) == (1 if loss != "fpcd" else 2 + found["tensors"])
-    assert f"| `{loss}` | {in_words(steps[0])} | {n_bytes:,} | " in PAGE
+    assert f"| `{loss}` | `ddp` | {in_words(steps[0])} | {n_bytes:,} | " in PAGE
     assert f"{found['parameters']:,} parameters in {found['tensors']} tensors" in PAGE
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_step_of_shards_exchanges_what_the_page_says(counted_shards, loss):
+    """A step gathers the parameters and scatters the gradient once, whatever the number of transitions."""
+    _, _, *steps = counted_shards[loss]["step"]
+    assert all(step == steps[0] for step in steps)
+    names = [name for name, _ in steps[0]]
+    assert (names.count("allgather_base"), names.count("reduce_scatter_base")) == (1, 1)
+    n_bytes = sum(size for _, size in steps[0])
+    assert f"| `{loss}` | `fsdp` | {in_words(steps[0])} | {n_bytes:,} | " in PAGE
 
 
 @pytest.mark.parametrize("loss", LOSSES)
