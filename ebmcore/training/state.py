@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ebmcore.errors import CheckpointError
+from ebmcore.errors import CheckpointError, EbmcoreError
+from ebmcore.host.origin import is_out_of_memory
 from ebmcore.losses import BaseLoss
 from ebmcore.training.checkpoints import read_checkpoint
 from ebmcore.training.options import check_binding
@@ -91,6 +93,8 @@ class TrainingState:
         groups: dict[str, dict[str, Tensor]] = {"loss": {}, "optimizer": {}, "average": {}}
         for key, tensor in flat.items():
             group, _, name = key.partition(".")
+            if group not in groups:
+                raise CheckpointError(f"{path} holds the tensor {key}, which is no part of a run")
             groups[group][name] = tensor
         if bool(groups["average"]) != (self.average is not None):
             kept = "keeps a" if groups["average"] else "keeps no"
@@ -103,14 +107,42 @@ class TrainingState:
             for key, tensor in groups["optimizer"].items():
                 index, _, name = key.partition(".")
                 slots.setdefault(int(index), {})[name] = tensor
-            own = self.optimizer.state_dict()
-            for group, changed in zip(own["param_groups"], info.get("optimizer_groups", []), strict=False):
+            own = self.optimizer.state_dict()["param_groups"]
+            for group, changed in zip(own, self._recorded_changes(info, path), strict=True):
                 group |= {name: tuple(v) if isinstance(v, list) else v for name, v in changed.items()}
-            self.optimizer.load_state_dict({"state": slots, "param_groups": own["param_groups"]})
-        except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{path} belongs to another configuration than this run's: {reason}") from error
+            self.optimizer.load_state_dict({"state": slots, "param_groups": own})
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise _other_configuration(path, error) from error
         return int(info["step"])
+
+    @contextmanager
+    def first_step(self, path: Path | None) -> Iterator[None]:
+        """Context of the first step after the checkpoint ``path``, which shows whether optimizer and chains can use it."""
+        try:
+            yield
+        except EbmcoreError:
+            raise
+        except Exception as error:
+            if path is None or is_out_of_memory(error):
+                raise
+            raise _other_configuration(path, error) from error
+
+    def _recorded_changes(self, info: Mapping[str, Any], path: Path) -> Sequence[Mapping[str, Any]]:
+        """What the optimizer has changed in its groups; options that the run is bound to do not change."""
+        changes = info.get("optimizer_groups")
+        if not isinstance(changes, list) or not all(isinstance(group, dict) for group in changes):
+            raise CheckpointError(f"{path} does not say what its optimizer changed: it is not a checkpoint of ebmcore")
+        optimizer = self.binding.get("options", {}).get("optimizer")
+        bound = {"params", *(optimizer if isinstance(optimizer, Mapping) else ())}
+        changed = bound.intersection(name for group in changes for name in group)
+        if changed:
+            raise CheckpointError(f"{path} changes {min(changed)} of the optimizer, which does not change in this run")
+        return changes
+
+
+def _other_configuration(path: Path, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return CheckpointError(f"{path} belongs to another configuration than this run's: {reason}")
 
 
 def _refuse(owner: object, lost: Sequence[str]) -> None:
