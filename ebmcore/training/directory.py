@@ -51,8 +51,9 @@ def read_text(path: Path, limit: int) -> str:
         OSError: If it cannot be read.
     """
     with open_to_read(path) as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(limit) if size <= limit else b""
+    if size > limit:
         raise UsageError(f"{path} is larger than the {limit:,} bytes that it may have")
     try:
         return content.decode()

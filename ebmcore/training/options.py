@@ -100,7 +100,8 @@ def check_options(recorded: Any, config: Mapping[str, Any], where: Path) -> None
     """Raise `CheckpointError` if a checkpoint is of a run with other options, before anything is made with these."""
     try:
         then = _flat(recorded["options"])
-        recorded["data"]
+        if not then or "data" not in recorded:
+            raise KeyError("options")
     except (TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{where} does not say which run wrote it: it is not a checkpoint of ebmcore") from error
     now = _flat(_kept(config))
@@ -130,5 +131,5 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested options as ``{"energy.hidden": 64}``."""
     flat: dict[str, Any] = {}
     for name, value in options.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {f"{prefix}{name}": value}
     return flat
