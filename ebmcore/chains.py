@@ -270,6 +270,9 @@ class PersistentChains(nn.Module):
         if not {"x", "id", "age"} <= sizes.keys() or len(set(sizes.values())) > 1:
             errors.append(f"{prefix}: chains need x, id and age, and as many rows of each; the numbers of rows are {sizes}")
             return
+        if any(loaded[name].ndim != 1 or loaded[name].dtype != torch.int64 for name in ("id", "age")):
+            errors.append(f"{prefix}: id and age of chains must be a whole number for each")
+            return
         try:
             # Gathered whole on every rank and cut again below: the ranks that saved it may have been fewer or more.
             whole = {n: (t.full_tensor() if hasattr(t, "full_tensor") else t).detach() for n, t in loaded.items()}

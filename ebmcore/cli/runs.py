@@ -98,6 +98,10 @@ def load_run(run: Path) -> tuple[Config, Parts, int]:
         parts.energy.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint} does not fit {run / CONFIG}: {error}") from error
+    if not all(p.isfinite().all() for p in parts.energy.parameters()):  # of which no checkpoint is written
+        raise CheckpointError(
+            f"{checkpoint} holds parameters that are NaN or infinite: start the run again with another --out"
+        )
     return config, parts, int(info["step"])
 
 

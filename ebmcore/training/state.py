@@ -99,15 +99,22 @@ class TrainingState:
         if bool(groups["average"]) != (self.average is not None):
             kept = "keeps a" if groups["average"] else "keeps no"
             raise CheckpointError(f"{path} {kept} moving average of the parameters: resume with the ema_decay of its run")
+        own_kinds = {name: _kind(tensor) for name, tensor in self.tensors().items()}
+        other = [name for name, tensor in flat.items() if own_kinds.get(name, _kind(tensor)) != _kind(tensor)]
+        if other:
+            raise CheckpointError(f"{path} holds {other[0]} as {flat[other[0]].dtype}: it is not of this run")
         try:
             self.loss.load_state_dict(groups["loss"])
             if self.average is not None:
                 self.average.load_state_dict(groups["average"])
+            own = self.optimizer.state_dict()["param_groups"]
+            parameters = {index for group in own for index in group["params"]}
             slots: dict[int, dict[str, Tensor]] = {}
             for key, tensor in groups["optimizer"].items():
                 index, _, name = key.partition(".")
+                if int(index) not in parameters:
+                    raise ValueError(f"it holds {key} of the optimizer, which has no such parameter")
                 slots.setdefault(int(index), {})[name] = tensor
-            own = self.optimizer.state_dict()["param_groups"]
             for group, changed in zip(own, self._recorded_changes(info, path), strict=True):
                 group |= {name: tuple(v) if isinstance(v, list) else v for name, v in changed.items()}
             self.optimizer.load_state_dict({"state": slots, "param_groups": own})
@@ -138,6 +145,11 @@ class TrainingState:
         if changed:
             raise CheckpointError(f"{path} changes {min(changed)} of the optimizer, which does not change in this run")
         return changes
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    """What a tensor of another precision has in common with this one."""
+    return tensor.is_floating_point(), tensor.is_complex()
 
 
 def _other_configuration(path: Path, error: Exception) -> CheckpointError:
