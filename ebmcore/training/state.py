@@ -108,12 +108,16 @@ class TrainingState:
             if self.average is not None:
                 self.average.load_state_dict(groups["average"])
             own = self.optimizer.state_dict()["param_groups"]
-            parameters = {index for group in own for index in group["params"]}
+            parameters = dict(enumerate(p for group in self.optimizer.param_groups for p in group["params"]))
+            fused = any(group.get("fused") for group in own)
             slots: dict[int, dict[str, Tensor]] = {}
             for key, tensor in groups["optimizer"].items():
                 index, _, name = key.partition(".")
                 if int(index) not in parameters:
                     raise ValueError(f"it holds {key} of the optimizer, which has no such parameter")
+                # A fused kernel checks no shapes, and would write beyond the memory of such a tensor.
+                if fused and tensor.shape != (() if name == "step" else parameters[int(index)].shape):
+                    raise ValueError(f"{key} of the optimizer has the shape {tuple(tensor.shape)}")
                 slots.setdefault(int(index), {})[name] = tensor
             for group, changed in zip(own, self._recorded_changes(info, path), strict=True):
                 group |= {name: tuple(v) if isinstance(v, list) else v for name, v in changed.items()}
