@@ -34,10 +34,12 @@ from ebmcore.training.data import training_examples
 from ebmcore.training.directory import check_file, read_text, write_text
 from ebmcore.training.documents import MAX_JSON, load_json
 from ebmcore.training.fit import build_loss
-from ebmcore.training.options import binding, check_binding
-from ebmcore.training.origins import check_same
+from ebmcore.training.numbers import refusing_sizes
+from ebmcore.training.options import binding, check_binding, check_options
+from ebmcore.training.origins import check_same, recorded_id
 
 CONFIG = "config.yaml"
+EVALUATION = "evaluation.json"
 
 
 @dataclass
@@ -81,7 +83,8 @@ def load_run(run: Path) -> tuple[Config, Parts, int]:
     """
     config = run_config(run)
     check_plugins(run)
-    parts = build(config)
+    with refusing_sizes():
+        parts = build(config)
     checkpoint = latest_checkpoint(run / "checkpoints")
     if checkpoint is None:
         raise CheckpointError(f"{run} holds no checkpoint yet: train it, or resume it with 'ebmcore train --resume {run}'")
@@ -97,6 +100,10 @@ def load_run(run: Path) -> tuple[Config, Parts, int]:
         parts.energy.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint} does not fit {run / CONFIG}: {error}") from error
+    if not all(p.isfinite().all() for p in parts.energy.parameters()):  # of which no checkpoint is written
+        raise CheckpointError(
+            f"{checkpoint} holds parameters that are NaN or infinite: start the run again with another --out"
+        )
     return config, parts, int(info["step"])
 
 
@@ -114,13 +121,16 @@ def run_config(run: Path) -> Config:
     check_file(run / CONFIG)
     config = read_config(run / CONFIG)
     checkpoint = latest_checkpoint(run / "checkpoints")
-    then = read_info(checkpoint).get("components", {}) if checkpoint is not None else {}
+    if checkpoint is None:
+        return config
+    info = read_info(checkpoint)
+    check_options(info.get("run"), config, checkpoint)
     for part in (*REQUIRED, "sampler"):
         kind = PARTS[part][0]
         try:
             host.find(kind, config[part]["name"])
         except AmbiguousComponentError:
-            config[part]["name"] = then.get(kind, {}).get("id") or config[part]["name"]
+            config[part]["name"] = recorded_id(info, kind, checkpoint) or config[part]["name"]
         except (EbmcoreError, KeyError, TypeError):
             continue  # raises when it is built
     return config
@@ -148,11 +158,7 @@ def report(metric: str, result: dict[str, Any]) -> str:
 def measure(config: Config, metrics: Mapping[str, Any], parts: Parts, run: Path, step: int) -> None:
     """Measure the energy with each metric; print the results and write them into the run's directory."""
     check_metrics(metrics, parts)
-    path = run / "evaluation.json"
-    try:
-        known = dict(load_json(read_text(path, MAX_JSON), path)) if path.exists() else {}
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{path} is damaged ({error}): move it away") from error
+    path, known = run / EVALUATION, evaluation(run)
     for name, metric in metrics.items():
         result = results(config, metric, parts, parts.energy)
         known |= {name: {"step": step, **result}}
@@ -167,6 +173,24 @@ def check_metrics(metrics: Mapping[str, Any], parts: Parts) -> None:
         if check is not None:
             with _measuring_with(metric):
                 check(parts.energy, parts.data, sampler=parts.sampler)
+
+
+def evaluation(run: Path) -> dict[str, Any]:
+    """The results that were written into a run's directory so far.
+
+    Raises:
+        UsageError: If the file is damaged or no regular one.
+    """
+    path = run / EVALUATION
+    try:
+        known = load_json(read_text(path, MAX_JSON), path)
+    except FileNotFoundError:
+        return {}
+    except UsageError as error:
+        raise UsageError(f"{path} is damaged ({error}): move it away") from error
+    if not isinstance(known, dict):
+        raise UsageError(f"{path} is damaged (it holds no results by their metrics): move it away")
+    return known
 
 
 def results(config: Config, metric: Any, parts: Parts, energy: nn.Module) -> dict[str, Any]:

@@ -42,6 +42,7 @@ def sample(arguments: Sequence[str]) -> None:
     from ebmcore.cli.options import create, parse
     from ebmcore.cli.runs import load_run
     from ebmcore.training import check_compatible, stream_generator
+    from ebmcore.training.directory import writing
     from ebmcore.training.numbers import BOUNDS, Bounds, refusing_sizes
 
     Bounds(1).check("-n", options.n)
@@ -61,15 +62,14 @@ def sample(arguments: Sequence[str]) -> None:
         x = sampler.sample(parts.energy, start.to(dtype), options.steps, generator=generator)
     if not x.isfinite().all():
         raise UsageError("some chains are NaN or infinite: lower the sampler's step size, or take fewer --steps")
-    temporary = options.out.with_name(f".writing-{options.out.name}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    if options.out.suffix == ".npy":
-        import numpy as np
+    with writing(options.out) as file:
+        if options.out.suffix == ".npy":
+            import numpy as np
 
-        np.save(temporary, x.numpy())
-    else:
-        _picture(x, parts.energy, parts.data).savefig(temporary, dpi=150, bbox_inches="tight")
-    temporary.replace(options.out)
+            np.save(file, x.numpy())
+        else:
+            _picture(x, parts.energy, parts.data).savefig(file, format="png", dpi=150, bbox_inches="tight")
     print(f"{options.n} samples in {options.out}")
 
 

@@ -17,7 +17,7 @@ def train(arguments: Sequence[str]) -> None:
 
     require_train_extra()
     from ebmcore.cli.options import PARTS, create, create_metrics
-    from ebmcore.cli.runs import CONFIG, SavedConfig, build, check_plugins, measure, measuring, run_config
+    from ebmcore.cli.runs import CONFIG, SavedConfig, build, check_plugins, evaluation, measure, measuring, run_config
     from ebmcore.training import BaseObserver, fit
     from ebmcore.training.numbers import refusing_sizes
 
@@ -37,6 +37,8 @@ def train(arguments: Sequence[str]) -> None:
     metrics = create_metrics(config)  # a wrong option raises before training, not after it
     if config["measure_every"] is not None and not metrics:
         raise UsageError("--measure_every needs a metric: name it with --metric NAME")
+    if resuming and metrics:
+        evaluation(run)  # likewise
     options = {name: value for name, value in config.items() if name not in PARTS or name == "optimizer"}
     observers: list[BaseObserver] = [SavedConfig()]
     if "observer" in config:

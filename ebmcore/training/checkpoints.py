@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from ebmcore.distributed import rank, world_size
 from ebmcore.errors import CheckpointError
-from ebmcore.training.directory import check_directory, check_file, read_text, remove, temporary_name
+from ebmcore.training.directory import check_directory, open_to_read, read_text, remove, temporary_name
 from ebmcore.training.documents import MAX_JSON, load_json
 from ebmcore.training.launch import on_first_rank
 
@@ -137,11 +137,13 @@ def _copy(tensor: Any) -> Tensor:
 
 
 def _complete(temporary: Path, final: Path, record: dict[str, Any]) -> None:
-    record = {"format": _FORMAT, **record, "sha256": {name: _digest(temporary / name) for name in _names(temporary)}}
+    names = _names(temporary)
+    record = {"format": _FORMAT, **record, "bytes": {name: _size(temporary / name) for name in names}}
+    record["sha256"] = {name: _digest(temporary / name) for name in names}
     record["sha256_of_this"] = _own_digest(record)
     (temporary / _INFO).write_text(json.dumps(record, indent=2))
     _flush_to_disk(temporary)
-    if final.exists():  # only in a run that was since resumed from an earlier one
+    if os.path.lexists(final):  # only in a run that was since resumed from an earlier one
         _discard(final)
     os.replace(temporary, final)
     _sync(final.parent)  # the new name is on the disk before those are removed that it makes superfluous
@@ -183,8 +185,11 @@ def read_info(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{_INFO} changed since it was written")
         if info.get("format") != _FORMAT:
             raise CheckpointError(f"it has the format {info.get('format')!r}, not {_FORMAT}: another version wrote it")
-        if path.name != f"step-{info.get('step'):08d}":
-            raise CheckpointError(f"it is of step {info.get('step')}: give it its name step-{info.get('step'):08d} again")
+        step = info.get("step")
+        if type(step) is not int or step < 0:
+            raise CheckpointError(f"its step {step!r} is not a whole number of at least 0")
+        if path.name != f"step-{step:08d}":
+            raise CheckpointError(f"it is of step {step}: give it its name step-{step:08d} again")
         return info
 
 
@@ -199,7 +204,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     info = read_info(path)
     with _wrap_read_errors(path):
-        _check_digests(path, info["sha256"])
+        _check_digests(path, info.get("bytes"), info.get("sha256"))
         reader = HuggingFaceStorageReader(str(path))
         entries = reader.read_metadata().state_dict_metadata
         tensors = {name: _template(name, entry) for name, entry in entries.items()}
@@ -208,13 +213,15 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, info
 
 
-def _check_digests(path: Path, digests: Mapping[str, str]) -> None:
+def _check_digests(path: Path, sizes: Any, digests: Any) -> None:
+    if not isinstance(sizes, dict) or not isinstance(digests, dict) or sizes.keys() != digests.keys():
+        raise CheckpointError(f"{_INFO} has no size and digest of each file")
     strange = sorted(set(_names(path)) ^ {*digests, _INFO})
     if strange:
         raise CheckpointError(f"{strange[0]} was added or removed since it was written")
     for name, digest in digests.items():
-        check_file(path / name)
-        if _digest(path / name) != digest:
+        # The size first: a file that somebody has grown to a terabyte takes an hour to digest.
+        if _size(path / name) != sizes[name] or _digest(path / name) != digest:
             raise CheckpointError(f"{name} changed since it was written")
 
 
@@ -251,8 +258,13 @@ def _names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
+def _size(path: Path) -> int:
+    with open_to_read(path) as file:
+        return os.fstat(file.fileno()).st_size
+
+
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,6 +34,17 @@ _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # to open a named pipe would wait for its other end
 
 
+def open_to_read(path: Path) -> BufferedReader:
+    """Opens a regular file of the run to read bytes.
+
+    Raises:
+        UsageError: If it is a link or no regular file.
+        OSError: If it cannot be opened.
+    """
+    file: BufferedReader = _open(path, os.O_RDONLY, "rb")
+    return file
+
+
 def read_text(path: Path, limit: int) -> str:
     """Reads a regular file of at most ``limit`` bytes.
 
@@ -40,9 +52,10 @@ def read_text(path: Path, limit: int) -> str:
         UsageError: If it is a link or no regular file, or holds more, or is not UTF-8.
         OSError: If it cannot be read.
     """
-    with _open(path, os.O_RDONLY, "rb") as file:
-        content: bytes = file.read(limit + 1)
-    if len(content) > limit:
+    with open_to_read(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(limit) if size <= limit else b""
+    if size > limit:
         raise UsageError(f"{path} is larger than the {limit:,} bytes that it may have")
     try:
         return content.decode()
@@ -52,10 +65,17 @@ def read_text(path: Path, limit: int) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file completely or not at all; a link of that name is replaced, not followed."""
+    with writing(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """Context with a file that gets the name ``path`` when it is complete; a link of that name is replaced, not followed."""
     temporary = temporary_name(path)
     try:
-        with temporary.open("x", newline="") as file:  # exclusive: it opens nothing that is there, and follows no link
-            file.write(text)
+        with temporary.open("xb") as file:  # exclusive: it opens nothing that is there, and follows no link
+            yield file
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -64,9 +84,8 @@ def write_text(path: Path, text: str) -> None:
 
 def open_to_append(path: Path) -> IO[str]:
     """Opens a file of the run to append text; it is made if it is missing."""
-    if path.exists() and path.lstat().st_nlink > 1:  # a second name of a file that lies elsewhere
-        raise UsageError(f"{path} is a hard link, which is not written to: move it away")
-    return _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, "a", newline="")
+    file: IO[str] = _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, "a", newline="")
+    return file
 
 
 def temporary_name(path: Path) -> Path:
@@ -75,7 +94,7 @@ def temporary_name(path: Path) -> Path:
 
 
 def check_file(path: Path) -> None:
-    """Raises `UsageError` if ``path`` is there and is a link, a named pipe, a device or a directory."""
+    """Raises `UsageError` if ``path`` is there and is a link, symbolic or hard, a named pipe, a device or a directory."""
     _refuse_unless(stat.S_ISREG, path, "a regular file")
 
 
@@ -103,7 +122,7 @@ def owned(run: Path, *, new: bool) -> Iterator[None]:
     run.mkdir(parents=True, exist_ok=True)
     if new:
         _refuse_content(run)  # before the lock is added to it
-    with _open(run / LOCK, os.O_RDWR | os.O_CREAT, "r+") as file:
+    with _open(run / LOCK, os.O_RDWR | os.O_CREAT, "r+", errors="replace") as file:
         _lock(file, run)
         check_directory(run / "checkpoints")
         for left in (*run.glob(f".*{_WRITING}"), *run.glob(f"checkpoints/.*{_WRITING}")):
@@ -115,10 +134,13 @@ def owned(run: Path, *, new: bool) -> Iterator[None]:
 
 def remove(path: Path) -> None:
     """Removes a file, a link (not what it points to), or a directory with all that it holds."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
+    if not path.is_dir() or path.is_symlink():
         path.unlink()
+        return
+    try:
+        shutil.rmtree(path)
+    except RecursionError as error:
+        raise UsageError(f"{path} holds directories too deep within each other: remove it") from error
 
 
 def _refuse_content(run: Path) -> None:
@@ -146,7 +168,7 @@ def _lock(file: IO[str], run: Path) -> None:
     file.flush()
 
 
-def _open(path: Path, flags: int, mode: str, **options: Any) -> IO[Any]:
+def _open(path: Path, flags: int, mode: str, **options: Any) -> Any:
     check_file(path)
     # Without following: it may have become a link since.
     return os.fdopen(os.open(path, flags | _NO_FOLLOW | _NO_WAIT, 0o666), mode, **options)
@@ -154,10 +176,12 @@ def _open(path: Path, flags: int, mode: str, **options: Any) -> IO[Any]:
 
 def _refuse_unless(is_right: Any, path: Path, wanted: str) -> None:
     try:
-        mode = path.lstat().st_mode
+        found = path.lstat()
     except FileNotFoundError:
         return
-    if stat.S_ISLNK(mode):
+    if stat.S_ISLNK(found.st_mode):
         raise UsageError(f"{path} is a link, which is not followed: put {wanted} in its place")
-    if not is_right(mode):
+    if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:  # the file has another name, maybe outside the run
+        raise UsageError(f"{path} is a hard link, which is not followed: put a copy in its place")
+    if not is_right(found.st_mode):
         raise UsageError(f"{path} is not {wanted}: move it away")

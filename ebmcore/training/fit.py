@@ -190,7 +190,8 @@ def _fit(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: Opti
     with _own(options), _training(training), _saying_when_memory_ends(training):
         for step in range(training.step, training.n_steps):
             due = training.due(step + 1)
-            readings = _train_step(training, step, read=due.log)
+            with training.state.first_step(training.checkpoint if step == training.first else None):
+                readings = _train_step(training, step, read=due.log)
             _after_step(training, due, readings)
         _take_checkpoint(training, wait=True)
         if training.bare is not None:

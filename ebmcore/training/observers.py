@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,7 @@ class MetricsFile(BaseObserver):
 
     def on_start(self, run: Run) -> None:
         try:
-            # The last line of a killed run may be cut off.
-            rows = [row for row in self._rows() if None not in row.values() and int(row["step"]) <= run.step]
+            rows = list(_rows_until(run.step, self._rows()))
         except (KeyError, ValueError, TypeError, csv.Error) as error:
             raise UsageError(f"{self.path} is not the metrics of a run ({error}): move it away to resume") from error
         self.columns = list(rows[0]) if rows else []
@@ -119,16 +119,35 @@ class MetricsFile(BaseObserver):
         with open_to_append(self.path) as file:
             csv.DictWriter(file, self.columns).writerow(row)
 
-    def _rows(self) -> list[dict[str, str]]:
-        return list(csv.DictReader(read_text(self.path, _MOST_METRICS).splitlines())) if self.path.exists() else []
+    def _rows(self) -> Iterator[dict[str, str]]:
+        try:
+            text = read_text(self.path, _MOST_METRICS)
+        except FileNotFoundError:
+            return iter(())
+        return csv.DictReader(io.StringIO(text, newline=""))
 
-    def _rewrite(self, rows: Sequence[Mapping[str, str]]) -> None:
+    def _rewrite(self, rows: Iterable[Mapping[str, str]]) -> None:
         text = io.StringIO(newline="")
         if self.columns:
             writer = csv.DictWriter(text, self.columns)
             writer.writeheader()
             writer.writerows(rows)
         write_text(self.path, text.getvalue())
+
+
+def _rows_until(last: int, rows: Iterable[dict[str, str]]) -> Iterator[dict[str, str]]:
+    """The rows up to step ``last``. Each is of a later step than the one before, so there are not more than ``last``."""
+    before = 0
+    for row in rows:
+        if None in row.values():  # the last line of a killed run may be cut off
+            continue
+        step = int(row["step"])
+        if step <= before or None in row:
+            raise ValueError(f"the row after step {before} is of no later step, or has more values than there are columns")
+        if step > last:
+            return
+        yield row
+        before = step
 
 
 class TensorBoard(BaseObserver):
@@ -143,7 +162,11 @@ class TensorBoard(BaseObserver):
         from torch.utils.tensorboard import SummaryWriter
 
         check_directory(self.directory)
-        self.writer = SummaryWriter(str(self.directory), purge_step=run.step + 1 if run.step else None)
+        self.writer = SummaryWriter(
+            str(self.directory),
+            purge_step=run.step + 1 if run.step else None,
+            filename_suffix=f".{secrets.token_hex(8)}",  # its file follows links: nobody can have put one under that name
+        )
 
     def on_log(self, run: Run, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():

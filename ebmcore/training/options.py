@@ -23,8 +23,11 @@ Precision = Literal["32-true", "64-true", "16-true", "bf16-true", "16-mixed", "b
 # Options that may differ in a resumed run; any other would make it another run.
 CHANGEABLE = {
     "epochs", "steps", "metric", "observer", "lr", "schedules", "clip_grad", "accelerator", "devices", "num_nodes", "strategy",
-    "precision", "log_every", "checkpoint_every", "checkpoint_async", "measure_every", "compile", "progress",
+    "precision", "log_every", "checkpoint_every", "checkpoint_async", "measure", "measure_every", "compile", "progress",
 }  # fmt: skip
+
+_NAMES = {f"{part}.name" for part in ("data", "energy", "sampler", "loss")}
+_MISSING = object()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,23 +86,35 @@ class Options:
 
 def binding(config: Mapping[str, Any], train: Any) -> dict[str, Any]:
     """What a checkpoint records of its run, as JSON: the options that a resumed run keeps, and a digest of its data."""
-    kept = {name: _as_json(value) for name, value in config.items() if name not in CHANGEABLE | {"out", "resume"}}
-    return {"options": kept, "data": data_digest(train)}
+    return {"options": _kept(config), "data": data_digest(train)}
 
 
 def check_binding(recorded: Any, now: Mapping[str, Any], where: Path) -> None:
     """Raise `CheckpointError` if a checkpoint is of a run with other options or other data, whose name the message gives."""
+    check_options(recorded, now["options"], where)
+    if recorded["data"] != now["data"]:
+        raise CheckpointError(f"{where} is of a run on other data: resume with the same")
+
+
+def check_options(recorded: Any, config: Mapping[str, Any], where: Path) -> None:
+    """Raise `CheckpointError` if a checkpoint is of a run with other options, before anything is made with these."""
     try:
         then = _flat(recorded["options"])
-        data = recorded["data"]
+        if not then or "data" not in recorded:
+            raise KeyError("options")
     except (TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{where} does not say which run wrote it: it is not a checkpoint of ebmcore") from error
-    for name, value in _flat(now["options"]).items():
+    now = _flat(_kept(config))
+    for name, value in then.items():
         # Names of components have more than one spelling: their origins are compared, by `ebmcore.training.origins`.
-        if name in then and then[name] != value and not name.endswith(".name"):
-            raise CheckpointError(f"{where} is of a run with {name}={then[name]!r}, not {value!r}: resume with that one")
-    if data != now["data"]:
-        raise CheckpointError(f"{where} is of a run on other data: resume with the same")
+        if now.get(name, _MISSING) != value and name not in _NAMES:
+            given = f"not {now[name]!r}" if name in now else "which is not given"
+            raise CheckpointError(f"{where} is of a run with {name}={value!r}, {given}: resume with that one")
+
+
+def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a resumed run keeps, as JSON."""
+    return {name: _as_json(value) for name, value in config.items() if name not in CHANGEABLE | {"out", "resume"}}
 
 
 def _as_json(value: Any) -> Any:
@@ -116,5 +131,5 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested options as ``{"energy.hidden": 64}``."""
     flat: dict[str, Any] = {}
     for name, value in options.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {f"{prefix}{name}": value}
     return flat

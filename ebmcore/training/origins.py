@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from importlib_metadata import version
 
 from ebmcore import host
 from ebmcore.errors import CheckpointError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*")  # of a distribution or a version, nothing that a shell obeys
 
 
 def origins(components: Mapping[str, object], observers: Sequence[object] = ()) -> dict[str, Any]:
@@ -54,23 +57,40 @@ def warn_of_other_versions(info: Mapping[str, Any], where: Path) -> None:
 def check_same(info: Mapping[str, Any], components: Mapping[str, object], where: Path) -> None:
     """Raise `CheckpointError` if a run is resumed with another component than it was started with."""
     for kind, part in components.items():
-        then = info["components"].get(kind) or {"id": None}
-        now = host.provenance(part) if part is not None else {"id": None}
-        if then["id"] and now["id"] and then["id"] != now["id"]:
-            raise CheckpointError(
-                f"{where} was written with the {kind} {then['id']}, not with {now['id']}: resume with that one"
-            )
+        then, now = recorded_id(info, kind, where), host.provenance(part)["id"] if part is not None else None
+        if then and now and then != now:
+            raise CheckpointError(f"{where} was written with the {kind} {then}, not with {now}: resume with that one")
+
+
+def recorded_id(info: Mapping[str, Any], kind: str, where: Path) -> str | None:
+    """Return the canonical id of the component of that kind which a checkpoint was written with, if it had one."""
+    found: str | None = next((one["id"] for of, one in _recorded(info, where) if of == kind), None)
+    return found
 
 
 def _versions(info: Mapping[str, Any], where: Path) -> list[tuple[str, str, str | None]]:
     """Distribution, version in the checkpoint, and installed version."""
-    try:
-        recorded = [one for part in info["components"].values() for one in (part if isinstance(part, list) else [part])]
-        then = {one["distribution"]: one["version"] for one in recorded if one["distribution"] not in (None, host.SESSION)}
-        then = {"ebmcore": info["ebmcore"], **then}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{where} does not say which components wrote it: it is not a checkpoint of ebmcore"
-        ) from error
+    recorded = [one for _, one in _recorded(info, where) if one["distribution"] not in (None, host.SESSION)]
+    then = {"ebmcore": info["ebmcore"]} | {one["distribution"]: one["version"] for one in recorded}
     now = {report.distribution: report.version for report in host.plugins()} | {"ebmcore": version("ebmcore")}
     return [(name, number, now.get(name)) for name, number in then.items()]
+
+
+def _recorded(info: Mapping[str, Any], where: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    """Kind and origin of each component. Messages name distributions to install, so what is no name of one is refused."""
+    try:
+        parts = [
+            (kind, one) for kind, part in info["components"].items() for one in (part if isinstance(part, list) else [part])
+        ]
+        names = [info["ebmcore"], *(one[key] for _, one in parts for key in ("distribution", "version"))]
+        are_names = all(name is None or _NAME.fullmatch(name) for name in names)
+        are_ids = all(isinstance(one["id"], str | None) for _, one in parts)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _not_a_checkpoint(where) from error
+    if not are_names or not are_ids:
+        raise _not_a_checkpoint(where)
+    return parts
+
+
+def _not_a_checkpoint(where: Path) -> CheckpointError:
+    return CheckpointError(f"{where} does not say which components wrote it: it is not a checkpoint of ebmcore")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ebmcore.errors import CheckpointError
+from ebmcore.errors import CheckpointError, EbmcoreError
+from ebmcore.host.origin import is_out_of_memory
 from ebmcore.losses import BaseLoss
 from ebmcore.training.checkpoints import read_checkpoint
 from ebmcore.training.options import check_binding
@@ -92,28 +94,76 @@ class TrainingState:
         groups: dict[str, dict[str, Tensor]] = {"loss": {}, "optimizer": {}, "average": {}}
         for key, tensor in flat.items():
             group, _, name = key.partition(".")
+            if group not in groups:
+                raise CheckpointError(f"{path} holds the tensor {key}, which is no part of a run")
             groups[group][name] = tensor
         if bool(groups["average"]) != (self.average is not None):
             kept = "keeps a" if groups["average"] else "keeps no"
             raise CheckpointError(f"{path} {kept} moving average of the parameters: resume with the ema_decay of its run")
+        own_kinds = {name: _kind(tensor) for name, tensor in self.tensors().items()}
+        counts = (".chains.id", ".chains.age")  # of chains, which a new loss has none of yet
+        own_kinds |= {name: (False, False, torch.int64) for name in flat if name.endswith(counts)}
+        other = [name for name, tensor in flat.items() if own_kinds.get(name, _kind(tensor)) != _kind(tensor)]
+        if other:
+            raise CheckpointError(f"{path} holds {other[0]} as {flat[other[0]].dtype}: it is not of this run")
         try:
-            parameters = dict(self.loss.named_parameters())
-            self.loss.load_state_dict({name: like(t, parameters.get(name)) for name, t in groups["loss"].items()})
+            own_parameters = dict(self.loss.named_parameters())
+            self.loss.load_state_dict({name: like(t, own_parameters.get(name)) for name, t in groups["loss"].items()})
             if self.average is not None:
                 self.average.load_state_dict(groups["average"])
+            own = self.optimizer.state_dict()["param_groups"]
+            parameters = dict(enumerate(p for group in self.optimizer.param_groups for p in group["params"]))
+            fused = any(group.get("fused") for group in own)
             slots: dict[int, dict[str, Tensor]] = {}
-            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
             for key, tensor in groups["optimizer"].items():
                 index, _, name = key.partition(".")
-                slots.setdefault(int(index), {})[name] = like(tensor, trained[int(index)])
-            own = self.optimizer.state_dict()
-            for group, changed in zip(own["param_groups"], info.get("optimizer_groups", []), strict=False):
+                if int(index) not in parameters:
+                    raise ValueError(f"it holds {key} of the optimizer, which has no such parameter")
+                # A fused kernel checks no shapes, and would write beyond the memory of such a tensor.
+                if fused and tensor.shape != (() if name == "step" else parameters[int(index)].shape):
+                    raise ValueError(f"{key} of the optimizer has the shape {tuple(tensor.shape)}")
+                slots.setdefault(int(index), {})[name] = like(tensor, parameters[int(index)])
+            for group, changed in zip(own, self._recorded_changes(info, path), strict=True):
                 group |= {name: tuple(v) if isinstance(v, list) else v for name, v in changed.items()}
-            self.optimizer.load_state_dict({"state": slots, "param_groups": own["param_groups"]})
-        except (RuntimeError, ValueError, IndexError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{path} belongs to another configuration than this run's: {reason}") from error
+            self.optimizer.load_state_dict({"state": slots, "param_groups": own})
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise _other_configuration(path, error) from error
         return int(info["step"])
+
+    @contextmanager
+    def first_step(self, path: Path | None) -> Iterator[None]:
+        """Context of the first step after the checkpoint ``path``, which shows whether optimizer and chains can use it."""
+        try:
+            yield
+        except EbmcoreError:
+            raise
+        except Exception as error:
+            if path is None or is_out_of_memory(error):
+                raise
+            raise _other_configuration(path, error) from error
+
+    def _recorded_changes(self, info: Mapping[str, Any], path: Path) -> Sequence[Mapping[str, Any]]:
+        """What the optimizer has changed in its groups; options that the run is bound to do not change."""
+        changes = info.get("optimizer_groups")
+        if not isinstance(changes, list) or not all(isinstance(group, dict) for group in changes):
+            raise CheckpointError(f"{path} does not say what its optimizer changed: it is not a checkpoint of ebmcore")
+        optimizer = self.binding.get("options", {}).get("optimizer")
+        bound = {"params", *(optimizer if isinstance(optimizer, Mapping) else ())}
+        changed = bound.intersection(name for group in changes for name in group)
+        if changed:
+            raise CheckpointError(f"{path} changes {min(changed)} of the optimizer, which does not change in this run")
+        return changes
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool, torch.dtype | None]:
+    """What a tensor of another precision has in common with this one."""
+    inexact = tensor.is_floating_point() or tensor.is_complex()
+    return tensor.is_floating_point(), tensor.is_complex(), None if inexact else tensor.dtype
+
+
+def _other_configuration(path: Path, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return CheckpointError(f"{path} belongs to another configuration than this run's: {reason}")
 
 
 def _refuse(owner: object, lost: Sequence[str]) -> None:

@@ -272,6 +272,7 @@ def rewrite(checkpoint, change):
     info = json.loads((checkpoint / "checkpoint.json").read_text())
     del info["sha256_of_this"]
     change(info)
+    info["bytes"] = {name: (checkpoint / name).stat().st_size for name in info["bytes"]}
     info["sha256"] = {name: hashlib.sha256((checkpoint / name).read_bytes()).hexdigest() for name in info["sha256"]}
     info["sha256_of_this"] = hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
     (checkpoint / "checkpoint.json").write_text(json.dumps(info))
