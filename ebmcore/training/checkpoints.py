@@ -97,7 +97,10 @@ class CheckpointWriter:
 
 def _write(directory: Path, step: int, tensors: dict[str, Tensor], info: Mapping[str, Any], group: Any) -> Path:
     final = directory / f"step-{step:08d}"
-    temporary = on_first_rank(lambda: _begin(final), group)
+    try:
+        temporary = on_first_rank(lambda: _begin(final), group)
+    except OSError as error:
+        raise _write_error(final, None, str(error)) from error
     try:
         with _silence_no_dist_warning():
             writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
@@ -156,8 +159,8 @@ def _discard(checkpoint: Path) -> None:
     remove(checkpoint.rename(temporary_name(checkpoint)))
 
 
-def _write_error(final: Path, temporary: Path, reason: str) -> CheckpointError:
-    if rank() == 0 and temporary.exists():
+def _write_error(final: Path, temporary: Path | None, reason: str) -> CheckpointError:
+    if temporary is not None and rank() == 0 and temporary.exists():
         remove(temporary)
     kept = _checkpoints(final.parent)
     last = f"the last good one is {kept[-1]}" if kept else "there is none before it"
