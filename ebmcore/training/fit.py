@@ -195,7 +195,7 @@ def _fit(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: Opti
             _after_step(training, due, readings)
         _take_checkpoint(training, wait=True)
         if training.bare is not None:
-            make_whole(training.energy, training.bare)
+            make_whole(training.loss, training.bare)
     return FitResult(training.trained, training.step, training.metrics, training.checkpoint, fabric.global_rank)
 
 

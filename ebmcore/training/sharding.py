@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, _redistribute, debug, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, _redistribute, debug, distribute_tensor
 
 from ebmcore.errors import UsageError
 from ebmcore.losses import BaseContrastiveDivergence, BaseLoss
@@ -46,7 +46,8 @@ def check_shardable(loss: BaseLoss, *, ema_decay: float | None, compile: bool) -
 def shard(loss: nn.Module, mesh: Any) -> nn.Module:
     """Shards the energy of a loss over the processes of a device mesh; Fabric calls it.
 
-    The blocks are the modules that the energy gives as ``blocks``, otherwise those of at least 2^20 parameters.
+    The blocks are the modules that the energy gives as ``blocks``, otherwise those of at least 2^20 parameters. A loss names its
+    modules whose buffers have the shapes of parameters in ``sharded_like_parameters``: these become DTensors, too.
     """
     energy, over = loss.energy, mesh["data_parallel"]
     assert isinstance(energy, nn.Module)  # noqa: S101 - `check_shardable` has seen to it
@@ -57,6 +58,10 @@ def shard(loss: nn.Module, mesh: Any) -> nn.Module:
         fully_shard(block, mesh=over, reshard_after_forward=False)
     for part in _sharded(energy):
         part.set_reshard_after_backward(False)
+    for name in getattr(loss, "sharded_like_parameters", ()):
+        owner = loss.get_submodule(name)
+        for key, buffer in owner.named_buffers(recurse=False):
+            setattr(owner, key, distribute_tensor(buffer, over, [Shard(0)], src_data_rank=None))
     return loss
 
 
@@ -82,11 +87,17 @@ def without_parameters(energy: nn.Module) -> nn.Module:
     return copy.deepcopy(energy, memo)
 
 
-def make_whole(energy: nn.Module, bare: nn.Module) -> None:
-    """Makes a sharded energy what ``bare`` is, the module before it was sharded, with the trained parameters. Collective."""
+def make_whole(loss: nn.Module, bare: nn.Module) -> None:
+    """Makes the energy of a loss what ``bare`` is, the module before it was sharded, with the trained parameters. Collective."""
+    energy = loss.energy
+    assert isinstance(energy, nn.Module)  # noqa: S101 - `check_shardable` has seen to it
     bare.load_state_dict({name: whole(t) for name, t in energy.state_dict().items()}, assign=True)
     # In place, as others hold the object; FSDP has changed its class, and its hooks are among its attributes.
     energy.__class__, energy.__dict__ = type(bare), bare.__dict__
+    for name in getattr(loss, "sharded_like_parameters", ()):
+        owner = loss.get_submodule(name)
+        for key, buffer in owner.named_buffers(recurse=False):
+            setattr(owner, key, whole(buffer))
 
 
 def whole(value: Any) -> Any:

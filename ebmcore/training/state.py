@@ -107,8 +107,8 @@ class TrainingState:
         if other:
             raise CheckpointError(f"{path} holds {other[0]} as {flat[other[0]].dtype}: it is not of this run")
         try:
-            own_parameters = dict(self.loss.named_parameters())
-            self.loss.load_state_dict({name: like(t, own_parameters.get(name)) for name, t in groups["loss"].items()})
+            held = dict(self.loss.named_parameters()) | dict(self.loss.named_buffers())
+            self.loss.load_state_dict({name: like(t, held.get(name)) for name, t in groups["loss"].items()})
             if self.average is not None:
                 self.average.load_state_dict(groups["average"])
             own = self.optimizer.state_dict()["param_groups"]

@@ -1,7 +1,7 @@
 """A run of 2, 3, 1 and 2 processes, killed in between and resumed each time: ``python killed_worlds.py REPETITIONS [SEED]``.
 
-After each kill, and at the end, every checkpoint that is there must hold each chain once. In every second repetition checkpoints
-are written in the background.
+After each kill, and at the end, every checkpoint that is there must hold each chain once. Parameters are sharded (``fsdp``) and
+whole (``ddp``) in turn. In every second repetition checkpoints are written in the background.
 """
 
 from __future__ import annotations
@@ -78,11 +78,11 @@ def check_chains(run):
     return len(found)
 
 
-def train(run, rng, *, background, counts):
+def train(run, rng, *, background, strategies, counts):
     command = [*TRAIN, str(run), *(["--checkpoint_async", "true"] if background else [])]
-    for n_processes in WORLDS[:-1]:
+    for n_processes, strategy in zip(WORLDS[:-1], strategies, strict=False):
         before = last_step(run) if run.exists() else 0
-        children = start(n_processes, command, run)
+        children = start(n_processes, [*command, "--strategy", strategy], run)
         wait_for_checkpoint(run, before)
         time.sleep(rng.random() / 4)
         victim = rng.randrange(n_processes)
@@ -90,10 +90,11 @@ def train(run, rng, *, background, counts):
         statuses = [end_of(child) for child in children]
         expected = [-signal.SIGKILL if rank == victim else 1 for rank in range(n_processes)]
         assert statuses == expected, f"{statuses} after {victim} was killed: {said(run)}"
-        counts[f"killed process {victim} of {n_processes}"] += 1
+        counts[f"killed process {victim} of {n_processes}, {strategy}"] += 1
         counts["checkpoints"] += check_chains(run)
     end = last_step(run) + 7  # one checkpoint comes after six of them, another at the end
-    statuses = [end_of(child) for child in start(WORLDS[-1], [*command, "--steps", str(end)], run)]
+    last = [*command, "--steps", str(end), "--strategy", strategies[-1]]
+    statuses = [end_of(child) for child in start(WORLDS[-1], last, run)]
     assert statuses == [0] * WORLDS[-1], said(run)
     assert f"trained {end} steps" in said(run)
     counts["checkpoints"] += check_chains(run)
@@ -108,7 +109,8 @@ def main(repetitions, seed=0):
         assert ebmcore([*TRAIN, str(folder / "first"), "--steps", "2"]) == 0  # imports everything
         assert len(os.listdir("/proc/self/task")) == 1, "threads do not survive a fork: set OMP_NUM_THREADS=1"
         for i in range(int(repetitions)):
-            train(folder / f"run-{i}", rng, background=i % 2 == 1, counts=counts)
+            strategies = ("ddp", "fsdp", "ddp", "fsdp") if i % 2 else ("fsdp", "ddp", "fsdp", "ddp")
+            train(folder / f"run-{i}", rng, background=i % 2 == 1, strategies=strategies, counts=counts)
     sys.stdout.write(f"{repetitions} runs of {WORLDS} processes: each chain once, {dict(counts)}\n")
 
 

@@ -35,9 +35,12 @@ class Collectives(TorchDispatchMode):
         self.found = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "c10d":
-            tensors = [t for t in tree_leaves(args) if isinstance(t, torch.Tensor)]
-            self.found.append((func.overloadpacket.__name__.strip("_"), max((t.nbytes for t in tensors), default=0)))
+        name = func.overloadpacket.__name__.strip("_")
+        if func.namespace in ("c10d", "_c10d_functional") and not name.startswith(("wait", "wrap")):
+            n_bytes = max((t.nbytes for t in tree_leaves(args) if isinstance(t, torch.Tensor)), default=0)
+            if name == "all_gather_into_tensor":  # is given its part alone, and the number of parts
+                n_bytes *= args[1]
+            self.found.append((name, n_bytes))
         return func(*args, **kwargs or {})
 
 

@@ -61,7 +61,7 @@ def train(rank, folder, cases):
         same = loss.energy
         found = quiet(loss, examples(energy), out=folder / f"{name}-{energy}-{strategy}", strategy=strategy, **options)
         assert found.energy is loss.energy is same
-        assert not any(isinstance(p, DTensor) for p in same.parameters())
+        assert not any(isinstance(p, DTensor) for p in (*loss.parameters(), *loss.buffers()))
         assert type(same).__name__ in ("MLP", "RBM")
 
 
@@ -86,18 +86,19 @@ def test_sharded_training_is_that_of_whole_parameters(tmp_path):
             torch.testing.assert_close(whole[key], sharded[key], rtol=1e-5, atol=1e-6, msg=f"{name} {energy} {key}")
 
 
-def test_sharded_runs_resume_with_another_strategy(tmp_path):
+@pytest.mark.parametrize("name", ["pcd", "fpcd"])
+def test_sharded_runs_resume_with_another_strategy(tmp_path, name):
     """A run goes on from shards to whole parameters, on three processes, and on one: each chain is there exactly once."""
     for world, strategy, steps in ((2, "fsdp", 3), (3, "ddp", 5), (3, "fsdp", 7), (1, "auto", 9)):
-        run(resume, world, tmp_path, strategy, steps)
+        run(resume, world, tmp_path, name, strategy, steps)
         tensors, info = read_checkpoint(latest_checkpoint(tmp_path / "run" / "checkpoints"))
         assert info["step"] == steps
         assert sorted(tensors["loss.chains.id"].tolist()) == list(range(12))
         assert tensors["optimizer.0.exp_avg"].shape == (7, 2)
 
 
-def resume(rank, folder, strategy, steps):
-    quiet(make("pcd"), data(60), steps=steps, out=folder / "run", strategy=strategy, resume=True)
+def resume(rank, folder, name, strategy, steps):
+    quiet(make(name), data(60), steps=steps, out=folder / "run", strategy=strategy, resume=True)
 
 
 def test_parameters_are_gathered_once_in_a_step():
@@ -132,6 +133,18 @@ class Collectives(TorchDispatchMode):
 
 def mesh_of_two():
     return init_device_mesh("cpu", (2, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+
+
+def test_fast_weights_are_sharded():
+    """Each of two processes keeps half of the fast weights."""
+    run(fast_weights, 2)
+
+
+def fast_weights(rank):
+    loss = make("fpcd")
+    shard(loss, mesh_of_two())
+    sizes = [(fast.numel(), fast.to_local().numel()) for fast in loss.fast.buffers()]
+    assert sum(own for _, own in sizes) < 0.6 * sum(whole for whole, _ in sizes)
 
 
 def test_sharded_gradient_is_that_of_the_whole_batch():
@@ -181,11 +194,12 @@ def test_one_process_shards_nothing():
 
 
 def test_copy_without_parameters_takes_no_memory_for_them():
-    energy = make("cd").energy
+    loss = make("cd")
+    energy = loss.energy
     bare = without_parameters(energy)
     assert all(p.is_meta for p in bare.parameters())
     values = {name: t.clone() for name, t in energy.state_dict().items()}
-    make_whole(energy, bare)
+    make_whole(loss, bare)
     assert all(torch.equal(t, values[name]) for name, t in energy.state_dict().items())
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmcore import BasePersistentContrastiveDivergence, Sampler
-from ebmcore.distributed import mean_over_ranks
+from ebmcore.distributed import mean_over_ranks, world_size
 from ebmcore.persistent import PersistentOptions
 
 
@@ -50,6 +50,8 @@ class FastPersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
         True
     """
 
+    sharded_like_parameters = ("fast",)
+
     def __init__(
         self,
         energy: nn.Module,
@@ -84,7 +86,7 @@ class FastPersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
         slow = [parameter.data for parameter in parameters]
         try:
             for parameter, fast in zip(parameters, self.fast.buffers(), strict=True):
-                parameter.data = parameter.data + fast.to(parameter)
+                parameter.data = parameter.data + _whole(fast).to(parameter)
             yield
         finally:
             for parameter, data in zip(parameters, slow, strict=True):
@@ -103,6 +105,28 @@ class FastPersistentContrastiveDivergence(BasePersistentContrastiveDivergence):
         gradients = [mean_over_ranks(gradient) for gradient in gradients]
         finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all()  # NaN would stay
         for (_, fast), gradient in zip(trained, gradients, strict=True):
-            moved = torch.sub(self.fast_decay * fast, gradient.to(fast), alpha=self.fast_lr)
-            fast.copy_(torch.where(finite, moved, fast))
-        self.metrics["fast_weights"] = torch.stack([fast.norm() for fast in self.fast.buffers()]).norm()
+            own, gradient = _own_part(fast, gradient)
+            moved = torch.sub(self.fast_decay * own, gradient.to(own), alpha=self.fast_lr)
+            own.copy_(torch.where(finite, moved, own))
+        squares = [own.square().sum() for own, _ in map(_own_part, self.fast.buffers())]
+        total = torch.stack(squares).sum()
+        sharded = any(map(_is_sharded, self.fast.buffers()))
+        self.metrics["fast_weights"] = (mean_over_ranks(total) * world_size() if sharded else total).sqrt()
+
+
+def _is_sharded(fast: Any) -> bool:
+    return hasattr(fast, "full_tensor")  # a DTensor, whose module takes long to import
+
+
+def _whole(fast: Any) -> Any:
+    return fast.full_tensor() if _is_sharded(fast) else fast
+
+
+def _own_part(fast: Any, other: Tensor | None = None) -> tuple[Tensor, Any]:
+    """Returns this process's part of fast weights, and that of a whole tensor of their shape."""
+    if not _is_sharded(fast):
+        return fast, other
+    from torch.distributed.tensor import distribute_tensor
+
+    part = None if other is None else distribute_tensor(other, fast.device_mesh, fast.placements, src_data_rank=None)
+    return fast.to_local(), None if part is None else part.to_local()
