@@ -57,7 +57,7 @@ def _trained(device: torch.device, out: Path, **options: Any) -> list[Tensor]:
     loss = _pcd(_mlp())
     x = torch.randn(500, 2, generator=generator(1))
     _fit(loss, x, device, steps=60, checkpoint_every=30, out=out, **options)
-    return list(loss.state_dict().values())
+    return [tensor for _, tensor in sorted(loss.state_dict().items())]  # chains that were loaded may be in another order
 
 
 def check_mixed_precision(device: torch.device) -> str:

@@ -10,10 +10,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Hashable
+from functools import cache
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from ebmcore.errors import UsageError
 
@@ -31,38 +30,44 @@ class _RefusedError(Exception):
     """The reason why a document is not accepted although its format can be read."""
 
 
-class _Loader(yaml.SafeLoader):
-    """Loader of plain data: no alias (a few make gigabytes, or a list that holds itself), no date, no bytes, no merged keys."""
+@cache  # made at the first use, as a kernel without the extra "train" has no yaml
+def _loader() -> Any:
+    import yaml
 
-    yaml_constructors = {  # noqa: RUF012
-        tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag in (None, *_TAGS)
-    }
-    yaml_implicit_resolvers = {  # noqa: RUF012 - the base class declares it
-        first: [(tag, form) for tag, form in forms if tag in _TAGS]
-        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    depth = 0
+    class Loader(yaml.SafeLoader):
+        """Loads plain data: no alias (a few make gigabytes, or a list that holds itself), no date, no bytes, no merged keys."""
 
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent) and self.peek_event().anchor in self.anchors:  # type: ignore[no-untyped-call]
-            raise _RefusedError("has an alias (*name): write the value again")
-        is_collection = self.check_event(yaml.CollectionStartEvent)
-        self.depth += is_collection
-        if self.depth > MAX_DEPTH:
-            raise _RefusedError(_TOO_DEEP)
-        node = super().compose_node(parent, index)
-        if is_collection and node is not None and len(node.value) > MAX_ITEMS:
-            raise _RefusedError(f"has a list or mapping of more than {MAX_ITEMS:,} items")
-        self.depth -= is_collection
-        return node
+        yaml_constructors = {  # noqa: RUF012
+            tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag in (None, *_TAGS)
+        }
+        yaml_implicit_resolvers = {  # noqa: RUF012 - the base class declares it
+            first: [(tag, form) for tag, form in forms if tag in _TAGS]
+            for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+        depth = 0
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key for key, _ in node.value]
-        for key in keys:
-            if key.tag != "tag:yaml.org,2002:str":
-                raise _RefusedError(f"has a key that is no text in line {key.start_mark.line + 1}: put it in quotes")
-        _refuse_duplicates([key.value for key in keys])
-        return super().construct_mapping(node, deep)
+        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+            if self.check_event(yaml.AliasEvent) and self.peek_event().anchor in self.anchors:  # type: ignore[no-untyped-call]
+                raise _RefusedError("has an alias (*name): write the value again")
+            is_collection = self.check_event(yaml.CollectionStartEvent)
+            self.depth += is_collection
+            if self.depth > MAX_DEPTH:
+                raise _RefusedError(_TOO_DEEP)
+            node = super().compose_node(parent, index)
+            if is_collection and node is not None and len(node.value) > MAX_ITEMS:
+                raise _RefusedError(f"has a list or mapping of more than {MAX_ITEMS:,} items")
+            self.depth -= is_collection
+            return node
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+            keys = [key for key, _ in node.value]
+            for key in keys:
+                if key.tag != "tag:yaml.org,2002:str":
+                    raise _RefusedError(f"has a key that is no text in line {key.start_mark.line + 1}: put it in quotes")
+            _refuse_duplicates([key.value for key in keys])
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def read_yaml(path: Path) -> Any:
@@ -90,9 +95,11 @@ def load_yaml(text: str, where: Path | str) -> Any:
         >>> load_yaml("energy: {name: rbm, hidden: 64}", "run.yaml")
         {'energy': {'name': 'rbm', 'hidden': 64}}
     """
+    import yaml
+
     try:
         _check_size(text, MAX_YAML)
-        document = yaml.load(text, Loader=_Loader)  # noqa: S506 - it derives from the safe loader
+        document = yaml.load(text, Loader=_loader())  # noqa: S506 - it derives from the safe loader
         _check_values(document)
     except _RefusedError as reason:
         raise UsageError(f"{where} {reason}") from None
@@ -134,9 +141,11 @@ def check_text(text: str, where: str) -> None:
     Raises:
         UsageError: If it has an alias or is beyond a limit.
     """
+    import yaml
+
     try:
         _check_size(text, MAX_YAML)
-        yaml.compose(text, Loader=_Loader)
+        yaml.compose(text, Loader=_loader())
     except _RefusedError as reason:
         raise UsageError(f"{where} {reason}") from None
     except yaml.YAMLError:

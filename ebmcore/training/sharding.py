@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, Shard, _redistribute, debug, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, _redistribute, distribute_tensor
 
 from ebmcore.errors import UsageError
 from ebmcore.losses import BaseContrastiveDivergence, BaseLoss
@@ -114,6 +114,8 @@ def like(value: Tensor, own: Any) -> Tensor:
 
 def forget_meshes() -> None:
     """Empties the caches in which torch keeps the meshes of DTensors, and with them a process group that has ended."""
+    from torch.distributed.tensor import debug  # which needs numpy
+
     debug._clear_sharding_prop_cache()
     _redistribute._planner_cache.clear()
     for cached in gc.get_objects():

@@ -104,8 +104,10 @@ class TrainingState:
         counts = (".chains.id", ".chains.age")  # of chains, which a new loss has none of yet
         own_kinds |= {name: (False, False, torch.int64) for name in flat if name.endswith(counts)}
         other = [name for name, tensor in flat.items() if own_kinds.get(name, _kind(tensor)) != _kind(tensor)]
+        other += [name for name, tensor in flat.items() if name.endswith(counts) and tensor.ndim != 1]
         if other:
-            raise CheckpointError(f"{path} holds {other[0]} as {flat[other[0]].dtype}: it is not of this run")
+            found = flat[other[0]]
+            raise CheckpointError(f"{path} holds {other[0]} as {found.dtype} {tuple(found.shape)}: it is not of this run")
         try:
             held = dict(self.loss.named_parameters()) | dict(self.loss.named_buffers())
             self.loss.load_state_dict({name: like(t, held.get(name)) for name, t in groups["loss"].items()})

@@ -248,7 +248,8 @@ def test_changed_rate_is_resumed(tmp_path):
 
 def test_dropped_schedule_leaves_no_value(tmp_path):
     rates = []
-    quiet(pcd(), data(), steps=2, out=tmp_path, optimizer="sgd", lr=0.5, schedules={"optimizer.lr": Linear(end=0.0)})
+    schedules = {"optimizer.lr": Linear(end=0.0)}
+    quiet(pcd(), data(), steps=2, out=tmp_path, optimizer=recorded([], lr=0.5), schedules=schedules)
     quiet(pcd(), data(), steps=3, out=tmp_path, resume=True, optimizer=recorded(rates, lr=0.5))
     assert rates == [[0.5]]
 
