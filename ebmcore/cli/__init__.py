@@ -131,12 +131,12 @@ def _find(name: str) -> Component:
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"ebmcore: warning: {_printable(str(message))}", file=sys.stderr)
+    print(f"ebmcore: warning: {printable(str(message))}", file=sys.stderr)
 
 
 def _fail(message: str, error: BaseException) -> int:
     told = "; ".join([message, *getattr(error, "__notes__", ())])
-    print(f"ebmcore: {_printable(told)}", file=sys.stderr)
+    print(f"ebmcore: {printable(told)}", file=sys.stderr)
     return 2
 
 
@@ -158,7 +158,7 @@ def _exit_call(end: SystemExit) -> str:
     return f"sys.exit({'' if end.code is None else repr(end.code)}) was called"
 
 
-def _printable(message: str) -> str:
+def printable(message: str) -> str:
     """The message as one line, in which the characters that a terminal obeys, or that cannot be seen, are written as escapes."""
     line = " ".join(message.split())
     if len(line) > _LONGEST:

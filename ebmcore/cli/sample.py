@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ebmcore.cli import printable
 from ebmcore.cli.listing import Parser
 from ebmcore.errors import UsageError
 
@@ -70,7 +71,7 @@ def sample(arguments: Sequence[str]) -> None:
             np.save(file, x.numpy())
         else:
             _picture(x, parts.energy, parts.data).savefig(file, format="png", dpi=150, bbox_inches="tight")
-    print(f"{options.n} samples in {options.out}")
+    print(printable(f"{options.n} samples in {options.out}"))
 
 
 def _initial_distribution(parts: Parts) -> InitialDistribution:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ebmcore import host
+from ebmcore.cli import printable
 from ebmcore.cli.listing import Parser
 from ebmcore.errors import UsageError
 
@@ -48,7 +49,7 @@ def train(arguments: Sequence[str]) -> None:
     if result.rank:
         return
     parts.energy = result.energy
-    print(f"trained {result.step} steps; {run} holds the results")
+    print(printable(f"trained {result.step} steps; {run} holds the results"))
     with refusing_sizes():
         measure(config, metrics, parts, run, result.step)
 

@@ -119,7 +119,12 @@ def owned(run: Path, *, new: bool) -> Iterator[None]:
     """
     if run.exists() and not run.is_dir():
         raise UsageError(f"{run} exists and is not a directory: choose another one (--out)")
-    run.mkdir(parents=True, exist_ok=True)
+    if run.is_symlink() and not run.exists():
+        raise UsageError(f"{run} is a link to nothing: choose another directory (--out)")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"the directory {run} cannot be made ({error.strerror}): choose another one (--out)") from error
     if new:
         _refuse_content(run)  # before the lock is added to it
     with _open(run / LOCK, os.O_RDWR | os.O_CREAT, "r+", errors="replace") as file:

@@ -26,14 +26,15 @@ from ebmcore.training.checkpoints import CheckpointWriter, latest_checkpoint
 from ebmcore.training.data import Batch, DataSource, StepBatches, batches, check_compatible, n_examples, training_examples
 from ebmcore.training.directory import owned
 from ebmcore.training.launch import Strategy, launch, on_first_rank
+from ebmcore.training.numbers import check_numbers
 from ebmcore.training.observers import BaseObserver, MetricsFile, ProgressBar, TensorBoard, notify, observing
 from ebmcore.training.optimizers import OptimizerChoice, create_optimizer
-from ebmcore.training.options import Options, Precision, binding
+from ebmcore.training.options import Options, Precision, binding, options_of
 from ebmcore.training.origins import origins
 from ebmcore.training.run import Run
 from ebmcore.training.scheduled import ScheduledOptions
 from ebmcore.training.schedules import Schedule
-from ebmcore.training.sharding import check_shardable, gathered, make_whole, whole, without_parameters
+from ebmcore.training.sharding import check_shardable, fill, gathered, make_whole, whole, without_parameters
 from ebmcore.training.state import TrainingState
 
 DIVERGED = 1e12  # a metric beyond it counts as divergence: float32 energies have no digit after the point by then
@@ -152,37 +153,38 @@ def fit(
         4
     """
     require_train_extra()
-    options = Options(
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        optimizer=optimizer,
-        lr=lr,
-        schedules=schedules or {},
-        clip_grad=clip_grad,
-        ema_decay=ema_decay,
-        seed=seed,
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=num_nodes,
-        strategy=strategy,
-        precision=precision,
-        out=None if out is None else Path(out),
-        resume=resume,
-        log_every=log_every,
-        checkpoint_every=checkpoint_every,
-        checkpoint_async=checkpoint_async,
-        measure=measure,
-        measure_every=measure_every,
-        compile=compile,
-        progress=progress,
-        observers=observers,
-        config=config,
-    )
+    given = {
+        "epochs": epochs,
+        "steps": steps,
+        "batch_size": batch_size,
+        "accumulate": accumulate,
+        "optimizer": optimizer,
+        "lr": lr,
+        "schedules": schedules or {},
+        "clip_grad": clip_grad,
+        "ema_decay": ema_decay,
+        "seed": seed,
+        "accelerator": accelerator,
+        "devices": devices,
+        "num_nodes": num_nodes,
+        "strategy": strategy,
+        "precision": precision,
+        "out": None if out is None else Path(out),
+        "resume": resume,
+        "log_every": log_every,
+        "checkpoint_every": checkpoint_every,
+        "checkpoint_async": checkpoint_async,
+        "measure": measure,
+        "measure_every": measure_every,
+        "compile": compile,
+        "progress": progress,
+        "observers": observers,
+        "config": config,
+    }
+    options = Options(**check_numbers(given))
     options.check()
     train = partial(_fit, loss, data, options)
-    return launch(train, accelerator, devices, num_nodes, strategy, precision)
+    return launch(train, accelerator, options.devices, options.num_nodes, strategy, precision)
 
 
 def _fit(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: Options, fabric: Any) -> FitResult:
@@ -245,6 +247,11 @@ class _Training:
         """The energy, or its moving average where one is kept."""
         return self.energy if self.average is None else self.average.module
 
+    @property
+    def shown(self) -> nn.Module:
+        """What observers and metrics on the first rank see: the trained energy, of a sharded one a copy; see `_show`."""
+        return self.trained if self.bare is None else self.bare
+
     def due(self, done: int) -> _Due:
         """Return whether to log, measure and save after ``done`` steps."""
         options, last = self.options, done == self.n_steps
@@ -258,7 +265,7 @@ class _Training:
         return Run(
             config=options.as_config(),
             loss=self.loss,
-            energy=self.trained,
+            energy=self.shown,
             data=self.data,
             sampler=getattr(self.loss, "sampler", None),
             step=self.step,
@@ -301,7 +308,10 @@ def _prepare(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: 
     wrapped_optimizer = fabric.setup_optimizers(optimizer)
     average = None if options.ema_decay is None else moving_average(energy, options.ema_decay)
     components = {"loss": loss, "energy": bare or energy, "sampler": sampler, "dataset": None if train is data else data}
-    bound = None if out is None else binding(options.as_config(), train)
+    config = dict(options.as_config())
+    if options.config is None:  # which would hold those of the components
+        config |= {kind: options_of(part) for kind, part in components.items() if kind != "dataset" and part is not None}
+    bound = None if out is None else binding(config, train)
     state = TrainingState(loss, wrapped_optimizer.optimizer, average, components, scheduled.optimizer_options, bound)
     if energy is not loss:
         _probe(loss, energy, first, fabric)
@@ -368,6 +378,7 @@ def _training(training: _Training) -> Iterator[None]:
     loss, device = training.loss, training.fabric.device
     own = loss.generator
     _resume(training)
+    _show(training)
     try:
         loss.generator = torch.Generator(device=device)
         with (
@@ -449,12 +460,12 @@ def _after_step(training: _Training, due: _Due, readings: Mapping[str, Tensor]) 
     options, done = training.options, training.step
     if training.average is not None and (due.log or due.save):
         refresh_spectral_norms(training.average.module)
+    if due.log or due.save:
+        _show(training)
     if due.log:
         training.metrics = _average_over_ranks(training.fabric, readings, done)
-        if due.measure and options.measure is not None:
-            with gathered(training.trained):
-                if training.fabric.global_rank == 0:
-                    training.metrics |= options.measure(training.trained)
+        if due.measure and options.measure is not None and training.fabric.global_rank == 0:
+            training.metrics |= options.measure(training.shown)
         notify(training.watching, "on_log", training.run(), training.metrics)
     if due.save and training.writer is not None:
         _check_finite(training.fabric, training.energy, done)
@@ -462,6 +473,12 @@ def _after_step(training: _Training, due: _Due, readings: Mapping[str, Tensor]) 
         _take_checkpoint(training, wait=True)
         training.writer.write(done, training.state.tensors(), info)
     _take_checkpoint(training)
+
+
+def _show(training: _Training) -> None:
+    """Let the first rank, whose observers the others do not wait for, see a sharded energy as it is now: in a copy on the CPU."""
+    if training.bare is not None:
+        fill(training.bare, training.energy, copy_to="cpu", keep=training.fabric.global_rank == 0)
 
 
 def _take_checkpoint(training: _Training, *, wait: bool = False) -> None:

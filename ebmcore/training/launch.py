@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from ebmcore.training.sharding import forget_meshes, shard
 
 Strategy = Literal["auto", "ddp", "fsdp"]
 Result = TypeVar("Result")
+_PARENT = "_EBMCORE_PARENT"  # environment variable: the process that has started this one as a further one of its run
 
 
 def launch(
@@ -52,16 +54,26 @@ def _launch(
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 
+    from ebmcore.training.given import GivenGroup
+
     n_processes, own_group = devices * num_nodes, not dist.is_initialized()
     chosen: Any = "ddp" if n_processes > 1 else "auto"
     if strategy == "fsdp" and n_processes > 1:
         chosen = ModelParallelStrategy(shard, data_parallel_size=n_processes, tensor_parallel_size=1)
     try:
-        fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=chosen, precision=precision)
+        given = None if own_group or n_processes == 1 else GivenGroup()
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy=chosen,
+            precision=precision,
+            plugins=given,
+        )
     except (ValueError, RuntimeError, ImportError, TypeError) as error:
         raise UsageError(f"accelerator={accelerator!r}, devices={devices!r}, precision={precision!r}: {error}") from error
     try:
-        _join_after_restart()
+        _join_under_torchrun()
         fabric.launch()
         return train(fabric)
     except Exception as error:
@@ -71,28 +83,34 @@ def _launch(
             raise LostProcessError(
                 "another process of the run has ended before its time; the last checkpoint is kept, from which to resume"
             ) from error
+        if "Expected to have finished reduction in the prior iteration" in str(error):
+            reason = "a parameter that is trained takes no part in the loss, which several processes cannot have"
+            raise UsageError(f"{reason}: set its requires_grad to False") from error
         raise
     finally:
         if own_group:
             shutdown()
 
 
-def _join_after_restart() -> None:
-    """Join the other processes that ``torchrun`` has started again.
+def _join_under_torchrun() -> None:
+    """Makes the process group of a run that ``torchrun`` has started, under a prefix of its own.
 
-    With its default rendezvous it keeps the store in which the processes before left their addresses, where nobody answers any
-    more (so does torch 2.13); under a prefix of their own the new ones find each other.
+    The store of torchrun's default rendezvous keeps the addresses that processes have left in it (so does torch 2.13). Those of a
+    second group in these processes, or of processes that were started again, would meet addresses where nobody answers.
     """
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if attempt == "0" or dist.is_initialized() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if dist.is_initialized() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
     n_processes = int(os.environ["WORLD_SIZE"])
     if n_processes > 1:
         store = dist.TCPStore(  # type: ignore[attr-defined]
             os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), n_processes, is_master=False
         )
-        prefixed = dist.PrefixStore(f"restart-{attempt}", store)  # type: ignore[attr-defined]
+        prefix = f"ebmcore-{os.environ.get('TORCHELASTIC_RESTART_COUNT')}-{next(_groups)}"
+        prefixed = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
         dist.init_process_group(store=prefixed, rank=int(os.environ["RANK"]), world_size=n_processes)
+
+
+_groups = itertools.count()  # made in this process, of which every other one of the run makes as many
 
 
 def on_first_rank(function: Callable[[], Result], group: Any = None) -> Result:
@@ -120,16 +138,18 @@ def _processes(devices: int | None, num_nodes: int | None) -> tuple[int, int]:
     if launcher is None:
         if num_nodes is not None and num_nodes > 1:
             raise UsageError(f"num_nodes={num_nodes} needs a launcher on each node: use torchrun or srun, see docs/scale.md")
-        if (devices or 1) > 1 and "LOCAL_RANK" in os.environ and "WORLD_SIZE" not in os.environ:
-            raise UsageError("LOCAL_RANK is set, but no launcher has started this process: unset it")
+        if (devices or 1) > 1:
+            if "LOCAL_RANK" in os.environ and os.environ.get(_PARENT) != str(os.getppid()):
+                raise UsageError("LOCAL_RANK is set, but no launcher has started this process: unset it")
+            os.environ[_PARENT] = str(os.getpid())  # Fabric starts the others with this environment
         return 1 if devices is None else devices, 1
     name, n_processes, n_nodes = launcher
     if n_processes % n_nodes:
-        raise UsageError(f"{name} started {n_processes} processes on {n_nodes} nodes: start as many on each")
+        raise UsageError(f"{name} has {n_processes} processes on {n_nodes} nodes: start as many on each")
     for option, asked, there in (("devices", devices, n_processes // n_nodes), ("num_nodes", num_nodes, n_nodes)):
         if asked not in (None, there):
             raise UsageError(
-                f"{name} started {n_processes} processes on {n_nodes} nodes, which contradicts {option}={asked}: leave it out"
+                f"{name} has {n_processes} processes on {n_nodes} nodes, which contradicts {option}={asked}: leave it out"
             )
     return n_processes // n_nodes, n_nodes
 
@@ -140,6 +160,9 @@ def _launcher() -> tuple[str, int, int] | None:
     from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
     try:
+        if dist.is_initialized():
+            n_processes = dist.get_world_size()
+            return "the process group", n_processes, n_processes // int(os.environ.get("LOCAL_WORLD_SIZE", n_processes)) or 1
         if TorchElasticEnvironment.detect():
             n_processes = int(os.environ["WORLD_SIZE"])
             return "torchrun", n_processes, n_processes // int(os.environ["LOCAL_WORLD_SIZE"]) or 1

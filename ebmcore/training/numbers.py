@@ -76,18 +76,23 @@ BOUNDS = {
 """Ranges of the numeric options of `ebmcore.training.fit`."""
 
 
-def check_numbers(options: Mapping[str, Any]) -> None:
-    """Check those of the options that `BOUNDS` names.
+def check_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Check those of the options that `BOUNDS` names; return all, those as Python's own numbers.
 
     Raises:
         UsageError: For the first that is not a number of its range.
 
     Example:
         >>> check_numbers({"steps": 100, "lr": 0.1})
+        {'steps': 100, 'lr': 0.1}
     """
+    checked = dict(options)
     for name, bounds in BOUNDS.items():
         if name in options:
             bounds.check(name, options[name])
+            if options[name] is not None:
+                checked[name] = int(options[name]) if bounds.whole else float(options[name])
+    return checked
 
 
 def check_magnitudes(options: Any, defaults: Any = None, name: str = "") -> None:

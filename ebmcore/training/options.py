@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 
 from ebmcore.errors import CheckpointError, UsageError
 from ebmcore.training.data import data_digest
 from ebmcore.training.launch import Strategy
-from ebmcore.training.numbers import check_numbers
 from ebmcore.training.observers import BaseObserver
 from ebmcore.training.optimizers import OptimizerChoice
 from ebmcore.training.schedules import SCHEDULES, Schedule, as_text
@@ -63,7 +63,15 @@ class Options:
 
     def check(self) -> None:
         """Raise `UsageError` for a value that cannot work."""
-        check_numbers({f.name: getattr(self, f.name) for f in fields(self)})
+        for name, choices in (("strategy", get_args(Strategy)), ("precision", get_args(Precision))):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name in ("resume", "compile", "progress", "checkpoint_async"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        for observer in self.observers:
+            if not hasattr(observer, "on_start"):
+                raise UsageError(f"observers must be instances of BaseObserver, got {observer!r}")
 
     def number_of_steps(self, batches_per_epoch: int) -> int:
         """Optimizer steps of the whole run; the last of ``epochs`` may reach into another pass."""
@@ -82,6 +90,27 @@ class Options:
         kinds: tuple[type, ...] = (str, *SCHEDULES.values())
         values["schedules"] = {name: as_text(one) for name, one in self.schedules.items() if isinstance(one, kinds)}
         return {name: value for name, value in values.items() if not callable(value)}
+
+
+def options_of(component: object) -> dict[str, Any]:
+    """Options of a component that are plain data, which it keeps under the names that its constructor gives them.
+
+    Example:
+        >>> from ebmcore.testing import ExactGaussian, Quadratic
+        >>> from ebmcore.losses import BaseContrastiveDivergence
+        >>> class CD(BaseContrastiveDivergence):
+        ...     forward = compute_loss = None
+        >>> options_of(CD(Quadratic((2,)), ExactGaussian(), k_steps=3))
+        {'k_steps': 3, 'energy_l2': 0.0, 'joint_forward': True}
+    """
+    found: dict[str, Any] = {}
+    for cls in type(component).__mro__:
+        made_by = vars(cls).get("__init__")
+        for name in inspect.signature(made_by).parameters if made_by is not None and cls is not object else ():
+            value = getattr(component, name, component)
+            if value is None or isinstance(value, bool | int | float | str):
+                found.setdefault(name, value)
+    return found
 
 
 def binding(config: Mapping[str, Any], train: Any) -> dict[str, Any]:

@@ -34,6 +34,8 @@ def check_shardable(loss: BaseLoss, *, ema_decay: float | None, compile: bool) -
         reason = f"{name} may differentiate a gradient, which sharded parameters cannot carry"
     elif any(not key.startswith("energy.") for key, _ in loss.named_parameters()):
         reason = f"{name} trains parameters beside the energy's, which are not sharded"
+    elif any(not p.ndim for p in loss.parameters()):
+        reason = f"{type(loss.energy).__name__} has a 0-dim parameter, which cannot be cut (make it of one element)"
     elif ema_decay is not None:
         reason = "a moving average is kept of whole parameters"
     elif compile:
@@ -91,13 +93,37 @@ def make_whole(loss: nn.Module, bare: nn.Module) -> None:
     """Makes the energy of a loss what ``bare`` is, the module before it was sharded, with the trained parameters. Collective."""
     energy = loss.energy
     assert isinstance(energy, nn.Module)  # noqa: S101 - `check_shardable` has seen to it
-    bare.load_state_dict({name: whole(t) for name, t in energy.state_dict().items()}, assign=True)
+    fill(bare, energy)
     # In place, as others hold the object; FSDP has changed its class, and its hooks are among its attributes.
     energy.__class__, energy.__dict__ = type(bare), bare.__dict__
     for name in getattr(loss, "sharded_like_parameters", ()):
         owner = loss.get_submodule(name)
         for key, buffer in owner.named_buffers(recurse=False):
             setattr(owner, key, whole(buffer))
+
+
+def fill(bare: nn.Module, energy: nn.Module, *, copy_to: str | None = None, keep: bool = True) -> None:
+    """Gives ``bare`` the whole parameters and the buffers of a sharded energy. Collective.
+
+    Args:
+        bare: What `without_parameters` has returned.
+        energy: The sharded energy.
+        copy_to: Device of copies; `None` gives it tensors of the energy itself.
+        keep: Whether this process wants them. If not, it only does its part in gathering.
+    """
+    parts = dict(energy.named_parameters(remove_duplicate=False)) | dict(energy.named_buffers(remove_duplicate=False))
+    own = [*bare.named_parameters(remove_duplicate=False), *bare.named_buffers(remove_duplicate=False)]
+    made: dict[int, Tensor] = {}  # parameters that are one stay one
+    for name, old in own:
+        if id(old) not in made:
+            new = whole(parts[name].detach())
+            new = new if copy_to is None else new.to(copy_to, copy=True)
+            made[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+        if keep:
+            owner, _, leaf = name.rpartition(".")
+            module = bare.get_submodule(owner)
+            held: dict[str, Any] = module._parameters if isinstance(old, nn.Parameter) else module._buffers
+            held[leaf] = made[id(old)]
 
 
 def whole(value: Any) -> Any:

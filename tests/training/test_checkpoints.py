@@ -381,6 +381,18 @@ def test_checkpoint_is_bound_to_its_options(tmp_path, options, name):
         quiet(pcd(), data(), steps=4, out=tmp_path, resume=True, **options)
 
 
+@pytest.mark.parametrize("option", ["loss.k_steps", "loss.restart_prob", "sampler.step_size"])
+def test_checkpoint_is_bound_to_its_components(tmp_path, option):
+    """A run that is resumed from Python with another option of the loss or the sampler is refused by name."""
+    quiet(pcd(), data(), steps=2, out=tmp_path)
+    part, _, name = option.partition(".")
+    other = pcd()
+    setattr(other if part == "loss" else other.sampler, name, 1)
+    other.k_steps += option == "loss.k_steps"
+    with pytest.raises(CheckpointError, match=f"is of a run with {option}="):
+        quiet(other, data(), steps=4, out=tmp_path, resume=True)
+
+
 def test_checkpoint_is_bound_to_its_data(tmp_path):
     """A run that is resumed on other data is refused."""
     quiet(pcd(), data(), steps=2, out=tmp_path)

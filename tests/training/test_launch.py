@@ -83,12 +83,13 @@ def test_a_launchers_world_is_the_world(tmp_path, reference, launcher):
 @pytest.mark.parametrize(
     ("options", "environ", "message"),
     [
-        ("--devices 3", {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, "torchrun started 2 processes on 1 nodes.*devices=3"),
-        ("--num_nodes 2", {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, "torchrun started 2 processes.*num_nodes=2"),
-        ("--devices 2", {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}, "torchrun started 2 processes on 2 nodes.*devices=2"),
-        ("--devices 3", SLURM, "Slurm started 2 processes on 1 nodes.*devices=3"),
+        ("--devices 3", {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, "torchrun has 2 processes on 1 nodes.*devices=3"),
+        ("--num_nodes 2", {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, "torchrun has 2 processes.*num_nodes=2"),
+        ("--devices 2", {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}, "torchrun has 2 processes on 2 nodes.*devices=2"),
+        ("--devices 3", SLURM, "Slurm has 2 processes on 1 nodes.*devices=3"),
         ("--num_nodes 2", {}, "num_nodes=2 needs a launcher on each node"),
         ("--devices 2", {"LOCAL_RANK": "1"}, "LOCAL_RANK is set, but no launcher has started this process"),
+        ("--devices 2", {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"}, "LOCAL_RANK is set, but no launcher has"),
         ("", {**SLURM, "SLURM_NTASKS": "many"}, "the environment of this process is not as a launcher makes it"),
     ],
 )
@@ -165,6 +166,27 @@ def step(training, step, *, read):
     return _train_step(training, step, read=read)
 sys.modules["ebmcore.training.fit"]._train_step = step
 sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_second_run_in_the_processes_of_torchrun(tmp_path):
+    """Two runs one after another in the same processes, as in a script, do not meet the addresses of the first."""
+    (tmp_path / "twice.py").write_text(TWICE)
+    process = start(*torchrun("--nproc_per_node", "2")[:-2], tmp_path / "twice.py")
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert output.count("done 2 of 2") == 2
+
+
+TWICE = """
+import sys, torch
+import ebmcore
+from ebmcore.testing import Identity, Quadratic
+from ebmcore.training import fit
+for i in (1, 2):
+    loss = ebmcore.create_loss("cd", Quadratic((2,)), Identity())
+    fit(loss, torch.randn(8, 2), steps=2, batch_size=2, accelerator="cpu", progress=False)
+    sys.stdout.write(f"done {i} of 2" + chr(10))
 """
 
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import ebmcore
 from ebmcore import BaseLoss
 from ebmcore.errors import UsageError
-from ebmcore.training import latest_checkpoint, read_checkpoint
+from ebmcore.training import BaseObserver, latest_checkpoint, read_checkpoint
 from ebmcore.training.sharding import check_shardable, gathered, like, make_whole, shard, without_parameters
 
 
@@ -185,6 +185,75 @@ def test_what_cannot_be_sharded_is_refused(tmp_path):
     for loss, options, reason in refused:
         with pytest.raises(UsageError, match=f"strategy='fsdp' cannot train this: {reason}.*; use strategy='ddp'"):
             check_shardable(loss, **({"ema_decay": None, "compile": False} | options))
+
+
+class Uncommon(torch.nn.Module):
+    """An energy with a weight that two layers share, and a buffer that is in no state dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+        self.second.weight = self.first.weight
+        self.register_buffer("calls", torch.zeros(1), persistent=False)
+
+    def forward(self, x):
+        if self.training and torch.is_grad_enabled():
+            self.calls += 1
+        return 0.5 * self.second(self.first(x).tanh()).square().sum(1)
+
+
+class Watching(BaseObserver):
+    """Looks at the energy, which only the first of the processes does."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_start(self, run):
+        with torch.no_grad():
+            self.seen.append(float(run.energy(torch.ones(1, 2))))
+
+    on_end = on_start
+
+    def on_log(self, run, metrics):
+        self.on_start(run)
+
+    def on_checkpoint(self, run, path):
+        self.on_start(run)
+
+
+def test_shared_weights_buffers_and_observers(tmp_path):
+    """Shared weights stay shared, buffers are those of training, and an observer on one process may call the energy."""
+    run(uncommon, 2, tmp_path)
+
+
+def uncommon(rank, folder):
+    seen = {}
+    for strategy in ("ddp", "fsdp"):
+        torch.manual_seed(0)
+        loss = ebmcore.create_loss("cd", Uncommon(), ebmcore.create_sampler("langevin", step_size=0.01))
+        watching = Watching()
+        options = {"steps": 5, "log_every": 2, "checkpoint_every": 3, "observers": [watching]}
+        quiet(loss, data(60), out=folder / strategy, strategy=strategy, **options)
+        assert loss.energy.first.weight is loss.energy.second.weight
+        assert loss.energy.calls == 5
+        seen[strategy] = watching.seen
+    assert len(seen["ddp"]) == (7 if rank == 0 else 0)  # the start, three logs, two checkpoints, and the end
+    torch.testing.assert_close(torch.tensor(seen["fsdp"]), torch.tensor(seen["ddp"]))
+
+
+def test_group_that_was_there_is_the_world(tmp_path):
+    """A process group that the user has made, without a launcher's variables, is that of the run, and stays."""
+    run(without_launcher, 2, tmp_path)
+    tensors, _ = read_checkpoint(latest_checkpoint(tmp_path / "run" / "checkpoints"))
+    assert sorted(tensors["loss.chains.id"].tolist()) == list(range(12))
+
+
+def without_launcher(rank, folder):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+        del os.environ[name]
+    found = quiet(make("pcd"), data(60), steps=3, out=folder / "run")
+    assert found.rank == rank
+    assert dist.get_world_size() == 2
 
 
 def test_one_process_shards_nothing():
