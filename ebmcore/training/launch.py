@@ -18,7 +18,7 @@ from ebmcore.training.sharding import forget_meshes, shard
 
 Strategy = Literal["auto", "ddp", "fsdp"]
 Result = TypeVar("Result")
-_PARENT = "_EBMCORE_PARENT"  # environment variable: the process that has started this one as a further one of its run
+_PARENT = "_FIT_PARENT_PROCESS"  # environment variable: the process that has started this one as a further one of its run
 
 
 def launch(
