@@ -43,10 +43,6 @@ def by_devices(command):
     return [start("ebmcore", *command, "--devices", 2)]
 
 
-def by_torchrun(command):
-    return [start(*torchrun("--nproc_per_node", "2"), *command)]
-
-
 def by_torchrun_on_two_nodes(command):
     launcher = torchrun("--nnodes", "2", "--nproc_per_node", "1")
     return [start(launcher[0], "--node_rank", node, *launcher[1:], *command) for node in (0, 1)]
@@ -68,7 +64,7 @@ def reference(tmp_path_factory):
     return tensors(out)
 
 
-@pytest.mark.parametrize("launcher", [by_torchrun, by_torchrun_on_two_nodes, by_slurm])
+@pytest.mark.parametrize("launcher", [by_torchrun_on_two_nodes, by_slurm])  # torchrun on one node: test_scale.py
 def test_a_launchers_world_is_the_world(tmp_path, reference, launcher):
     """However two processes are started, without --devices, they train one model in one directory: the same bit for bit."""
     processes = launcher([*RUN.split(), "--steps", "12", "--out", str(tmp_path / "run")])
@@ -170,39 +166,24 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_second_run_in_the_processes_of_torchrun(tmp_path):
-    """Two runs one after another in the same processes, as in a script, do not meet the addresses of the first."""
+    """A run and its resumption in the same processes do not meet the addresses of the first, and no thread of a group is left.
+
+    Nothing may hold the process group when training ends: its threads can abort the exit.
+    """
     (tmp_path / "twice.py").write_text(TWICE)
-    process = start(*torchrun("--nproc_per_node", "2")[:-2], tmp_path / "twice.py")
+    command = [*RUN.split(), "--out", str(tmp_path / "run"), "--resume", "auto"]
+    process = start(*torchrun("--nproc_per_node", "2")[:-2], tmp_path / "twice.py", *command)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert output.count("done 2 of 2") == 2
+    assert output.count("trained 6 steps") == 1
+    assert output.count("threads of gloo: 0") == 2, errors
 
 
 TWICE = """
-import sys, torch
-import ebmcore
-from ebmcore.testing import Identity, Quadratic
-from ebmcore.training import fit
-for i in (1, 2):
-    loss = ebmcore.create_loss("cd", Quadratic((2,)), Identity())
-    fit(loss, torch.randn(8, 2), steps=2, batch_size=2, accelerator="cpu", progress=False)
-    sys.stdout.write(f"done {i} of 2" + chr(10))
-"""
-
-
-def test_no_thread_of_the_process_group_is_left(tmp_path):
-    """Nothing holds the process group when training ends, in a new run and a resumed one: its threads can abort an exit."""
-    (tmp_path / "counting.py").write_text(COUNTING)
-    for length in ("4", "6"):
-        command = [*RUN.split(), "--steps", length, "--out", str(tmp_path / "run"), "--resume", "auto"]
-        output, errors = start(*torchrun("--nproc_per_node", "2")[:-2], tmp_path / "counting.py", *command).communicate()
-        assert output.count("threads of gloo: 0") == 2, errors
-
-
-COUNTING = """
 import sys
 from pathlib import Path
 from ebmcore.cli import main
-main(sys.argv[1:])
+for steps in ("4", "6"):
+    assert main([*sys.argv[1:], "--steps", steps]) == 0
 print("threads of gloo:", sum("gloo" in path.read_text() for path in Path("/proc/self/task").glob("*/comm")))
 """
