@@ -147,7 +147,7 @@ def test_torchrun_restarts_a_killed_process(tmp_path, reference):
     process = start(*launcher, tmp_path / "killing.py", *command, DIES_AT="6")
     _, errors = process.communicate(timeout=180)
     assert process.returncode == 0, errors
-    assert errors.count("exitcode: -9") == 1
+    assert errors.count("failed (exitcode: ") == 1  # of the killed one, or of the other, whichever torchrun sees first
     found = tensors(run)
     assert all(torch.equal(found[name], reference[name]) for name in found)
 
