@@ -201,7 +201,7 @@ def results(config: Config, metric: Any, parts: Parts, energy: nn.Module) -> dic
     """
     generator = stream_generator(config.get("seed", 0), "metric")
     if not all(t.is_cpu for t in (*energy.parameters(), *energy.buffers())):
-        energy = copy.deepcopy(energy).cpu()  # a copy, as training may go on with the energy where it is
+        energy = copy.deepcopy(energy).cpu()  # a copy, as training may continue with the energy where it is
     with _measuring_with(metric):
         found: dict[str, Any] = metric(energy, parts.data, sampler=parts.sampler, generator=generator)
     return found

@@ -115,7 +115,7 @@ SECTIONS: dict[str, Callable[[torch.device], str]] = {
 
 
 def run(device: torch.device) -> list[Row]:
-    """Run everything; what raises is a failed row, and the rest goes on."""
+    """Run everything; what raises is a failed row, and the rest still runs."""
     rows = [_row(name, section, device) for name, section in SECTIONS.items()]
     try:
         return rows + conformance(device)

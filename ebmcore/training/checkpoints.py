@@ -43,8 +43,8 @@ class CheckpointWriter:
 
     Args:
         directory: Where the run keeps its checkpoints.
-        background: Whether training goes on while a checkpoint is written. The tensors are copied first, so what is written is
-            the state at that step in either case.
+        background: Whether training continues while a checkpoint is written. The tensors are copied first, so the checkpoint
+            holds the state at that step in either case.
     """
 
     def __init__(self, directory: Path, *, background: bool = False) -> None:
@@ -87,7 +87,7 @@ class CheckpointWriter:
         return pending.result()
 
     def close(self) -> None:
-        """Waits for a checkpoint that is being written, whatever becomes of it."""
+        """Waits for a checkpoint that is being written; does not raise if it fails."""
         if self._thread is not None:
             self._thread.shutdown()
         if self._group is not None:
@@ -200,7 +200,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the tensors of a checkpoint, on the CPU, and its further content. Collective: every rank calls it.
 
     A checkpoint is data: reading its files runs no code of theirs.
-    Every rank gets all chains, whatever number of ranks wrote them; ``load_state_dict()`` keeps its share.
+    Every rank gets all chains, for any number of ranks that wrote them; ``load_state_dict()`` keeps its share.
 
     Raises:
         CheckpointError: If it is missing or damaged; the message says how to resume.
@@ -254,7 +254,8 @@ def _template(name: str, entry: Any) -> Tensor:
 
 def _checkpoints(directory: Path) -> list[Path]:
     check_directory(directory)
-    return sorted(path for path in directory.glob("step-*") if path.is_dir())
+    found = (path for path in directory.glob("step-*") if path.is_dir())
+    return sorted(found, key=lambda path: (len(path.name), path.name))  # from step 10^8 on, names are longer
 
 
 def _names(directory: Path) -> list[str]:

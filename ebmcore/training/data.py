@@ -165,7 +165,7 @@ def n_examples(data: Tensor | Dataset[Any]) -> int:
 
 
 def data_digest(train: Any) -> str:
-    """Digest of the training examples and their labels; of a torch ``Dataset``, which may draw them anew, only of its length.
+    """Digest of the training examples and their labels; of a torch ``Dataset``, whose items may be random, only of its length.
 
     Example:
         >>> data_digest(torch.zeros(2)) == data_digest(torch.ones(2))

@@ -29,7 +29,7 @@ except ImportError:  # on Windows
 
 LOCK = ".lock"
 _WRITING = ".writing"  # ends the names of what is not complete
-_NAMING = 0.2  # seconds
+_NAMING = 0.2  # seconds that a new owner may need to write its name
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # to open a named pipe would wait for its other end
 

@@ -1,7 +1,7 @@
 """Documents written by others: YAML and JSON that is read as plain data, within limits.
 
 A configuration or a checkpoint's record may come from a stranger. Here it becomes text, numbers, true, false, null, lists and
-mappings, and nothing else; whatever else it holds, or more than a limit, raises a `UsageError` whose message is one line.
+mappings, and nothing else. Anything else in it, or more than a limit, raises a `UsageError` whose message is one line.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def fit(
         resume: Resume from the last checkpoint in ``out``, or start if it has none.
         log_every: Steps between two logged metrics.
         checkpoint_every: Steps between two checkpoints; one more is written at the end.
-        checkpoint_async: Go on training while a checkpoint is written, from a copy of the state in memory.
+        checkpoint_async: Write checkpoints while training continues, from a copy of the state in memory.
         measure: Returns named numbers for the energy, or for its moving average where one is kept, on the first rank; they are
             logged with the metrics of that step.
         measure_every: Steps between two measurements; `None` makes none.
@@ -192,7 +192,7 @@ def _fit(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: Opti
     with _own(options), _training(training), _saying_when_memory_ends(training):
         for step in range(training.step, training.n_steps):
             due = training.due(step + 1)
-            with training.state.first_step(training.checkpoint if step == training.first else None):
+            with training.state.first_step(training.checkpoint) if step == training.first else nullcontext():
                 readings = _train_step(training, step, read=due.log)
             _after_step(training, due, readings)
         _take_checkpoint(training, wait=True)

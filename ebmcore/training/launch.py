@@ -77,7 +77,7 @@ def _launch(
         fabric.launch()
         return train(fabric)
     except Exception as error:
-        if n_processes > 1 and _lost_connection(error):
+        if n_processes > 1 and is_lost_connection(error):
             own_group = False  # to free it would wait for the lost process, perhaps without end
             atexit.register(_leave)
             raise LostProcessError(
@@ -170,16 +170,18 @@ def _launcher() -> tuple[str, int, int] | None:
             return "Slurm", int(os.environ["SLURM_NTASKS"]), int(os.environ.get("SLURM_NNODES", 1))
     except (KeyError, ValueError) as error:
         raise UsageError(
-            f"the environment of this process is not as a launcher makes it ({error}): start it anew"
+            f"the environment of this process is not as a launcher makes it ({error}): start it again"
         ) from error
     return None
 
 
-def _lost_connection(error: BaseException | None) -> bool:
-    """Whether a collective failed, here or in what an error was caused by; gloo's errors have no class of their own."""
+def is_lost_connection(error: BaseException | None) -> bool:
+    """Whether a collective failed, here or in what an error was caused by."""
     if error is None:
         return False
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower() or _lost_connection(error.__cause__)
+    # Gloo's errors have no class of their own. Our own messages may hold any path.
+    of_gloo = "gloo/transport" in str(error) and not isinstance(error, EbmcoreError | OSError)
+    return of_gloo or isinstance(error, dist.DistError) or is_lost_connection(error.__cause__)
 
 
 def _leave() -> None:

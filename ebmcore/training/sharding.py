@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor, Shard, _redistribute, distribute_t
 from ebmcore.errors import UsageError
 from ebmcore.losses import BaseContrastiveDivergence, BaseLoss
 
-_BLOCK = 2**20  # parameters of a module that is gathered by itself, where the energy names no blocks
+_BLOCK = 2**20  # parameters from which a module is gathered alone, where the energy names no blocks
 
 
 def check_shardable(loss: BaseLoss, *, ema_decay: float | None, compile: bool) -> None:

@@ -345,7 +345,7 @@ CODE.append(EVIL | {"init_args": {"a": 1}})
     "option", [name for name in Open.__init__.__annotations__ if name not in ("shape", "return")] + ["untyped"]
 )
 def test_no_value_names_code(option, open_energy, capsys):
-    """Whatever the type of an option, a value imports nothing: it is refused, or stays text or a mapping."""
+    """An option of any type imports nothing for a value: it is refused, or stays text or a mapping."""
     base = CONFIGS["moons"]
     for value in CODE:
         write("a.yaml", base | {"energy": {"name": "open", option: value}})

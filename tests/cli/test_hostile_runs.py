@@ -1,7 +1,7 @@
 """Runs from strangers: each file replaced, linked or damaged, and checkpoints forged by somebody who knows their digests.
 
-Whatever a run holds, a command ends within two seconds, with one line if it fails. It reads, writes and removes nothing outside
-of the run, and runs no code of it.
+On any content of a run, a command ends within two seconds, with one line if it fails. It reads, writes and removes nothing
+outside of the run, and runs no code of it.
 """
 
 from __future__ import annotations

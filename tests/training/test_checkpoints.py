@@ -418,6 +418,13 @@ def test_renamed_checkpoint_is_refused(tmp_path):
         quiet(pcd(), data(), steps=9, out=tmp_path, resume=True)
 
 
+def test_newest_checkpoint_has_most_steps(tmp_path):
+    """From step 10^8 on names are longer, and the newest one is not the last in alphabetical order."""
+    for name in ("step-99999999", "step-100000000", "step-00000007"):
+        (tmp_path / name).mkdir()
+    assert latest_checkpoint(tmp_path).name == "step-100000000"
+
+
 def test_added_file_is_refused(tmp_path):
     """A file that somebody added to a checkpoint is not read as a part of it."""
     checkpoint = quiet(pcd(), data(), steps=2, out=tmp_path).checkpoint

@@ -14,6 +14,8 @@ import torch
 from commands import MOONS, tensors
 
 from ebmcore.cli import main
+from ebmcore.errors import CheckpointError, UsageError
+from ebmcore.training import launch
 
 RUN = f"train {MOONS} --loss pcd --loss.n_chains 12 --batch_size 20 --accelerator cpu --progress false"
 SLURM = {
@@ -108,6 +110,23 @@ def test_rank_is_not_read_from_the_environment(tmp_path, monkeypatch, capsys):
     assert main([*RUN.split(), "--steps", "2", "--out", str(tmp_path)]) == 2
     assert "holds thesis.tex: choose another directory" in capsys.readouterr().err
     assert [path.name for path in tmp_path.glob("[!.]*")] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection closed by peer"), True),
+        (torch.distributed.DistNetworkError("the store is closed"), True),
+        (RuntimeError("a size is wrong"), False),
+        (UsageError("runs/gloo/transport exists"), False),
+        (OSError(2, "No such file", "gloo/transport"), False),
+    ],
+)
+def test_lost_connections_are_told_from_other_errors(error, lost):
+    """An error of a collective, or one that it has caused, is a lost connection; one whose message holds such a path is none."""
+    caused = CheckpointError("cannot be written")
+    caused.__cause__ = error
+    assert launch.is_lost_connection(error) is launch.is_lost_connection(caused) is lost
 
 
 def checkpoint_after(run, step, process):
