@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import replace
-from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from groups import run
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -19,22 +17,6 @@ import ebmcore
 from ebmcore import BaseSampler, distributed
 from ebmcore.errors import UsageError
 from ebmcore.testing import Identity, Quadratic
-
-
-def run(function, world, *args):
-    with TemporaryDirectory() as folder:  # a file to meet at: a port that is free now may be another test's soon
-        mp.start_processes(enter, args=(world, f"file://{folder}/store", function, *args), nprocs=world, start_method="fork")
-
-
-def enter(rank, world, meeting, function, *args):
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
-    try:
-        function(rank, *args)
-        distributed.barrier()
-    finally:
-        distributed.shutdown()
 
 
 def pcd(n_chains=11):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from dataclasses import replace
 
 import torch
@@ -19,12 +18,6 @@ from ebmcore.training import fit
 N_RANKS = 2
 CURVE = {"steps": 200, "log_every": 40, "measure_every": 40}  # measured at five steps
 LR = 0.4
-
-
-def as_torchrun(rank):
-    """Lets `fit` find its process group as if ``torchrun`` had started it."""
-    os.environ |= {"TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "LOCAL_RANK": str(rank)}
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(N_RANKS), "LOCAL_WORLD_SIZE": str(N_RANKS)}
 
 
 class Collectives(TorchDispatchMode):
@@ -59,7 +52,6 @@ def points(n=64):
 
 def count(rank, names, out, strategy):
     """For each loss, the collectives of each step, and of what follows a step, by what is due then."""
-    as_torchrun(rank)
     module = importlib.import_module("ebmcore.training.fit")  # not the function of that name
     train_step, after_step, counted = module._train_step, module._after_step, {}
 
@@ -111,8 +103,6 @@ class Descent(BaseSampler):
 
 def noiseless(rank):
     """All parameters after 24 steps, three passes through the data, of CD without noise, in float64."""
-    if rank is not None:
-        as_torchrun(rank)
     loss = small("cd", Descent(), k_steps=3)
     size = 8 if rank is None else 8 // N_RANKS
     options = {"accelerator": "cpu", "progress": False, "precision": "64-true"}
@@ -139,5 +129,4 @@ def curve(seed, *, batch_size=16, lr=LR):
 
 def curves(rank, seeds):
     """The curves of several seeds, each with half a batch on each rank; of the first rank, which measures."""
-    as_torchrun(rank)
     return [curve(seed, batch_size=16 // N_RANKS) for seed in seeds]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from groups import run
 from small_runs import data, pcd, quiet
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -19,26 +18,6 @@ from ebmcore import BaseLoss
 from ebmcore.errors import UsageError
 from ebmcore.training import BaseObserver, latest_checkpoint, read_checkpoint
 from ebmcore.training.sharding import check_shardable, gathered, like, make_whole, shard, without_parameters
-
-
-def run(function, world, *args):
-    """Calls ``function(rank, *args)`` in forked processes, with the environment that torchrun makes."""
-    with TemporaryDirectory() as folder:
-        mp.start_processes(enter, args=(world, f"file://{folder}/store", function, *args), nprocs=world, start_method="fork")
-
-
-def enter(rank, world, meeting, function, *args):
-    torch.set_num_threads(1)
-    names = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world, "GROUP_RANK": 0}
-    os.environ |= {name: str(value) for name, value in names.items()} | {
-        "TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "GLOO_SOCKET_IFNAME": "lo",
-    }  # fmt: skip
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
-    try:
-        function(rank, *args)
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
 
 
 def make(name, energy="mlp"):
@@ -249,8 +228,7 @@ def test_group_that_was_there_is_the_world(tmp_path):
 
 
 def without_launcher(rank, folder):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
-        del os.environ[name]
+    assert "RANK" not in os.environ
     found = quiet(make("pcd"), data(60), steps=3, out=folder / "run")
     assert found.rank == rank
     assert dist.get_world_size() == 2
