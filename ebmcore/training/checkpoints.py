@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -168,8 +169,15 @@ def _write_error(final: Path, temporary: Path | None, reason: str) -> Checkpoint
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
-    """Return the newest complete checkpoint of a run; `None` if there is none."""
+    """Return the newest complete checkpoint of a run; `None` if there is none.
+
+    Raises:
+        CheckpointError: If a directory beside them has a name like a checkpoint's: it may be the newest, renamed.
+    """
     found = _checkpoints(directory)
+    others = sorted(path for path in directory.glob("step-*") if path.is_dir() and path not in found)
+    if others:
+        raise CheckpointError(f"{others[0]} has no checkpoint's name (step-00000720): rename it, or move it out of the run")
     return found[-1] if found else None
 
 
@@ -254,8 +262,8 @@ def _template(name: str, entry: Any) -> Tensor:
 
 def _checkpoints(directory: Path) -> list[Path]:
     check_directory(directory)
-    found = (path for path in directory.glob("step-*") if path.is_dir())
-    return sorted(found, key=lambda path: (len(path.name), path.name))  # from step 10^8 on, names are longer
+    found = (path for path in directory.glob("step-*") if re.fullmatch(r"step-[0-9]{8,}", path.name) and path.is_dir())
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def _names(directory: Path) -> list[str]:

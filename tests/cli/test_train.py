@@ -86,7 +86,8 @@ def test_an_existing_directory_is_never_overwritten(run, capsys):
 
 
 @pytest.mark.parametrize("change", ["--loss cd", "--seed 3", "--batch_size 7", "--out elsewhere"])
-def test_a_resumed_run_stays_the_same_run(run, change, capsys):
+def test_a_resumed_run_stays_the_same_run(run, change, capsys, monkeypatch):
+    monkeypatch.chdir(run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert ebmcore(f"train --resume {run} {change} --steps 40") == 2
     assert f"a resumed run keeps its {change.split()[0][2:]}" in capsys.readouterr().err
