@@ -10,7 +10,7 @@ from ebmcore.errors import UsageError
 
 def evaluate(arguments: Sequence[str]) -> None:
     """Measure the energy of a run: ``ebmcore evaluate RUN --metric NAME [--metric.OPTION ...] [--metric NAME ...]``."""
-    from ebmcore.training.fit import require_train_extra
+    from ebmcore.training.preparation import require_train_extra
 
     require_train_extra()
     from ebmcore.cli.options import create_metrics, parse

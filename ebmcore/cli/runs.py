@@ -33,10 +33,10 @@ from ebmcore.training import (
 from ebmcore.training.data import training_examples
 from ebmcore.training.directory import check_file, read_text, write_text
 from ebmcore.training.documents import MAX_JSON, load_json
-from ebmcore.training.fit import build_loss
 from ebmcore.training.numbers import refusing_sizes
 from ebmcore.training.options import binding, check_binding, check_options
 from ebmcore.training.origins import check_same, recorded_id
+from ebmcore.training.preparation import build_loss
 
 CONFIG = "config.yaml"
 EVALUATION = "evaluation.json"

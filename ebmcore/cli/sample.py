@@ -37,7 +37,7 @@ def sample(arguments: Sequence[str]) -> None:
         raise UsageError(f"--out must end in .png or .npy, got {options.out}")
     if options.out.exists():
         raise UsageError(f"{options.out} exists: choose another --out")
-    from ebmcore.training.fit import require_train_extra
+    from ebmcore.training.preparation import require_train_extra
 
     require_train_extra()
     from ebmcore.cli.options import create, parse

@@ -14,7 +14,7 @@ from ebmcore.errors import UsageError
 
 def train(arguments: Sequence[str]) -> None:
     """Train an energy; with ``--resume RUN`` resume a run, with ``--resume auto`` the run in ``--out``, or start it there."""
-    from ebmcore.training.fit import require_train_extra
+    from ebmcore.training.preparation import require_train_extra
 
     require_train_extra()
     from ebmcore.cli.options import PARTS, create, create_metrics
