@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ def fit(
     num_nodes: int | None = None,
     strategy: Strategy = "auto",
     precision: Precision = "32-true",
-    out: Path | None = None,
+    out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     log_every: int = 10,
     checkpoint_every: int = 500,
@@ -148,6 +149,8 @@ def fit(
         4
     """
     require_train_extra()
+    if not isinstance(loss, BaseLoss):
+        raise UsageError(f"loss must be an instance of BaseLoss, got {type(loss).__name__}")
     given = {
         "epochs": epochs,
         "steps": steps,
@@ -155,7 +158,7 @@ def fit(
         "accumulate": accumulate,
         "optimizer": optimizer,
         "lr": lr,
-        "schedules": schedules or {},
+        "schedules": {} if schedules is None else schedules,
         "clip_grad": clip_grad,
         "ema_decay": ema_decay,
         "seed": seed,
@@ -164,7 +167,7 @@ def fit(
         "num_nodes": num_nodes,
         "strategy": strategy,
         "precision": precision,
-        "out": None if out is None else Path(out),
+        "out": Path(out) if isinstance(out, str | os.PathLike) else out,
         "resume": resume,
         "log_every": log_every,
         "checkpoint_every": checkpoint_every,

@@ -57,7 +57,10 @@ def create_optimizer(choice: OptimizerChoice, loss: BaseLoss, lr: float, precisi
     """
     groups = loss.parameter_groups()
     if callable(choice):
-        return choice(groups)
+        own = choice(groups)
+        if not isinstance(own, torch.optim.Optimizer):
+            raise UsageError(f"the function given as optimizer must return a torch optimizer, got {type(own).__name__}")
+        return own
     options = {"name": choice} if isinstance(choice, str) else dict(choice) if isinstance(choice, Mapping) else {}
     name = options.pop("name", None)
     if not isinstance(name, str):

@@ -28,6 +28,19 @@ CHANGEABLE = {
 
 _NAMES = {f"{part}.name" for part in ("data", "energy", "sampler", "loss")}
 _MISSING = object()
+_FLAG = bool, "True or False"
+_KINDS: dict[str, tuple[Any, str]] = {
+    "schedules": (Mapping, "a mapping of options to schedules"),
+    "accelerator": (str, "the name of a kind of device, such as 'cpu'"),
+    "out": (Path | None, "a path, or None"),
+    "resume": _FLAG,
+    "checkpoint_async": _FLAG,
+    "measure": (Callable | None, "a function of the energy that returns named numbers, or None"),
+    "compile": _FLAG,
+    "progress": _FLAG,
+    "observers": (Sequence, "a list of observers"),
+    "config": (Mapping | None, "a mapping, or None"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +79,15 @@ class Options:
         for name, choices in (("strategy", get_args(Strategy)), ("precision", get_args(Precision))):
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        for name in ("resume", "compile", "progress", "checkpoint_async"):
-            if not isinstance(getattr(self, name), bool):
-                raise UsageError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        for name, (kind, wanted) in _KINDS.items():
+            if not isinstance(getattr(self, name), kind):
+                raise UsageError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
         for observer in self.observers:
             if not hasattr(observer, "on_start"):
                 raise UsageError(f"observers must be instances of BaseObserver, got {observer!r}")
+        for option in self.schedules:
+            if not isinstance(option, str):
+                raise UsageError(f"schedules must have names of options as keys, got {option!r}")
 
     def number_of_steps(self, batches_per_epoch: int) -> int:
         """Optimizer steps of the whole run; the last of ``epochs`` may reach into another pass."""
