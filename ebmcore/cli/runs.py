@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from ebmcore.training import (
     Run,
     check_compatible,
     check_installed,
+    copy_energy,
     latest_checkpoint,
     read_checkpoint,
     read_info,
@@ -203,7 +203,7 @@ def results(config: Config, metric: Any, parts: Parts, energy: nn.Module) -> dic
     """
     generator = stream_generator(config.get("seed", 0), "metric")
     if not all(t.is_cpu for t in (*energy.parameters(), *energy.buffers())):
-        energy = copy.deepcopy(energy).cpu()  # a copy, as training may continue with the energy where it is
+        energy = copy_energy(energy).cpu()  # a copy, as training may continue with the energy where it is
     with _measuring_with(metric):
         found: dict[str, Any] = metric(energy, parts.data, sampler=parts.sampler, generator=generator)
     return found

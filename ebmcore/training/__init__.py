@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ebmcore.random import stream_generator, stream_seed
+from ebmcore.training.averaging import copy_energy
 from ebmcore.training.checkpoints import latest_checkpoint, read_checkpoint, read_info
 from ebmcore.training.data import DataSource, check_compatible
 from ebmcore.training.fit import FitResult, fit
@@ -17,6 +18,7 @@ __all__ = [
     "Run",
     "check_compatible",
     "check_installed",
+    "copy_energy",
     "fit",
     "latest_checkpoint",
     "read_checkpoint",

@@ -1,16 +1,50 @@
-"""The moving average of an energy's parameters."""
+"""Copies of an energy, and the moving average of its parameters."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 POWER_ITERATIONS = 30  # enough, because they begin at the singular vectors of weights nearby
+
+
+def copy_energy(energy: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Return a copy of an energy that shares nothing with it.
+
+    `copy.deepcopy` refuses a module that keeps the result of a computation among its attributes, as those of
+    ``torch.nn.utils.spectral_norm`` and ``weight_norm`` do after a forward: of such a tensor the copy has the value.
+
+    Args:
+        energy: The energy.
+        memo: Copies by the ``id`` of what they replace, as `copy.deepcopy` takes them.
+
+    Example:
+        >>> layer = torch.nn.utils.spectral_norm(nn.Linear(2, 1))
+        >>> y = layer(torch.zeros(3, 2))
+        >>> torch.equal(copy_energy(layer)(torch.zeros(3, 2)), y)
+        True
+    """
+    computed = [t for module in energy.modules() for t in _tensors_within(vars(module)) if not t.is_leaf]
+    return copy.deepcopy(energy, {id(t): t.detach().clone() for t in computed} | (memo or {}))
+
+
+def _tensors_within(attributes: dict[str, Any]) -> Iterator[Tensor]:
+    left, seen = [attributes], set[int]()
+    while left:
+        value: Any = left.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, dict | list | tuple | set) and id(value) not in seen:
+            seen.add(id(value))
+            left += value.values() if isinstance(value, dict) else value
 
 
 def moving_average(energy: nn.Module, decay: float) -> AveragedModel:
@@ -18,12 +52,17 @@ def moving_average(energy: nn.Module, decay: float) -> AveragedModel:
 
     Buffers are not averaged: the mean of unit vectors is no unit vector, and that of indices no index.
     """
-    return AveragedModel(energy, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    return AveragedModel(copy_energy(energy), multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 @torch.no_grad()
 def refresh_spectral_norms(average: nn.Module) -> None:
     """Recompute the singular vectors of averaged weights, in place of those that were copied from the trained weights."""
+    for module in average.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, SpectralNorm):  # the older form, torch.nn.utils.spectral_norm
+                for _ in range(POWER_ITERATIONS):
+                    hook.compute_weight(module, do_power_iteration=True)
     for module in filter(parametrize.is_parametrized, average.modules()):
         parametrizations: Any = module.parametrizations
         for name, local in parametrizations.items():

@@ -117,7 +117,7 @@ def fit(
             value again.
         clip_grad: Bound on the norm of the gradient; `None` does not clip.
         ema_decay: Decay of an exponential moving average of the parameters, e.g. 0.999, whose buffers are copies of the trained
-            energy's, spectral norms (torch's parametrization) its own; `None` keeps none.
+            energy's, spectral norms its own; `None` keeps none.
         seed: Seed of all streams.
         num_workers: Processes that read the items of a torch ``Dataset``; 0 reads them in this one.
         accelerator: ``"cpu"``, ``"gpu"``, or what there is (``"auto"``).

@@ -7,7 +7,6 @@ optimizer, a process has its part alone.
 
 from __future__ import annotations
 
-import copy
 import functools
 import gc
 import warnings
@@ -23,6 +22,7 @@ from torch.distributed.tensor import DTensor, Shard, _redistribute, distribute_t
 
 from ebmcore.errors import UsageError
 from ebmcore.losses import BaseContrastiveDivergence, BaseLoss
+from ebmcore.training.averaging import copy_energy
 
 _BLOCK = 2**20  # parameters from which a module is gathered alone, where the energy names no blocks
 
@@ -86,7 +86,7 @@ def gathered(module: nn.Module) -> Iterator[None]:
 def without_parameters(energy: nn.Module) -> nn.Module:
     """Returns a copy of an energy with all but the values of its parameters, for `make_whole`."""
     memo = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in energy.parameters()}
-    return copy.deepcopy(energy, memo)
+    return copy_energy(energy, memo)
 
 
 def make_whole(loss: nn.Module, bare: nn.Module) -> None:

@@ -126,9 +126,9 @@ class AISLogLikelihood:
     def _anneal(self, x: Tensor, path: Sequence[nn.Module], sampler: Any, generator: torch.Generator | None) -> Tensor:
         """Log weights of chains that begin at samples ``x`` of the first energy and pass through all the others."""
         total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        with torch.no_grad():
+        with torch.enable_grad():  # for energies that take a gradient of their own; no parameter has one
             for here, there in pairwise(path):
-                total += here(x) - there(x)
+                total += (here(x) - there(x)).detach()
                 x = sampler.sample(there, x, 1, generator=generator)
         if not total.isfinite().all():
             raise DivergenceError(

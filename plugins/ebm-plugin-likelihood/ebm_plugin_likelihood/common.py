@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmcore.errors import UsageError
+from ebmcore.training import copy_energy
 
 CONFIDENCE = 0.95
 
@@ -22,13 +22,17 @@ def check_test_examples(metric: str, data: Any) -> None:
 
 def float64_copy(energy: nn.Module) -> nn.Module:
     """Returns a copy in float64, in evaluation mode and without gradients; the model does not change."""
-    return copy.deepcopy(energy).double().eval().requires_grad_(False)
+    with torch.no_grad():  # in which the parameters of a scripted module stay leaves
+        copied = copy_energy(energy).double().eval()
+    for parameter in copied.parameters():  # a scripted module has no requires_grad_()
+        parameter.requires_grad = False
+    return copied
 
 
 def energies(energy: nn.Module, x: Tensor, chunk: int = 65_536) -> Tensor:
-    """Computes the energies of many examples, chunk by chunk."""
-    with torch.no_grad():
-        return torch.cat([energy(part) for part in x.split(chunk)])
+    """Computes the energies of many examples, chunk by chunk, detached."""
+    with torch.enable_grad():  # for an energy that takes a gradient of its own; no parameter has one
+        return torch.cat([energy(part).detach() for part in x.split(chunk)])
 
 
 def interval(bootstrap: Tensor) -> tuple[float, float]:

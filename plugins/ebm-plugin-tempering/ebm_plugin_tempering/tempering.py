@@ -226,7 +226,9 @@ def _log_accept(energy: nn.Module, x: Tensor, beta: Tensor, tried: Tensor) -> Te
     """Logarithm of the acceptance ratio of each pair ``(N, R - 1)`` in float64; minus infinity for those not tried."""
     exchanged = beta.gather(1, _exchange(tried))
     both = torch.stack([beta, exchanged]).double().flatten(1)
-    here, there = tempered(energy, both)(x).double().view(2, *beta.shape)
+    with torch.enable_grad():  # for an energy that takes a gradient of its own; no parameter has one here
+        energies = tempered(energy, both)(x).detach()
+    here, there = energies.double().view(2, *beta.shape)
     change = here - there
     return (change[:, :-1] + change[:, 1:]).masked_fill(~tried, -torch.inf)
 
