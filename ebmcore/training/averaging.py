@@ -32,11 +32,12 @@ def copy_energy(energy: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mod
         >>> torch.equal(copy_energy(layer)(torch.zeros(3, 2)), y)
         True
     """
-    computed = [t for module in energy.modules() for t in _tensors_within(vars(module)) if not t.is_leaf]
+    computed = [t for module in energy.modules() for t in tensors_within(vars(module)) if not t.is_leaf]
     return copy.deepcopy(energy, {id(t): t.detach().clone() for t in computed} | (memo or {}))
 
 
-def _tensors_within(attributes: dict[str, Any]) -> Iterator[Tensor]:
+def tensors_within(attributes: dict[str, Any]) -> Iterator[Tensor]:
+    """Give the tensors among the attributes of an object and within their lists, mappings, tuples and sets."""
     left, seen = [attributes], set[int]()
     while left:
         value: Any = left.pop()

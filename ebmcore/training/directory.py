@@ -28,6 +28,7 @@ except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+CONFIG = "config.yaml"  # of a run that the command line has started
 _WRITING = ".writing"  # ends the names of what is not complete
 _NAMING = 0.2  # seconds that a new owner may need to write its name
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
@@ -74,12 +75,23 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
     """Context with a file that gets the name ``path`` when it is complete; a link of that name is replaced, not followed."""
     temporary = temporary_name(path)
     try:
-        with temporary.open("xb") as file:  # exclusive: it opens nothing that is there, and follows no link
+        with naming(path), temporary.open("xb") as file:  # exclusive: it opens nothing that is there, and follows no link
             yield file
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Context whose errors name the file: that of a full disk comes from writing, which knows no name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def open_to_append(path: Path) -> IO[str]:
@@ -151,8 +163,10 @@ def remove(path: Path) -> None:
 def _refuse_content(run: Path) -> None:
     held = sorted(path.name for path in run.iterdir() if path.name != LOCK and not path.name.endswith(_WRITING))
     if held:
-        resume = f"resume it with 'ebmcore train --resume {run}'"
-        raise UsageError(f"{run} holds {', '.join(held[:3])}: choose another directory (--out), or {resume}")
+        by_command, started = (run / CONFIG).is_file(), (run / "checkpoints").is_dir()
+        how = f"'ebmcore train --resume {run}'" if by_command else "fit(..., resume=True)" if started else ""
+        resume = f", or resume it with {how}" if how else ""
+        raise UsageError(f"{run} holds {', '.join(held[:3])}: choose another directory (--out){resume}")
 
 
 def _lock(file: IO[str], run: Path) -> None:
@@ -168,9 +182,10 @@ def _lock(file: IO[str], run: Path) -> None:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
             raise
         warnings.warn(f"the file system of {run} has no locks: start no second process there", UserWarning, stacklevel=4)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
+    with naming(run / LOCK):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
 
 
 def _open(path: Path, flags: int, mode: str, **options: Any) -> Any:

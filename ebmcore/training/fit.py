@@ -31,7 +31,7 @@ from ebmcore.training.options import Options, Precision
 from ebmcore.training.origins import origins
 from ebmcore.training.preparation import DEFAULT_BATCH_SIZE, Due, Training, prepare, require_train_extra
 from ebmcore.training.schedules import Schedule
-from ebmcore.training.sharding import fill, gathered, make_whole, whole
+from ebmcore.training.sharding import fill, gathered, give_up, make_whole, share_buffers, whole
 
 DIVERGED = 1e12  # a metric beyond it counts as divergence: float32 energies have no digit after the point by then
 
@@ -191,20 +191,26 @@ def fit(
     options = Options(**check_numbers(given))
     options.check()
     train = partial(_fit, loss, data, weights, options)
-    return launch(train, accelerator, options.devices, options.num_nodes, strategy, precision)
+    more = loss.family != "contrastive-divergence"  # e.g. score matching, in which an output bias takes no part
+    return launch(train, accelerator, options.devices, options.num_nodes, strategy, precision, may_skip_parameters=more)
 
 
 def _fit(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: Any) -> FitResult:
-    training = prepare(loss, data, weights, options, fabric)
-    with _own(options), _training(training), _saying_when_memory_ends(training):
+    with _saying_when_memory_ends(lambda: "before the first step", lambda: None):
+        training = prepare(loss, data, weights, options, fabric)
+    with (
+        _own(options),
+        _whole_at_the_end(training),
+        _training(training),
+        _saying_when_memory_ends(lambda: f"in step {training.step + 1}", lambda: training.checkpoint),
+    ):
         for step in range(training.step, training.n_steps):
             due = training.due(step + 1)
             with training.state.first_step(training.checkpoint) if step == training.first else nullcontext():
                 readings = _train_step(training, step, read=due.log)
             _after_step(training, due, readings)
         _take_checkpoint(training, wait=True)
-        if training.bare is not None:
-            make_whole(training.loss, training.bare)
+        _share_buffers(training)
     return FitResult(training.trained, training.step, training.metrics, training.checkpoint, fabric.global_rank)
 
 
@@ -254,17 +260,30 @@ def _training(training: Training) -> Iterator[None]:
 
 
 @contextmanager
-def _saying_when_memory_ends(training: Training) -> Iterator[None]:
+def _whole_at_the_end(training: Training) -> Iterator[None]:
+    """Make a sharded energy whole at the end; after an error, for which other ranks do not gather, it has no parameters."""
+    try:
+        yield
+    except BaseException:
+        if training.bare is not None:
+            give_up(training.loss, training.bare)
+        raise
+    if training.bare is not None:
+        make_whole(training.loss, training.bare)
+
+
+@contextmanager
+def _saying_when_memory_ends(when: Callable[[], str], checkpoint: Callable[[], Path | None]) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        kept = f"the last checkpoint is {training.checkpoint}" if training.checkpoint else "there is no checkpoint"
+        kept = f"the last checkpoint is {checkpoint()}" if checkpoint() else "there is no checkpoint of this run"
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UsageError(
-            f"out of memory in step {training.step + 1} ({reason}); {kept}; take a smaller batch_size (with accumulate), fewer "
-            "chains or a smaller energy"
+            f"out of memory {when()} ({reason}); {kept}; take a smaller batch_size (with accumulate), fewer chains, a smaller "
+            "energy or a cheaper metric"
         ) from error
 
 
@@ -274,6 +293,8 @@ def _train_step(training: Training, step: int, *, read: bool) -> dict[str, Tenso
     training.scheduled.set(step)
     loss.step = training.before + step
     readings: list[dict[str, Tensor]] = []
+    if training.bare is not None:
+        share_buffers(loss)  # as torch's DistributedDataParallel does
     with gathered(training.energy) if training.bare is not None else nullcontext():
         for micro in range(options.accumulate):
             more = micro + 1 < options.accumulate
@@ -284,6 +305,8 @@ def _train_step(training: Training, step: int, *, read: bool) -> dict[str, Tenso
                 fabric.backward(value if options.accumulate == 1 else value / options.accumulate)
             if read:
                 readings.append({"loss": value.detach(), **loss.metrics})
+    if step == training.first and fabric.world_size > 1 and loss.family == "contrastive-divergence":
+        _check_all_take_part(loss)
     if options.clip_grad is not None:
         fabric.clip_gradients(training.model, optimizer, max_norm=options.clip_grad, error_if_nonfinite=False)
     optimizer.step()
@@ -294,6 +317,13 @@ def _train_step(training: Training, step: int, *, read: bool) -> dict[str, Tenso
     training.step, loss.step = step + 1, loss.step + 1
     names = readings[-1] if readings else {}
     return {name: torch.stack([r[name].detach().double() for r in readings if name in r]).mean() for name in names}
+
+
+def _check_all_take_part(loss: BaseLoss) -> None:
+    """Raise at the first step for what DistributedDataParallel raises at the second, when the parameters have parted already."""
+    unused = [name for name, p in loss.named_parameters() if p.requires_grad and p.grad is None]
+    if unused:
+        raise UsageError(f"{unused[0]} is trained but takes no part in the loss: set its requires_grad to False")
 
 
 def _forward(training: Training, micro: int) -> Tensor:
@@ -332,14 +362,23 @@ def _after_step(training: Training, due: Due, readings: Mapping[str, Tensor]) ->
     if due.log:
         training.metrics = _average_over_ranks(training.fabric, readings, done)
         if due.measure and options.measure is not None and training.fabric.global_rank == 0:
-            training.metrics |= options.measure(training.shown)
+            with _saying_when_memory_ends(lambda: f"while measuring after step {done}", lambda: training.checkpoint):
+                training.metrics |= options.measure(training.shown)
         notify(training.watching, "on_log", training.run(), training.metrics)
     if due.save and training.writer is not None:
         _check_finite(training.fabric, training.energy, done)
+        _share_buffers(training)
         info = origins(training.components, options.observers) | training.state.info()
         _take_checkpoint(training, wait=True)
         training.writer.write(done, training.state.tensors(), info)
     _take_checkpoint(training)
+
+
+def _share_buffers(training: Training) -> None:
+    """Give all ranks the buffers of the first one, as each step begins with them."""
+    for module in (training.loss, training.average):
+        if module is not None:
+            share_buffers(module)
 
 
 def _show(training: Training) -> None:

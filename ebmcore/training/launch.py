@@ -7,7 +7,10 @@ import gc
 import itertools
 import os
 import sys
-from collections.abc import Callable
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import torch.distributed as dist
@@ -28,8 +31,12 @@ def launch(
     num_nodes: int | None,
     strategy: Strategy,
     precision: Any,
+    *,
+    may_skip_parameters: bool = False,
 ) -> Result:
     """Calls ``train`` with the Lightning Fabric of a run, in each of its processes; returns what it returns.
+
+    With ``may_skip_parameters``, a step may leave parameters out, and processes that share a model look for them.
 
     Under ``torchrun`` or Slurm's ``srun`` the processes that they started are those of the run. Otherwise one process is started
     for each of ``devices``. A process group that is made for the run is destroyed at its end.
@@ -40,24 +47,34 @@ def launch(
     """
     devices, num_nodes = _processes(devices, num_nodes)
     n_processes, own_group = devices * num_nodes, not dist.is_initialized()
-    result = _launch(train, accelerator, devices, num_nodes, strategy, precision)
-    if n_processes > 1 and own_group:
-        # What still holds the group holds its threads too, which abort a process that ends before them.
-        forget_meshes()
-        gc.collect()
-    return result
+    failure: BaseException | None = None
+    try:
+        return _launch(train, accelerator, devices, num_nodes, strategy, precision, may_skip_parameters)
+    except BaseException as error:
+        failure = error
+        raise
+    finally:
+        if n_processes > 1 and own_group and not _lost:
+            _release_group(failure)
 
 
 def _launch(
-    train: Callable[[Any], Result], accelerator: str, devices: int, num_nodes: int, strategy: Strategy, precision: Any
+    train: Callable[[Any], Result],
+    accelerator: str,
+    devices: int,
+    num_nodes: int,
+    strategy: Strategy,
+    precision: Any,
+    may_skip_parameters: bool,
 ) -> Result:
     from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
     from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 
     from ebmcore.training.given import GivenGroup
 
     n_processes, own_group = devices * num_nodes, not dist.is_initialized()
-    chosen: Any = "ddp" if n_processes > 1 else "auto"
+    chosen: Any = DDPStrategy(find_unused_parameters=may_skip_parameters) if n_processes > 1 else "auto"
     if strategy == "fsdp" and n_processes > 1:
         chosen = ModelParallelStrategy(shard, data_parallel_size=n_processes, tensor_parallel_size=1)
     try:
@@ -74,15 +91,15 @@ def _launch(
         raise UsageError(f"accelerator={accelerator!r}, devices={devices!r}, precision={precision!r}: {error}") from error
     try:
         _join_under_torchrun()
-        fabric.launch()
+        with _watching():
+            fabric.launch()
         return train(fabric)
     except Exception as error:
         if n_processes > 1 and is_lost_connection(error):
             own_group = False  # to free it would wait for the lost process, perhaps without end
+            _lost.append(error)
             atexit.register(_leave)
-            raise LostProcessError(
-                "another process of the run has ended before its time; the last checkpoint is kept, from which to resume"
-            ) from error
+            raise LostProcessError(LOST) from error
         if "Expected to have finished reduction in the prior iteration" in str(error):
             reason = "a parameter that is trained takes no part in the loss, which several processes cannot have"
             raise UsageError(f"{reason}: set its requires_grad to False") from error
@@ -90,6 +107,46 @@ def _launch(
     finally:
         if own_group:
             shutdown()
+
+
+def _release_group(error: BaseException | None) -> None:
+    """Clears what still holds the process group that has ended, and so what an error's traceback holds.
+
+    The group holds its threads, which abort a process that ends before them, and connections whose end the others wait for.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    forget_meshes()
+    gc.collect()
+
+
+@contextmanager
+def _watching() -> Iterator[None]:
+    """Context in which processes that Fabric starts get a watch of ours: its own kills this process when one of them ends."""
+    from lightning_fabric.strategies.launchers import subprocess_script
+
+    class Watch(subprocess_script._ChildProcessObserver):
+        def _terminate_all(self) -> None:
+            time.sleep(_NOTICING)
+            if not _lost:
+                sys.stderr.write(f"ebmcore: {LOST}\n")
+                for child in self._child_processes:
+                    child.kill()
+                _leave()
+
+    fabrics = subprocess_script._launch_process_observer
+    patched: Any = subprocess_script
+    patched._launch_process_observer = lambda children: Watch(os.getpid(), children).start()
+    try:
+        yield
+    finally:
+        patched._launch_process_observer = fabrics
+
+
+LOST = "another process of the run has ended before its time; resume from the last checkpoint, if there is one"
+_NOTICING = 3  # seconds in which this process may notice by itself that another was lost
+_lost: list[Exception] = []
 
 
 def _join_under_torchrun() -> None:
@@ -140,6 +197,8 @@ def _processes(devices: int | None, num_nodes: int | None) -> tuple[int, int]:
             raise UsageError(f"num_nodes={num_nodes} needs a launcher on each node: use torchrun or srun, see docs/scale.md")
         if (devices or 1) > 1:
             if "LOCAL_RANK" in os.environ and os.environ.get(_PARENT) != str(os.getppid()):
+                if _PARENT in os.environ and os.environ["LOCAL_RANK"] != "0":  # started for a process that is gone by now
+                    raise LostProcessError(LOST)
                 raise UsageError("LOCAL_RANK is set, but no launcher has started this process: unset it")
             os.environ[_PARENT] = str(os.getpid())  # Fabric starts the others with this environment
         return 1 if devices is None else devices, 1

@@ -13,7 +13,7 @@ from typing import Any
 
 from ebmcore import host
 from ebmcore.errors import EbmcoreError, PluginError, UsageError
-from ebmcore.training.directory import check_directory, open_to_append, read_text, write_text
+from ebmcore.training.directory import check_directory, naming, open_to_append, read_text, write_text
 from ebmcore.training.run import Run
 
 _MOST_METRICS = 2**28  # bytes
@@ -85,7 +85,7 @@ def notify(observers: Sequence[BaseObserver], event: str, run: Run, *args: Any) 
         try:
             method(run, *args)
         except (Exception, SystemExit) as error:
-            if isinstance(error, EbmcoreError) and isinstance(observer, (MetricsFile, TensorBoard, ProgressBar)):
+            if isinstance(error, EbmcoreError | OSError) and type(observer).__module__.startswith("ebmcore."):
                 raise  # these messages say what to do
             known = host.provenance(observer)
             plugin = f" of {known['distribution']} {known['version']}" if known["distribution"] else ""
@@ -116,7 +116,7 @@ class MetricsFile(BaseObserver):
         if new:
             self.columns += new
             self._rewrite(self._rows())
-        with open_to_append(self.path) as file:
+        with naming(self.path), open_to_append(self.path) as file:
             csv.DictWriter(file, self.columns).writerow(row)
 
     def _rows(self) -> Iterator[dict[str, str]]:

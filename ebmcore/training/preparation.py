@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ebmcore.energies import check_energies, frozen
 from ebmcore.errors import UsageError
+from ebmcore.host.origin import is_out_of_memory
 from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_seed
 from ebmcore.training.averaging import moving_average
@@ -27,7 +28,7 @@ from ebmcore.training.optimizers import create_optimizer
 from ebmcore.training.options import Options, binding, options_of
 from ebmcore.training.run import Run
 from ebmcore.training.scheduled import ScheduledOptions
-from ebmcore.training.sharding import check_shardable, gathered, without_parameters
+from ebmcore.training.sharding import check_shardable, gathered, put_back_on_error, without_parameters
 from ebmcore.training.state import TrainingState
 
 
@@ -162,46 +163,57 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
     if options.strategy == "fsdp" and fabric.world_size > 1:
         check_shardable(loss, ema_decay=options.ema_decay, compile=options.compile)
         bare = without_parameters(energy)
-    model = fabric.setup_module(loss)
-    optimizer = create_optimizer(options.optimizer, loss, options.lr, options.precision)
-    scheduled = ScheduledOptions(options.schedules, loss, optimizer, n_steps)
-    wrapped_optimizer = fabric.setup_optimizers(optimizer)
-    average = None if options.ema_decay is None else moving_average(energy, options.ema_decay)
-    components = {
-        "loss": loss,
-        "energy": bare or energy,
-        "sampler": sampler,
-        "dataset": data if isinstance(data, DataSource) else None,
-    }
-    config = dict(options.as_config())
-    if options.config is None:  # which would hold those of the components
-        config |= {kind: options_of(part) for kind, part in components.items() if kind != "dataset" and part is not None}
-    bound = None if out is None else binding(config, {"shape": list(shape), **examples.description()})
-    state = TrainingState(loss, wrapped_optimizer.optimizer, average, components, scheduled.optimizer_options, bound)
-    if energy is not loss:
-        _probe(loss, energy, first, fabric)
-    if out is not None:
-        state.check()  # raises now, not after hours
-    return Training(
-        options=options,
-        fabric=fabric,
-        loss=loss,
-        model=model,
-        optimizer=wrapped_optimizer,
-        energy=energy,
-        bare=bare,
-        average=average,
-        data=data,
-        examples=examples,
-        visited=itertools.chain([first], visited),
-        before=loss.step,
-        components=components,
-        n_steps=n_steps,
-        scheduled=scheduled,
-        state=state,
-        watching=_all_observers(options) if rank == 0 else [],
-        writer=None if out is None else CheckpointWriter(out / "checkpoints", background=options.checkpoint_async),
-    )
+    with put_back_on_error(loss, bare):
+        model = _set_up(fabric, loss)
+        optimizer = create_optimizer(options.optimizer, loss, options.lr, options.precision)
+        scheduled = ScheduledOptions(options.schedules, loss, optimizer, n_steps)
+        wrapped_optimizer = fabric.setup_optimizers(optimizer)
+        average = None if options.ema_decay is None else moving_average(energy, options.ema_decay)
+        components = {
+            "loss": loss,
+            "energy": bare or energy,
+            "sampler": sampler,
+            "dataset": data if isinstance(data, DataSource) else None,
+        }
+        config = dict(options.as_config())
+        if options.config is None:  # which would hold those of the components
+            config |= {kind: options_of(part) for kind, part in components.items() if kind != "dataset" and part is not None}
+        bound = None if out is None else binding(config, {"shape": list(shape), **examples.description()})
+        state = TrainingState(loss, wrapped_optimizer.optimizer, average, components, scheduled.optimizer_options, bound)
+        if energy is not loss:
+            _probe(loss, energy, first, fabric)
+        if out is not None:
+            state.check()  # raises now, not after hours
+        return Training(
+            options=options,
+            fabric=fabric,
+            loss=loss,
+            model=model,
+            optimizer=wrapped_optimizer,
+            energy=energy,
+            bare=bare,
+            average=average,
+            data=data,
+            examples=examples,
+            visited=itertools.chain([first], visited),
+            before=loss.step,
+            components=components,
+            n_steps=n_steps,
+            scheduled=scheduled,
+            state=state,
+            watching=_all_observers(options) if rank == 0 else [],
+            writer=None if out is None else CheckpointWriter(out / "checkpoints", background=options.checkpoint_async),
+        )
+
+
+def _set_up(fabric: Any, loss: BaseLoss) -> Any:
+    try:
+        return fabric.setup_module(loss)
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"{type(loss.energy).__name__} cannot be shared between processes: {reason}") from error
 
 
 def build_loss(loss: BaseLoss, shape: Sequence[int], seed: int) -> None:
@@ -245,6 +257,8 @@ def _probe(loss: BaseLoss, energy: nn.Module, batch: Batch, fabric: Any) -> None
         with gathered(energy), frozen(energy), torch.enable_grad(), fabric.autocast():
             check_energies(energy(fabric.strategy.precision.convert_input(x), *args, **kwargs), x)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())
         raise UsageError(
             f"the energy {type(energy).__name__} cannot take examples of shape {tuple(x.shape[1:])} ({x.dtype}): {reason}"

@@ -10,19 +10,21 @@ from __future__ import annotations
 import functools
 import gc
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import _composable_state
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, _redistribute, distribute_tensor
 
+from ebmcore.distributed import world_size
 from ebmcore.errors import UsageError
 from ebmcore.losses import BaseContrastiveDivergence, BaseLoss
-from ebmcore.training.averaging import copy_energy
+from ebmcore.training.averaging import copy_energy, tensors_within
 
 _BLOCK = 2**20  # parameters from which a module is gathered alone, where the energy names no blocks
 
@@ -34,8 +36,8 @@ def check_shardable(loss: BaseLoss, *, ema_decay: float | None, compile: bool) -
         reason = f"{name} may differentiate a gradient, which sharded parameters cannot carry"
     elif any(not key.startswith("energy.") for key, _ in loss.named_parameters()):
         reason = f"{name} trains parameters beside the energy's, which are not sharded"
-    elif any(not p.ndim for p in loss.parameters()):
-        reason = f"{type(loss.energy).__name__} has a 0-dim parameter, which cannot be cut (make it of one element)"
+    elif fault := _fault(loss.energy):
+        reason = f"{type(loss.energy).__name__} {fault}"
     elif ema_decay is not None:
         reason = "a moving average is kept of whole parameters"
     elif compile:
@@ -43,6 +45,24 @@ def check_shardable(loss: BaseLoss, *, ema_decay: float | None, compile: bool) -
     else:
         return
     raise UsageError(f"strategy='fsdp' cannot train this: {reason}; use strategy='ddp'")
+
+
+def _fault(energy: nn.Module) -> str | None:
+    """Why the parameters of an energy cannot be cut; `None` if they can."""
+    parameters, blocks = list(energy.parameters()), list(getattr(energy, "blocks", ()))
+    held = [id(p) for block in blocks for p in block.parameters()]
+    outside = ({k: v for k, v in vars(m).items() if k not in ("_parameters", "_buffers")} for m in energy.modules())
+    if any(not p.ndim for p in parameters):
+        return "has a 0-dim parameter, which cannot be cut (make it of one element)"
+    if any(not p.is_contiguous() for p in parameters):
+        return "has a parameter that is not contiguous, such as a transposed one"
+    if len({p.dtype for p in parameters if p.requires_grad}) > 1:
+        return "has parameters of several types"
+    if len(set(held)) < len(held):
+        return "has a parameter in two of its blocks (leave one out of blocks)"
+    if any(isinstance(t, nn.Parameter) for attributes in outside for t in tensors_within(attributes)):
+        return "keeps a parameter in a list or a mapping, which would stay whole (use a ParameterList or a ParameterDict)"
+    return None
 
 
 def shard(loss: nn.Module, mesh: Any) -> nn.Module:
@@ -84,9 +104,37 @@ def gathered(module: nn.Module) -> Iterator[None]:
 
 
 def without_parameters(energy: nn.Module) -> nn.Module:
-    """Returns a copy of an energy with all but the values of its parameters, for `make_whole`."""
+    """Returns a copy of an energy with all but the values of its parameters, for `make_whole`.
+
+    Raises:
+        UsageError: If it cannot be copied.
+    """
     memo = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in energy.parameters()}
-    return copy_energy(energy, memo)
+    try:
+        return copy_energy(energy, memo)
+    except (TypeError, RuntimeError) as error:
+        raise UsageError(
+            f"strategy='fsdp' cannot train this: {type(energy).__name__} cannot be copied ({error}); use strategy='ddp'"
+        ) from error
+
+
+@contextmanager
+def put_back_on_error(loss: nn.Module, bare: nn.Module | None) -> Iterator[None]:
+    """Context in which the energy of a loss is sharded: if it fails, the loss is what it was, and of no further memory."""
+    if bare is None:
+        yield
+        return
+    energy: Any = loss.energy
+    parameters = dict(energy.named_parameters(remove_duplicate=False))
+    buffers = {name: dict(loss.get_submodule(name).named_buffers()) for name in getattr(loss, "sharded_like_parameters", ())}
+    try:
+        yield
+    except BaseException:
+        for name, parameter in parameters.items():
+            owner, _, leaf = name.rpartition(".")
+            bare.get_submodule(owner)._parameters[leaf] = parameter
+        _replace(loss, energy, bare, lambda name, key, _: buffers[name][key])
+        raise
 
 
 def make_whole(loss: nn.Module, bare: nn.Module) -> None:
@@ -94,12 +142,25 @@ def make_whole(loss: nn.Module, bare: nn.Module) -> None:
     energy = loss.energy
     assert isinstance(energy, nn.Module)  # noqa: S101 - `check_shardable` has seen to it
     fill(bare, energy)
+    _replace(loss, energy, bare, lambda _, __, buffer: whole(buffer))
+
+
+def give_up(loss: nn.Module, bare: nn.Module) -> None:
+    """Makes the energy of a loss ``bare``, whose parameters have no values: where a run failed, the others do not gather them.
+
+    A sharded energy would hold the process group, whose end the other processes wait for.
+    """
+    _replace(loss, loss.energy, bare.to("meta"), lambda _, __, buffer: torch.empty(buffer.shape, device="meta"))
+
+
+def _replace(loss: nn.Module, energy: Any, bare: nn.Module, of_buffer: Callable[[str, str, Any], Any]) -> None:
     # In place, as others hold the object; FSDP has changed its class, and its hooks are among its attributes.
     energy.__class__, energy.__dict__ = type(bare), bare.__dict__
+    _composable_state._module_state_mapping.pop(energy, None)  # so that it can be sharded again
     for name in getattr(loss, "sharded_like_parameters", ()):
         owner = loss.get_submodule(name)
         for key, buffer in owner.named_buffers(recurse=False):
-            setattr(owner, key, whole(buffer))
+            setattr(owner, key, of_buffer(name, key, buffer))
 
 
 def fill(bare: nn.Module, energy: nn.Module, *, copy_to: str | None = None, keep: bool = True) -> None:
@@ -124,6 +185,14 @@ def fill(bare: nn.Module, energy: nn.Module, *, copy_to: str | None = None, keep
             module = bare.get_submodule(owner)
             held: dict[str, Any] = module._parameters if isinstance(old, nn.Parameter) else module._buffers
             held[leaf] = made[id(old)]
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Gives all processes the buffers of the first one, such as the statistics of batches. Collective."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            if not isinstance(buffer, DTensor):
+                dist.broadcast(buffer, 0)
 
 
 def whole(value: Any) -> Any:

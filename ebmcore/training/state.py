@@ -109,7 +109,9 @@ class TrainingState:
             found = flat[other[0]]
             raise CheckpointError(f"{path} holds {other[0]} as {found.dtype} {tuple(found.shape)}: it is not of this run")
         try:
-            held = dict(self.loss.named_parameters()) | dict(self.loss.named_buffers())
+            # With both names of a tensor that has two, as a checkpoint has them.
+            held: dict[str, Tensor] = dict(self.loss.named_buffers(remove_duplicate=False))
+            held |= self.loss.named_parameters(remove_duplicate=False)
             self.loss.load_state_dict({name: like(t, held.get(name)) for name, t in groups["loss"].items()})
             if self.average is not None:
                 self.average.load_state_dict(groups["average"])
