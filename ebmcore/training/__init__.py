@@ -9,7 +9,7 @@ from ebmcore.training.data import DataSource, check_compatible
 from ebmcore.training.fit import FitResult, fit
 from ebmcore.training.observers import BaseObserver
 from ebmcore.training.origins import check_installed, warn_of_other_versions
-from ebmcore.training.run import Run
+from ebmcore.training.run import Run, flat_config
 
 __all__ = [
     "BaseObserver",
@@ -20,6 +20,7 @@ __all__ = [
     "check_installed",
     "copy_energy",
     "fit",
+    "flat_config",
     "latest_checkpoint",
     "read_checkpoint",
     "read_info",

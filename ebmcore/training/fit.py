@@ -209,6 +209,8 @@ def _fit(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: Any)
             with training.state.first_step(training.checkpoint) if step == training.first else nullcontext():
                 readings = _train_step(training, step, read=due.log)
             _after_step(training, due, readings)
+            if training.stopped and due.log:
+                break
         _take_checkpoint(training, wait=True)
         _share_buffers(training)
     return FitResult(training.trained, training.step, training.metrics, training.checkpoint, fabric.global_rank)
@@ -365,7 +367,8 @@ def _after_step(training: Training, due: Due, readings: Mapping[str, Tensor]) ->
             with _saying_when_memory_ends(lambda: f"while measuring after step {done}", lambda: training.checkpoint):
                 training.metrics |= options.measure(training.shown)
         notify(training.watching, "on_log", training.run(), training.metrics)
-    if due.save and training.writer is not None:
+        training.stopped = on_first_rank(lambda: training.stopped)
+    if (due.save or (due.log and training.stopped)) and training.writer is not None:
         _check_finite(training.fabric, training.energy, done)
         _share_buffers(training)
         info = origins(training.components, options.observers) | training.state.info()
