@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import signal
 import sys
 import traceback
 import warnings
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 1 after a check that failed, or where another process of the run was lost; 2 after wrong input or a
-        failure of a plugin, which is reported in one line.
+        failure of a plugin, which is reported in one line; 128 and the signal's number after Ctrl-C or SIGTERM.
 
     Raises:
         SystemExit: After the help of a command.
@@ -62,9 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EbmcoreError as error:
         _fail(str(error), error)
         return 1 if isinstance(error, LostProcessError) else 2
-    except KeyboardInterrupt:
-        print("ebmcore: interrupted; 'ebmcore train --resume RUN' resumes a training run", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as end:
+        print(f"ebmcore: {printable(str(end)) or 'interrupted'}", file=sys.stderr)
+        return 128 + getattr(end, "signum", signal.SIGINT)
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
     except SystemExit as end:

@@ -87,7 +87,7 @@ def load_run(run: Path) -> tuple[Config, Parts, int]:
         parts = build(config)
     checkpoint = latest_checkpoint(run / "checkpoints")
     if checkpoint is None:
-        raise CheckpointError(f"{run} holds no checkpoint yet: train it, or resume it with 'ebmcore train --resume {run}'")
+        raise CheckpointError(f"{run} holds no checkpoint yet: 'ebmcore train --resume {run}' trains it from the start")
     tensors, info = read_checkpoint(checkpoint)
     warn_of_other_versions(info, checkpoint)
     check_same(

@@ -10,11 +10,13 @@ from ebmcore.training.fit import FitResult, fit
 from ebmcore.training.observers import BaseObserver
 from ebmcore.training.origins import check_installed, warn_of_other_versions
 from ebmcore.training.run import Run, flat_config
+from ebmcore.training.stopping import InterruptedRun
 
 __all__ = [
     "BaseObserver",
     "DataSource",
     "FitResult",
+    "InterruptedRun",
     "Run",
     "check_compatible",
     "check_installed",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from ebmcore.training.origins import origins
 from ebmcore.training.preparation import DEFAULT_BATCH_SIZE, Due, Training, prepare, require_train_extra
 from ebmcore.training.schedules import Schedule
 from ebmcore.training.sharding import fill, gathered, give_up, make_whole, share_buffers, whole
+from ebmcore.training.stopping import InterruptedRun, signals
 
 DIVERGED = 1e12  # a metric beyond it counts as divergence: float32 energies have no digit after the point by then
 
@@ -144,6 +146,8 @@ def fit(
         config: The value of ``run.config``, which observers read; by default the options of this call that are plain data.
 
     Raises:
+        InterruptedRun: With ``out``, after Ctrl-C or SIGTERM: the step is completed and saved first; several processes do so at
+            the next logged step. It is a `KeyboardInterrupt`.
         DivergenceError: When a metric or the norm of the parameters is not finite, or beyond 1e12. The last good checkpoint
             stays.
         LostProcessError: When another process of a distributed run ends before its time.
@@ -196,23 +200,25 @@ def fit(
 
 
 def _fit(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: Any) -> FitResult:
-    with _saying_when_memory_ends(lambda: "before the first step", lambda: None):
+    with _saying_when_memory_ends(lambda: "before the first step"):
         training = prepare(loss, data, weights, options, fabric)
     with (
+        signals(training.end_by) if options.out is not None else nullcontext(),
         _own(options),
         _whole_at_the_end(training),
         _training(training),
-        _saying_when_memory_ends(lambda: f"in step {training.step + 1}", lambda: training.checkpoint),
+        _saying_when_memory_ends(lambda: f"in step {training.step + 1}; {training.kept}"),
     ):
         for step in range(training.step, training.n_steps):
             due = training.due(step + 1)
             with training.state.first_step(training.checkpoint) if step == training.first else nullcontext():
                 readings = _train_step(training, step, read=due.log)
-            _after_step(training, due, readings)
-            if training.stopped and due.log:
+            if _after_step(training, due, readings):
                 break
         _take_checkpoint(training, wait=True)
         _share_buffers(training)
+    if training.signal is not None:
+        raise InterruptedRun(_end_by(training), training.signal)
     return FitResult(training.trained, training.step, training.metrics, training.checkpoint, fabric.global_rank)
 
 
@@ -275,17 +281,16 @@ def _whole_at_the_end(training: Training) -> Iterator[None]:
 
 
 @contextmanager
-def _saying_when_memory_ends(when: Callable[[], str], checkpoint: Callable[[], Path | None]) -> Iterator[None]:
+def _saying_when_memory_ends(when: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        kept = f"the last checkpoint is {checkpoint()}" if checkpoint() else "there is no checkpoint of this run"
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UsageError(
-            f"out of memory {when()} ({reason}); {kept}; take a smaller batch_size (with accumulate), fewer chains, a smaller "
-            "energy or a cheaper metric"
+            f"out of memory {when()}; take a smaller batch_size (with accumulate), fewer chains, a smaller energy or a cheaper "
+            f"metric ({reason})"
         ) from error
 
 
@@ -347,34 +352,51 @@ def _forward(training: Training, micro: int) -> Tensor:
     try:
         output = training.model(*args, **kwargs)
     except DivergenceError as error:
-        raise DivergenceError(f"training stopped at step {training.step + 1}: {error}") from error
+        raise DivergenceError(f"training stopped at step {training.step + 1}: {error}; {training.kept}") from error
     finally:
         loss.data_weights = None
     value: Tensor = output[0] if isinstance(output, tuple) else output
     return value
 
 
-def _after_step(training: Training, due: Due, readings: Mapping[str, Tensor]) -> None:
-    """Log, measure and save, each if it is due."""
+def _after_step(training: Training, due: Due, readings: Mapping[str, Tensor]) -> bool:
+    """Log, measure and save, each if it is due; return whether the run ends here, with a checkpoint."""
     options, done = training.options, training.step
     if training.average is not None and (due.log or due.save):
         refresh_spectral_norms(training.average.module)
     if due.log or due.save:
         _show(training)
     if due.log:
-        training.metrics = _average_over_ranks(training.fabric, readings, done)
+        training.metrics = _average_over_ranks(training, readings)
         if due.measure and options.measure is not None and training.fabric.global_rank == 0:
-            with _saying_when_memory_ends(lambda: f"while measuring after step {done}", lambda: training.checkpoint):
+            with _saying_when_memory_ends(lambda: f"while measuring after step {done}; {training.kept}"):
                 training.metrics |= options.measure(training.shown)
         notify(training.watching, "on_log", training.run(), training.metrics)
-        training.stopped = on_first_rank(lambda: training.stopped)
-    if (due.save or (due.log and training.stopped)) and training.writer is not None:
-        _check_finite(training.fabric, training.energy, done)
+    ending = _ends(training, due)
+    if (due.save or ending) and training.writer is not None:
+        _check_finite(training)
         _share_buffers(training)
         info = origins(training.components, options.observers) | training.state.info()
         _take_checkpoint(training, wait=True)
         training.writer.write(done, training.state.tensors(), info)
     _take_checkpoint(training)
+    return ending
+
+
+def _ends(training: Training, due: Due) -> bool:
+    """Whether an observer or a signal has asked for the end. Several ranks agree at logged steps, where they meet anyway."""
+    if training.fabric.world_size == 1:
+        return training.stopped
+    if not due.log:
+        return False
+    asked = torch.tensor(float(training.stopped), device=training.fabric.device)
+    return bool(training.fabric.all_reduce(asked, reduce_op="sum").item())
+
+
+def _end_by(training: Training) -> str:
+    assert training.signal is not None  # noqa: S101 - the caller has looked
+    by = "Ctrl-C" if training.signal == signal.SIGINT else signal.Signals(training.signal).name
+    return f"ended by {by} after step {training.step}; {training.checkpoint} is complete, from which to resume"
 
 
 def _share_buffers(training: Training) -> None:
@@ -397,26 +419,27 @@ def _take_checkpoint(training: Training, *, wait: bool = False) -> None:
         notify(training.watching, "on_checkpoint", training.run(), path)
 
 
-def _average_over_ranks(fabric: Any, readings: Mapping[str, Tensor], step: int) -> dict[str, float]:
+def _average_over_ranks(training: Training, readings: Mapping[str, Tensor]) -> dict[str, float]:
     """Metrics averaged over ranks; the one place where a step waits for the device."""
     values = torch.stack(list(readings.values()))
-    metrics = dict(zip(readings, fabric.all_reduce(values, reduce_op="mean").tolist(), strict=True))
-    _stop_unless_finite(metrics, step)
+    metrics = dict(zip(readings, training.fabric.all_reduce(values, reduce_op="mean").tolist(), strict=True))
+    _stop_unless_finite(metrics, training)
     return metrics
 
 
-def _check_finite(fabric: Any, energy: nn.Module, step: int) -> None:
+def _check_finite(training: Training) -> None:
     """No checkpoint of parameters that are not finite."""
-    norms = [whole(p.detach().double().norm()) for p in energy.parameters()]
-    total = torch.stack(norms).sum() if norms else torch.zeros((), device=fabric.device)
-    _stop_unless_finite({"norm of the parameters": fabric.all_reduce(total, reduce_op="mean").item()}, step)
+    norms = [whole(p.detach().double().norm()) for p in training.energy.parameters()]
+    total = torch.stack(norms).sum() if norms else torch.zeros((), device=training.fabric.device)
+    mean = training.fabric.all_reduce(total, reduce_op="mean").item()
+    _stop_unless_finite({"norm of the parameters": mean}, training)
 
 
-def _stop_unless_finite(metrics: Mapping[str, float], step: int) -> None:
+def _stop_unless_finite(metrics: Mapping[str, float], training: Training) -> None:
     for name, value in metrics.items():
         if not abs(value) <= DIVERGED:
             raise DivergenceError(
-                f"training stopped at step {step}: the {name} is {json.dumps(value)}. Lower the learning rate or the step size, "
-                "clip the gradient (clip_grad), or regularise the energy (energy_l2, spectral normalisation); the last good "
-                "checkpoint is kept"
+                f"training stopped at step {training.step}: the {name} is {json.dumps(value)}. Lower the learning rate or the "
+                "step size, clip the gradient (clip_grad), or regularise the energy (energy_l2, spectral normalisation); "
+                f"{training.kept}"
             )

@@ -59,7 +59,8 @@ class Training:
         examples: Training examples.
         visited: Their batches that are left.
         components: The components by kind, whose origins a checkpoint records.
-        stopped: Whether an observer has asked to end the run.
+        stopped: Whether an observer or a signal has asked to end the run.
+        signal: Number of that signal.
         metrics: The last logged ones.
     """
 
@@ -84,6 +85,7 @@ class Training:
     first: int = 0
     step: int = 0
     stopped: bool = False
+    signal: int | None = None
     checkpoint: Path | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -96,6 +98,15 @@ class Training:
     def shown(self) -> nn.Module:
         """What observers and metrics on the first rank see: the trained energy, of a sharded one a copy; see `_show`."""
         return self.trained if self.bare is None else self.bare
+
+    @property
+    def kept(self) -> str:
+        """What messages say of checkpoints."""
+        return f"the last checkpoint is {self.checkpoint}" if self.checkpoint else "there is no checkpoint"
+
+    def end_by(self, signal: int) -> None:
+        """End the run because of a signal."""
+        self.stopped, self.signal = True, signal
 
     def due(self, done: int) -> Due:
         """Return whether to log, measure and save after ``done`` steps."""

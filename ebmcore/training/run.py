@@ -27,8 +27,7 @@ class Run:
         n_steps: Number of optimizer steps of the whole run.
         rank: Rank of this process; observers are called on rank 0 alone.
         directory: Where the run writes its files; `None` if it writes none.
-        stop: Ends the run, on all ranks, at the step whose metrics are logged, or the next such step; a checkpoint is written
-            there, and no error is raised.
+        stop: Ends the run after this step, with a checkpoint and no error; several processes at the next logged step.
     """
 
     config: Mapping[str, Any]

@@ -149,11 +149,11 @@ def test_stop_needs_no_directory():
     assert quiet(pcd(), data(), steps=8, log_every=2, observers=[StopAt(2)]).step == 2
 
 
-def test_stop_between_logs_waits():
-    """An observer that stops the run when no metrics are due ends it at the next step whose metrics are."""
+def test_stop_ends_after_a_whole_step():
+    """An observer that stops the run at its start ends it after one step."""
 
     class AtOnce(BaseObserver):
         def on_start(self, run):
             run.stop()
 
-    assert quiet(pcd(), data(), steps=8, log_every=3, observers=[AtOnce()]).step == 3
+    assert quiet(pcd(), data(), steps=8, log_every=3, observers=[AtOnce()]).step == 1

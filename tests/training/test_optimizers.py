@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import contextmanager
 
 import pytest
@@ -12,7 +13,7 @@ from small_runs import data, pcd, quiet, same_state
 import ebmcore
 from ebmcore.errors import EbmcoreError, UsageError
 from ebmcore.testing import Identity, Quadratic
-from ebmcore.training import BaseObserver
+from ebmcore.training import BaseObserver, latest_checkpoint
 from ebmcore.training.optimizers import OPTIMIZERS, create_optimizer
 
 
@@ -105,11 +106,35 @@ def test_micro_batches_draw_other_numbers():
     assert accumulated.step == 2
 
 
-def test_second_training_counts_from_zero():
-    loss = Mean(Quadratic((2,)))
-    quiet(loss, data(), steps=2)
-    quiet(loss, data(), steps=2)
-    assert loss.steps == [0, 1, 0, 1]
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_two_trainings_are_one(accumulate):
+    """A second call continues the streams and the order of the data: with SGD, which keeps nothing, both end alike."""
+    options = {"optimizer": "sgd", "lr": 0.01, "accumulate": accumulate, "batch_size": 30}
+    once, twice = Mean(Quadratic((2,), 2.0)), Mean(Quadratic((2,), 2.0))
+    quiet(once, data(), steps=6, **options)
+    for _ in range(3):
+        quiet(twice, data(), steps=2, **options)
+    assert twice.steps == once.steps
+    assert twice.drawn == once.drawn
+    assert same_state(twice, once)
+
+
+def test_second_run_resumes_with_its_streams(tmp_path):
+    """A run of a loss that was trained before resumes as if it had not been stopped, and its own steps count from 0."""
+
+    def trained_before():
+        loss = pcd()
+        quiet(loss, data(), steps=5)
+        return loss
+
+    whole, stopped = trained_before(), trained_before()
+    quiet(whole, data(), steps=8, schedules={"optimizer.lr": "linear(end=0)"})
+    quiet(stopped, data(), steps=8, out=tmp_path, checkpoint_every=4, schedules={"optimizer.lr": "linear(end=0)"})
+    shutil.rmtree(latest_checkpoint(tmp_path / "checkpoints"))
+    resumed = pcd()
+    result = quiet(resumed, data(), steps=8, out=tmp_path, resume=True, schedules={"optimizer.lr": "linear(end=0)"})
+    assert (result.step, resumed.step) == (8, 13)
+    assert same_state(whole, resumed)
 
 
 def test_accumulated_metrics_are_means():

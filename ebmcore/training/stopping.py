@@ -1,0 +1,54 @@
+"""The end of a run that a signal asks for: Ctrl-C, or the SIGTERM by which a cluster takes a machine away."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_REPEATED = 2  # seconds in which a launcher may pass on a signal that reached this process already
+
+
+class InterruptedRun(KeyboardInterrupt):
+    """A run ended early because of a signal, after a whole step and with a checkpoint.
+
+    Args:
+        message: After which step it ended, and what there is.
+        signum: Number of the signal.
+    """
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+@contextmanager
+def signals(stop: Callable[[int], None]) -> Iterator[None]:
+    """Context in which the first SIGINT or SIGTERM calls ``stop``, and a later one does what it did before.
+
+    Only the main thread of a process receives signals; in another one, they do what they did before.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    first: list[float] = []
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if not first:
+            first.append(time.monotonic())
+            stop(number)
+        elif time.monotonic() - first[0] > _REPEATED:
+            signal.signal(number, before[signal.Signals(number)])
+            signal.raise_signal(number)
+
+    try:
+        for number in before:
+            signal.signal(number, handle)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)

@@ -1,0 +1,135 @@
+"""Energies of all kinds that a plain loop trains: they train in fit, and are measured, averaged and resumed."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from small_runs import data, quiet, same_state
+from torch import nn
+from torch.nn.utils import parametrizations, spectral_norm, weight_norm
+
+import ebmcore
+from ebmcore.errors import UsageError
+from ebmcore.training import copy_energy
+
+DATA = SimpleNamespace(train=data(), test=data(20), shape=(2,), state_space="continuous")
+
+
+class Net(nn.Module):
+    def __init__(self, *layers):
+        super().__init__()
+        self.net = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return self.net(x).squeeze(-1)
+
+
+class SquaredScore(Net):
+    """Takes a gradient of its own."""
+
+    def forward(self, x):
+        if not x.requires_grad:
+            x = x.detach().requires_grad_()
+        (score,) = torch.autograd.grad(super().forward(x).sum(), x, create_graph=True)
+        return score.square().sum(1)
+
+
+class Caching(Net):
+    """Keeps results of its last forward, in a list within a mapping too."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        self.last, self.history = y, {"all": [(y, "text")]}
+        return y
+
+
+def compiled():
+    return torch.compile(Net(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 1)), backend="eager")
+
+
+def tied():
+    layer = nn.Linear(2, 2)
+    return Net(layer, nn.SiLU(), layer, nn.Linear(2, 1))
+
+
+KINDS = {
+    "spectral norm": lambda: Net(parametrizations.spectral_norm(nn.Linear(2, 8)), nn.SiLU(), nn.Linear(8, 1)),
+    "old spectral norm": lambda: Net(spectral_norm(nn.Linear(2, 8)), nn.SiLU(), spectral_norm(nn.Linear(8, 1))),
+    "weight norm": lambda: Net(parametrizations.weight_norm(nn.Linear(2, 8)), nn.SiLU(), nn.Linear(8, 1)),
+    "old weight norm": lambda: Net(weight_norm(nn.Linear(2, 8)), nn.SiLU(), weight_norm(nn.Linear(8, 1))),
+    "lazy": lambda: Net(nn.LazyLinear(8), nn.SiLU(), nn.LazyLinear(1)),
+    "gradient inside": lambda: SquaredScore(nn.Linear(2, 8), nn.Softplus(), nn.Linear(8, 1)),
+    "caching": lambda: Caching(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 1)),
+    "compiled": compiled,
+    "batch norm": lambda: Net(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.SiLU(), nn.Linear(8, 1)),
+    "dropout": lambda: Net(nn.Linear(2, 8), nn.Dropout(), nn.SiLU(), nn.Linear(8, 1)),
+    "tied": tied,
+}
+LOSSES = {"cd": {}, "pcd": {"n_chains": 20}, "ptcd": {"n_chains": 20}}
+
+
+def make(kind, loss):
+    torch.manual_seed(0)
+    return ebmcore.create_loss(loss, KINDS[kind](), ebmcore.create_sampler("langevin", step_size=0.01), **LOSSES[loss])
+
+
+def measure(energy):
+    metric = ebmcore.create_metric("grid-ll", grid_points=40, n_bootstrap=10)
+    found = metric(energy, DATA, generator=torch.Generator().manual_seed(0))
+    return {name: value for name, value in found.items() if not isinstance(value, str)}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings(
+    "ignore:.*of the mass lies on the rim", "ignore:.*weight_norm.*deprecated", "ignore:Lazy modules"
+)
+def test_it_trains_and_resumes(kind, loss, tmp_path):
+    """A run that is measured and averaged ends as one that was stopped in between, bit for bit."""
+    options = {"measure": measure, "measure_every": 3, "ema_decay": 0.9}
+    whole, stopped, resumed = make(kind, loss), make(kind, loss), make(kind, loss)
+    ends = quiet(whole, DATA, steps=6, **options)
+    quiet(stopped, DATA, steps=3, out=tmp_path, **options)
+    again = quiet(resumed, DATA, steps=6, out=tmp_path, resume=True, **options)
+    assert same_state(whole, resumed)
+    assert same_state(ends.energy, again.energy)
+    assert ends.metrics == again.metrics
+    assert measure(whole.energy) == measure(resumed.energy)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated", "ignore:Lazy modules")
+@pytest.mark.parametrize("kind", KINDS)
+def test_copy_shares_nothing(kind):
+    """A copy gives the same energies, and other ones after a change of what it was made from."""
+    energy, x = KINDS[kind](), data(10)
+    energy(x)
+    energy.eval()
+    copied, before = copy_energy(energy), energy(x).detach()
+    assert torch.equal(copied(x), before)
+    with torch.no_grad():
+        for tensor in (*energy.parameters(), *energy.buffers()):
+            tensor.add_(1)
+    assert torch.equal(copied(x), before)
+
+
+def test_average_has_spectral_norms_of_its_own():
+    """The older form of spectral norms too is that of the averaged weights."""
+    result = quiet(make("old spectral norm", "cd"), DATA, steps=30, lr=0.3, ema_decay=0.8)
+    result.energy.eval()
+    for layer in (result.energy.net[0], result.energy.net[2]):
+        layer(torch.zeros(1, layer.in_features))
+        assert torch.linalg.matrix_norm(layer.weight, 2).item() == pytest.approx(1, abs=1e-4)
+
+
+def test_batch_statistics_of_halves_are_refused():
+    """Data and negatives in two forwards would have energies of two functions under batch normalisation."""
+    energy = KINDS["batch norm"]()
+    loss = ebmcore.create_loss("cd", energy, ebmcore.create_sampler("langevin", step_size=0.01), joint_forward=False)
+    for call in (lambda: quiet(loss, DATA, steps=1), lambda: loss(data(10)), lambda: loss.compute_loss(data(10), data(10))):
+        energy.train()
+        with pytest.raises(UsageError, match="joint_forward=False gives data and negatives other batch statistics"):
+            call()
+    energy.eval()  # of fixed statistics
+    loss.compute_loss(data(10), data(10))
