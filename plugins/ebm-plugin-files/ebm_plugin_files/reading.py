@@ -64,11 +64,11 @@ class Content:
             raise UsageError(f"{path} has two columns {twice!r}: give each a name of its own")
 
     def find(self, name: str | int) -> str | None:
-        """The name of an array by its name or, of a column, by its number; `None` if there is none."""
+        """The name of a column by its name or number; `None` if there is none."""
         if name in self.names:
             return str(name)
         try:
-            return self.names[int(name)] if self.table else None
+            return self.names[int(name)]
         except (ValueError, IndexError):
             return None
 
@@ -241,7 +241,7 @@ def _columns(file: Any, path: Path, delimiter: str, width: int, header: bool) ->
         next(row for row in lines if row)
     position = lines.line_num
     with contextlib.suppress(ValueError):  # the fast way fails for a text, a missing value, or a row of another length
-        columns = np.loadtxt(file, delimiter=delimiter, quotechar='"', comments=None, ndmin=2).T
+        columns = np.loadtxt(file, delimiter=delimiter, comments=None, ndmin=2).T
         if len(columns) == width:
             return list(columns)
     file.seek(0)

@@ -86,6 +86,11 @@ def test_bfloat16_is_read():
     assert Array("a.safetensors").train.tolist() == [[1.0, 1.0]] * 3
 
 
+def test_parameter_is_read():
+    torch.save(torch.nn.Parameter(torch.eye(4)), "a.pt")
+    assert torch.equal(in_order(Array("a.pt")), torch.eye(4))
+
+
 def test_sparse_tensor_is_read():
     torch.save(torch.eye(4).to_sparse(), "a.pt")
     assert torch.equal(in_order(Array("a.pt")), torch.eye(4))
@@ -157,6 +162,13 @@ def test_labels_and_weights_of_another_file(name):
     assert data.train_weights.dtype == torch.float32
 
 
+def test_header_of_a_file_of_labels():
+    """Texts below a text show no header, so it is said."""
+    np.save("a.npy", X[:2])
+    Path("labels.csv").write_text("kind\nrose\nlily\n")
+    assert Array("a.npy", labels="labels.csv", header=True).classes == ("lily", "rose")
+
+
 def test_weights_of_a_column():
     data = Array(write("a.csv"), weights="c3", columns=["c0"])
     assert in_order(data, "_weights").tolist() == X[:, 3].tolist()
@@ -219,6 +231,7 @@ def test_threshold_makes_bits():
         (np.eye(3)[[0, 1, 2, 0]], "binary"),
         (np.eye(3)[[[0, 1], [2, 0], [1, 1]]], "categorical"),
         (np.array([[[0, 0], [0, 1]], [[0, 1], [1, 0]]]), "binary"),
+        (np.ones((4, 3, 1)), "binary"),
         (np.array([[0.0, 0.5], [1.0, 1.0]]), "continuous"),
         (np.array([[0, 2], [1, 1]]), "continuous"),
         (np.array([[0, -1], [1, 1]]), "continuous"),
@@ -234,6 +247,13 @@ def test_line_says_what_was_made(capsys):
     np.save("a.npy", X)
     Array("a.npy", state_space="continuous")
     assert capsys.readouterr().err == "ebmcore: a.npy: 8 training and 2 test examples of shape (4,), continuous\n"
+
+
+def test_one_process_prints(capsys, monkeypatch):
+    np.save("a.npy", X)
+    monkeypatch.setattr("ebm_plugin_files.examples.rank", lambda: 1)
+    Array("a.npy")
+    assert capsys.readouterr().err == ""
 
 
 def test_probabilities_are_binary_if_said():
@@ -259,6 +279,7 @@ def test_probabilities_are_categorical_if_said():
         ("\ufeffa,b\n1,2\n3,4\n", ["a", "b"]),
         ("a,b\r\n1,2\r\n3,4", ["a", "b"]),
         ("a,b\n,2\n3,4\n", ["a", "b"]),
+        ("0,1\n1,0\n1,1\n", ["0", "1"]),
         (",a,b\n0,1,2\n1,3,4\n", ["a", "b"]),
         ("0,1,2\n5,6,7\n8,9,9\n", ["0", "1", "2"]),
         (",0,1\n0,5,6\n1,8,9\n", ["0", "1"]),
@@ -297,6 +318,28 @@ def test_index_of_pandas_is_left_out():
 def test_parquet_labels_are_texts():
     parquet.write_table(pyarrow.table({"a": [1, 2, 3], "kind": ["x", "y", "x"]}), "a.parquet")
     assert Array("a.parquet", labels="kind").classes == ("x", "y")
+
+
+def test_missing_label_of_parquet_raises():
+    parquet.write_table(pyarrow.table({"a": [1, 2, 3], "kind": ["x", None, "x"]}), "a.parquet")
+    with pytest.raises(UsageError, match=r"a\.parquet has 1 rows without a label, the first is row 1"):
+        Array("a.parquet", labels="kind")
+
+
+def test_missing_number_of_parquet_raises():
+    parquet.write_table(pyarrow.table({"a": pyarrow.array([True, None, False]), "b": [1, 2, None]}), "a.parquet")
+    with pytest.raises(UsageError, match=r"a\.parquet holds 'True' in column 'a', row 0"):
+        Array("a.parquet", columns=["a"])
+    with pytest.raises(UsageError, match=r"1 value NaN, .* the first in row 2 \(counted from 0\), column 'b'"):
+        Array("a.parquet", columns=["b"])
+
+
+def test_times_are_no_numbers():
+    parquet.write_table(pyarrow.table({"a": np.array([1, 2, 3], "datetime64[ns]")}), "a.parquet")
+    with pytest.raises(
+        UsageError, match=r"a\.parquet holds '.*' in column 'a', row 0 \(counted from 0\), which is no number"
+    ):
+        Array("a.parquet")
 
 
 def test_missing_pyarrow_is_one_line(monkeypatch):
@@ -417,7 +460,7 @@ def test_bad_files_raise_with_advice(name, content, options, message):
         ({"threshold": 39}, r"threshold 39 makes each bit of a\.npy 0: the scaled values lie in 0 to 39"),
         ({"threshold": -1}, "makes each bit of a.npy 1"),
         ({"shape": [3]}, r"shape \(3,\) does not hold the 4 values of an example of a\.npy"),
-        ({"shape": [-1]}, r"shape \(-1,\) does not hold"),
+        ({"shape": [-2, -2]}, r"shape \(-2, -2\) does not hold"),
         ({"key": "x"}, r"a\.npy is one array: leave key out"),
         ({"labels": "few.npy"}, r"labels of few\.npy have shape \(3,\), but there are 10 examples: give one for each"),
         ({"weights": "few.npy"}, r"weights of few\.npy have shape \(3,\), but there are 10 examples"),

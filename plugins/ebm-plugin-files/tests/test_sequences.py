@@ -31,7 +31,7 @@ def test_sequences_are_one_hot():
 
 
 def test_lines_are_joined():
-    Path("a.fasta").write_text("\n>a\nAC\nD F\n\n>b\r\nWYVT\r\n>c\nWYVT")
+    Path("a.fasta").write_text("\ufeff\n>a\nAC\nD F\n\n>b\r\nWYVT\r\n>c\nWYVT")
     assert texts(Sequences(Path("a.fasta"))) == ["ACDF", "WYVT", "WYVT"]
 
 
@@ -72,7 +72,7 @@ def test_dna_as_protein_warns():
 
 def test_weights_count_neighbours():
     """Sequences that share at least 4 of 5 positions are neighbours; each share of the file counts its own."""
-    data = Sequences(write("AAAAA", "AAAAC", "AAACC", "WWWWW", "AAAAA", "YYYYY"), test_share=0.1)
+    data = Sequences(write("AAAAA", "AAAAC", "AAACC", "WWWWW", "AAAAA", "AACCC", "YYYYY"), test_share=0.1)
     kept = ["".join(data.letters[i] for i in row) for row in data.train.argmax(-1).tolist()]
     neighbours = [sum(sum(x == y for x, y in zip(a, b, strict=True)) >= 4 for b in kept) for a in kept]
     assert len(set(neighbours)) > 2
@@ -86,14 +86,14 @@ def test_weights_of_a_known_family():
     assert neighbour_weights(x, 1.0).tolist() == [1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("length", range(5, 101, 5))
-def test_share_of_positions_is_inclusive(length):
-    """Exactly four fifths are enough, whatever the rounding of 0.8 times the length."""
+@pytest.mark.parametrize(("identity", "length", "same"), [(0.8, 5, 4), (0.8, 15, 12), (0.55, 100, 55), (0.07, 100, 7)])
+def test_share_of_positions_is_inclusive(identity, length, same):
+    """Exactly that share is enough, though 0.55 * 100 is more than 55 in floating point."""
     x = torch.zeros(2, length, dtype=torch.long)
-    x[1, : length // 5] = 1
-    assert neighbour_weights(torch.eye(2)[x], 0.8).tolist() == [0.5, 0.5]
-    x[1, length // 5] = 1
-    assert neighbour_weights(torch.eye(2)[x], 0.8).tolist() == [1, 1]
+    x[1, same:] = 1
+    assert neighbour_weights(torch.eye(2)[x], identity).tolist() == [0.5, 0.5]
+    x[1, same - 1] = 1
+    assert neighbour_weights(torch.eye(2)[x], identity).tolist() == [1, 1]
 
 
 def test_weights_do_not_depend_on_chunks(monkeypatch):
