@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ebmcore._keywords import StrictKeywords
 from ebmcore.chains import PersistentChains, assert_async
@@ -44,6 +45,7 @@ class BaseLoss(StrictKeywords, nn.Module, ABC):
         family: ``"contrastive-divergence"`` or ``"other"``.
         needs_sampler: Whether its constructor takes a sampler after the energy.
         state_space: ``"continuous"``, ``"binary"`` or ``"categorical"``; `None` for data of any.
+        weighted: Whether it takes `data_weights`.
         labels: What further arguments of ``forward`` are: ``"conditions"`` of the energy, ``"targets"`` that the energy never
             sees, or `None` where it takes none.
         example_options: Further options (plain data) with which the conformance kit makes one.
@@ -51,6 +53,7 @@ class BaseLoss(StrictKeywords, nn.Module, ABC):
         metrics: Detached 0-dim diagnostics of the last call, by name; a new mapping at each call.
         generator: Source of the loss's randomness, on its device; `None` uses torch's global generator.
         step: Number of the training step, from 0. `ebmcore.training.fit` sets it; it is in ``state_dict()``.
+        data_weights: Weights ``(B,)`` of the examples of this call, which `ebmcore.training.fit` sets; `None` where all are 1.
         built: Whether `build` was called.
         transitions: What makes the transitions of its samplers: hand it to `ebmcore.samplers.run` or ``sample``; see `compile`.
 
@@ -72,6 +75,7 @@ class BaseLoss(StrictKeywords, nn.Module, ABC):
     family: ClassVar[str] = "other"
     needs_sampler: ClassVar[bool] = False
     state_space: ClassVar[str | None] = None
+    weighted: ClassVar[bool] = False
     labels: ClassVar[str | None] = "conditions"
     example_options: ClassVar[Mapping[str, Any]] = {}
     expected_failures: ClassVar[Mapping[str, str]] = {}
@@ -82,6 +86,7 @@ class BaseLoss(StrictKeywords, nn.Module, ABC):
         self.metrics: dict[str, Tensor] = {}
         self.generator: Generator | None = None
         self.step = 0
+        self.data_weights: Tensor | None = None
         self.built = False
         self.transitions: Transitions = eager_transitions
 
@@ -165,6 +170,7 @@ class BaseContrastiveDivergence(BaseLoss):
 
     family = "contrastive-divergence"
     needs_sampler = True
+    weighted = True
     persistent: ClassVar[bool] = False
     starts_at_data: ClassVar[bool] = True
     trains_more: ClassVar[bool] = False
@@ -301,7 +307,8 @@ class BaseContrastiveDivergence(BaseLoss):
             x: Real data ``(B, *shape)``.
             pred_x: Negative samples ``(M, *shape)``. A row that is NaN or infinite has weight 0.
             args: Conditions of the data, by position or (``kwargs``) by name.
-            data_weights: Weights of the data ``(B,)``, at least 0, normalised here.
+            data_weights: Weights of the data ``(B,)``, at least 0, normalised here. The default is `data_weights`, which then
+                weigh the negatives too where each started at an example.
             negative_weights: Weights of the negatives ``(M,)``, at least 0, normalised here.
             negative_conditions: Conditions of the negatives by name (``"0"`` is the first positional one). The default is those
                 of the last draw (`negatives`) where chains persist, otherwise those of the data, row by row.
@@ -312,6 +319,10 @@ class BaseContrastiveDivergence(BaseLoss):
         self._check_batch(x)
         if pred_x.shape[1:] != x.shape[1:]:
             raise UsageError(f"data and negatives must be of one shape, got {tuple(x.shape)} and {tuple(pred_x.shape)}")
+        if data_weights is None and self.data_weights is not None:
+            data_weights = self.data_weights
+            if negative_weights is None and self.starts_at_data and not self.persistent:
+                negative_weights = data_weights  # a chain counts as the example that it started at
         conditions = name_conditions(args, kwargs, x)
         negative_conditions = self._conditions_of_negatives(pred_x, conditions, negative_conditions)
         finite = finite_rows(pred_x)
@@ -341,6 +352,10 @@ class BaseContrastiveDivergence(BaseLoss):
         if self.joint_forward:
             args, kwargs = split_conditions({name: torch.cat([t, of_negatives[name]]) for name, t in of_data.items()})
             return self.energies(torch.cat([x, pred_x]), *args, **kwargs)
+        if any(isinstance(m, _BatchNorm) and m.training for m in self.energy.modules()):
+            raise UsageError(
+                "joint_forward=False gives data and negatives other batch statistics: leave it out, or the BatchNorm"
+            )
         halves = [(x, *split_conditions(of_data)), (pred_x, *split_conditions(of_negatives))]
         return torch.cat([self.energies(half, *args, **kwargs) for half, args, kwargs in halves])
 

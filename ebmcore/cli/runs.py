@@ -30,13 +30,13 @@ from ebmcore.training import (
     stream_seed,
     warn_of_other_versions,
 )
-from ebmcore.training.data import training_examples
+from ebmcore.training.batches import Reading, open_examples
 from ebmcore.training.directory import check_file, read_text, write_text
 from ebmcore.training.documents import MAX_JSON, load_json
 from ebmcore.training.numbers import refusing_sizes
 from ebmcore.training.options import binding, check_binding, check_options
 from ebmcore.training.origins import check_same, recorded_id
-from ebmcore.training.preparation import build_loss
+from ebmcore.training.preparation import build_loss, floating_dtype
 
 CONFIG = "config.yaml"
 EVALUATION = "evaluation.json"
@@ -93,7 +93,9 @@ def load_run(run: Path) -> tuple[Config, Parts, int]:
     check_same(
         info, {"loss": parts.loss, "energy": parts.energy, "sampler": parts.sampler, "dataset": parts.data}, checkpoint
     )
-    check_binding(info.get("run"), binding(config, training_examples(parts.data, parts.loss)), checkpoint)
+    dtype, space = floating_dtype(parts.energy, config.get("precision", "")), parts.data.state_space
+    described = open_examples(parts.data, parts.loss, Reading(dtype=dtype, space=space)).description()
+    check_binding(info.get("run"), binding(config, {"shape": list(parts.data.shape), **described}), checkpoint)
     prefixes = ("average.module.", "loss.energy.")
     prefix = next((p for p in prefixes if any(name.startswith(p) for name in tensors)), prefixes[-1])
     try:

@@ -1,19 +1,14 @@
-"""Data for training: what a data set must provide, and the order of its batches."""
+"""Data for training: what a data set must provide, and what is checked of it before the first step."""
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+import warnings
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
 from ebmcore.errors import UsageError
-from ebmcore.losses import BaseLoss
-from ebmcore.random import stream_generator
 
 
 @runtime_checkable
@@ -21,14 +16,14 @@ class DataSource(Protocol):
     """Interface of a component of the kind ``dataset``.
 
     Attributes:
-        train: Training examples ``(N, *shape)``, floating point.
+        train: Training examples ``(N, *shape)``, floating point; or a torch ``Dataset`` of them.
         test: Test examples ``(M, *shape)``, floating point.
         shape: Shape of one example.
         state_space: ``"continuous"``, ``"binary"`` or ``"categorical"``.
 
     A data set with labels also has ``train_labels`` and ``test_labels``, each one tensor with a row for each example or a mapping
     of names to such tensors, and ``n_classes``. They reach a loss whose ``labels`` are ``"targets"``, and any other that takes
-    labels if its energy does.
+    labels if its energy does. One whose examples count differently has ``train_weights`` ``(N,)``, at least 0.
     """
 
     train: Tensor
@@ -37,154 +32,116 @@ class DataSource(Protocol):
     state_space: str
 
 
-def check_compatible(energy: nn.Module, sampler: object, data: DataSource, loss: object = None) -> None:
-    """Raise `UsageError` if energy, sampler, loss and data live in different state spaces.
+def check_compatible(energy: nn.Module, sampler: object, data: object, loss: object = None) -> str | None:
+    """Check that energy, sampler, loss and data live in one state space; return it, `None` if none of them declares one.
 
-    An energy, sampler or loss that declares no ``state_space`` fits any.
+    What declares no ``state_space``, such as a tensor of examples, fits any.
+
+    Raises:
+        UsageError: If they live in different ones.
     """
-    of_energy = getattr(energy, "state_space", None)
-    of_sampler = getattr(sampler, "state_space", None)
-    if of_energy not in (None, data.state_space):
-        raise UsageError(
-            f"the energy {type(energy).__name__} is for {of_energy} data, but {type(data).__name__} is "
-            f"{data.state_space}: choose another data set or energy, or the data set's option for {of_energy} examples"
-        )
-    if of_sampler not in (None, data.state_space):
-        raise UsageError(
-            f"the sampler {type(sampler).__name__} moves in a {of_sampler} space, but {type(data).__name__} is "
-            f"{data.state_space}: choose a sampler for {data.state_space} units, or {of_sampler} data"
-        )
-    of_loss = getattr(loss, "state_space", None)
-    if of_loss not in (None, data.state_space):
-        name = loss.__name__ if isinstance(loss, type) else type(loss).__name__
-        raise UsageError(
-            f"the loss {name} is for {of_loss} data, but {type(data).__name__} is {data.state_space}: "
-            f"choose a loss for {data.state_space} data, or {of_loss} data"
-        )
-
-
-class StepBatches(Sampler[list[int]]):
-    """Batches of row numbers from a given step on: epoch after epoch, each in a new order.
-
-    The order of an epoch is a function of (seed, epoch) alone, so a resumed run sees what the uninterrupted one would have
-    seen. Every rank takes every ``world``-th row of the same order; the last batch of an epoch may be smaller.
-    """
-
-    def __init__(
-        self, n_examples: int, batch_size: int, *, seed: int, start: int = 0, rank: int = 0, world: int = 1
-    ) -> None:
-        self.n_examples = n_examples
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start = start
-        self.rank = rank
-        self.world = world
-        rows_per_rank = -(-n_examples // world)
-        self.steps_per_epoch = -(-rows_per_rank // batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        epoch, first = divmod(self.start, self.steps_per_epoch)
-        while True:
-            order = torch.randperm(self.n_examples, generator=stream_generator(self.seed, "data", epoch))
-            padding = -self.n_examples % self.world
-            rows = torch.cat([order, order[:padding]])[self.rank :: self.world]
-            for batch in rows.split(self.batch_size)[first:]:
-                yield batch.tolist()
-            epoch, first = epoch + 1, 0
-
-
-Batch = tuple[
-    tuple[Tensor, ...], dict[str, Tensor]
-]  # the arguments of a loss: examples, and conditions by place and by name
-
-
-def training_examples(data: DataSource | Tensor | Dataset[Any], loss: BaseLoss) -> Tensor | Dataset[Any]:
-    """Training examples of a data set component, with their labels where the loss takes them; or ``data`` itself."""
-    # A torch Dataset may have a flag of that name.
-    if not isinstance(data, DataSource) or not isinstance(data.train, Tensor):
-        return data
-    labels = getattr(data, "train_labels", None)
-    if labels is None or not _takes(loss, labels):
-        return data.train
-    named = labels if isinstance(labels, Mapping) else {}
-    for one in named.values() if named else (labels,):
-        if len(one) != len(data.train):
-            raise UsageError(f"{type(data).__name__} has {len(data.train)} training examples but {len(one)} labels")
-    return _LabelledExamples(data.train, () if named else (labels,), named)
-
-
-def _takes(loss: BaseLoss, labels: Any) -> bool:
-    taker = loss.forward if loss.labels == "targets" else getattr(loss, "energy", loss).forward
-    args, kwargs = ((), labels) if isinstance(labels, Mapping) else ((labels,), {})
-    try:
-        inspect.signature(taker).bind(None, *args, **kwargs)
-    except TypeError:
-        return False
-    return True
-
-
-class _LabelledExamples(Dataset[Any]):
-    """Examples with labels; takes a list of rows at once, as a `TensorDataset` does."""
-
-    def __init__(self, x: Tensor, labels: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> None:
-        self.x, self.labels, self.named = x, labels, named
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, rows: Any) -> tuple[Any, ...]:
-        return self.x[rows], *(t[rows] for t in self.labels), {name: t[rows] for name, t in self.named.items()}
-
-
-def batches(data: Tensor | Dataset[Any], order: StepBatches) -> Iterator[Batch]:
-    """Batches ``(x, *conditions), named_conditions`` in that order, without end."""
-    dataset = TensorDataset(data) if isinstance(data, Tensor) else data
-    # Without a generator of its own the loader would take a number from the global one.
-    generator = torch.Generator().manual_seed(order.seed)
-    if isinstance(dataset, TensorDataset | _LabelledExamples):  # take a whole batch of rows at once
-        loader = DataLoader(dataset, sampler=order, batch_size=None, generator=generator)
-    else:
-        loader = DataLoader(dataset, batch_sampler=order, generator=generator)
-    for batch in loader:
-        parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-        args, named = (parts[:-1], parts[-1]) if len(parts) > 1 and isinstance(parts[-1], Mapping) else (parts, {})
-        strange = next((type(part).__name__ for part in (*args, *named.values()) if not isinstance(part, Tensor)), None)
-        if strange is not None:
+    parts = {"data set": data, "energy": energy, "sampler": sampler, "loss": loss}
+    spaces = {kind: getattr(part, "state_space", None) for kind, part in parts.items()}
+    declared = {kind: space for kind, space in spaces.items() if space is not None}
+    first, space = next(iter(declared.items()), ("", None))
+    for kind, other in declared.items():
+        if other != space:
+            name = _name(parts[first])
+            fixed = f"{name} is {space}" if first == "data set" else f"the {first} {name} is for {space} data"
             raise UsageError(
-                f"an item of a data set must be a tensor, or a tuple of an example and its conditions, but holds a {strange}: "
-                "wrap the data set in one that gives such items"
+                f"the {kind} {_name(parts[kind])} is for {other} data, but {fixed}: choose another {first} or {kind}, or the "
+                f"data set's option for {other} examples"
             )
-        yield args, dict(named)
+    return space
 
 
-def n_examples(data: Tensor | Dataset[Any]) -> int:
-    """Number of training examples. Raises `UsageError` if there are none."""
-    if not hasattr(data, "__len__") or len(data) == 0:
-        raise UsageError("data must hold at least one example: pass a tensor (N, *shape) or a map-style torch Dataset")
-    return len(data)
+def _name(part: object) -> str:
+    return part.__name__ if isinstance(part, type) else type(part).__name__
 
 
-def data_digest(train: Any) -> str:
-    """Digest of the training examples and their labels; of a torch ``Dataset``, whose items may be random, only of its length.
+def as_floating(x: Tensor, dtype: torch.dtype, space: str | None, what: str, *, warn: bool = True) -> Tensor:
+    """Return examples as floating-point numbers of ``dtype``, and say so once; see `check_values` for what they must be.
+
+    Args:
+        x: The examples ``(N, *shape)``.
+        dtype: The energy's.
+        space: The state space, or `None`.
+        what: What the examples are called in messages.
+        warn: Whether a conversion is said.
+
+    Raises:
+        UsageError: If the numbers would change, or make no sense as they are. The message has the line that converts them.
+    """
+    if x.dtype == dtype:
+        return x
+    if x.is_complex():
+        raise UsageError(f"{what} are {x.dtype}, and energies take real numbers: pass torch.view_as_real(x).float()")
+    if not x.is_floating_point() and x.dtype != torch.bool and x.numel():
+        low, high = x.min().item(), x.max().item()
+        if space == "categorical" and high > 1:
+            raise UsageError(
+                f"{what} are numbers of categories (0 to {high}), and must be one-hot: torch.nn.functional.one_hot(x).float()"
+            )
+        if x.dtype == torch.uint8 and high > 1:
+            raise UsageError(
+                f"{what} are bytes (0 to {high}), which step sizes are not made for: pass x.float() / 255 for values in [0, 1], "
+                "or x.float() / 127.5 - 1 for [-1, 1]"
+            )
+        exact = 2 / torch.finfo(dtype).eps
+        if max(-low, high) > exact:
+            raise UsageError(
+                f"{what} hold {max(-low, high)}, which {dtype} cannot hold exactly: scale them, and pass x.float()"
+            )
+    wider = x.is_floating_point() and torch.promote_types(x.dtype, dtype) == dtype
+    if warn and not wider:
+        warnings.warn(f"{what} are {x.dtype}, and are converted to {dtype}", stacklevel=2)
+    return x.to(dtype)
+
+
+def check_values(x: Tensor, space: str | None, what: str) -> None:
+    """Check that examples are finite and lie in a state space: binary ones in [0, 1], categorical ones with rows that sum to 1.
+
+    Args:
+        x: The examples ``(N, *shape)``, floating point.
+        space: The state space, or `None`.
+        what: What the examples are called in the message.
+
+    Raises:
+        UsageError: If they do not; the message says how many values do not, or how they may be converted.
 
     Example:
-        >>> data_digest(torch.zeros(2)) == data_digest(torch.ones(2))
-        False
+        >>> check_values(torch.tensor([[0.0, 1.0], [0.5, 1.0]]), "binary", "the data")
     """
-    digest = hashlib.sha256()
-    for part in _parts(train):
-        text = f"{tuple(part.shape)} {part.dtype}" if isinstance(part, Tensor) else str(part)
-        digest.update(f"{text};".encode())
-        if isinstance(part, Tensor):
-            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    if not x.isfinite().all():
+        _refuse_not_finite(x, what)
+    if space == "binary" and (x.amin() < 0 or x.amax() > 1):
+        low, high = x.amin().item(), x.amax().item()
+        how = (
+            "(x + 1) / 2 turns spins into units"
+            if (low, high) == (-1, 1)
+            else f"scale them, e.g. x / {high:g}, or threshold them"
+        )
+        raise UsageError(f"{what} are for binary units, whose values are in [0, 1], but go from {low:g} to {high:g}: {how}")
+    if space == "categorical":
+        sums = x.sum(-1)
+        if x.amin() < 0 or (sums - 1).abs().max() > 1e-2:
+            raise UsageError(
+                f"{what} are for categorical units, whose values on the last axis are at least 0 and sum to 1, but they sum to "
+                f"{sums.min().item():g} to {sums.max().item():g}: pass torch.nn.functional.one_hot(x).float()"
+            )
 
 
-def _parts(train: Any) -> list[Any]:
-    if isinstance(train, Tensor):
-        return [train]
-    if isinstance(train, TensorDataset):
-        return list(train.tensors)
-    if isinstance(train, _LabelledExamples):
-        return [train.x, *train.labels, *(part for pair in sorted(train.named.items()) for part in pair)]
-    return [len(train)]
+def _refuse_not_finite(x: Tensor, what: str) -> None:
+    wrong = ~x.isfinite()
+    rows = wrong.flatten(1).any(1)
+    columns = wrong.flatten(1).all(0)
+    n_nan = int(x.isnan().sum())
+    message = (
+        f"{what} hold {n_nan:,} NaN and {int(wrong.sum()) - n_nan:,} infinite values, in {int(rows.sum()):,} of {len(x):,} "
+        f"examples (the first is number {int(rows.int().argmax())}): remove or replace them"
+    )
+    if columns.any() and len(x) > 1:
+        message += (
+            f"; column {int(columns.int().argmax())} holds no number, as if a scaling had divided a constant column by 0"
+        )
+    raise UsageError(message)

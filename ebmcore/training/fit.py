@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ebmcore.errors import DivergenceError, UsageError
 from ebmcore.host.origin import is_out_of_memory
@@ -21,7 +21,7 @@ from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_seed
 from ebmcore.training.averaging import refresh_spectral_norms
 from ebmcore.training.checkpoints import latest_checkpoint
-from ebmcore.training.data import DataSource, batches
+from ebmcore.training.data import DataSource
 from ebmcore.training.directory import owned
 from ebmcore.training.launch import Strategy, launch, on_first_rank
 from ebmcore.training.numbers import check_numbers
@@ -29,7 +29,7 @@ from ebmcore.training.observers import BaseObserver, notify, observing
 from ebmcore.training.optimizers import OptimizerChoice
 from ebmcore.training.options import Options, Precision
 from ebmcore.training.origins import origins
-from ebmcore.training.preparation import Due, Training, prepare, require_train_extra
+from ebmcore.training.preparation import DEFAULT_BATCH_SIZE, Due, Training, prepare, require_train_extra
 from ebmcore.training.schedules import Schedule
 from ebmcore.training.sharding import fill, gathered, make_whole, whole
 
@@ -57,11 +57,12 @@ class FitResult:
 
 def fit(
     loss: BaseLoss,
-    data: DataSource | Tensor | Dataset[Any],
+    data: DataSource | Tensor | Dataset[Any] | DataLoader[Any] | Any,
     *,
+    weights: Any = None,
     epochs: int | None = None,
     steps: int | None = None,
-    batch_size: int = 64,
+    batch_size: int = DEFAULT_BATCH_SIZE,
     accumulate: int = 1,
     optimizer: OptimizerChoice = "adam",
     lr: float = 1e-3,
@@ -69,6 +70,7 @@ def fit(
     clip_grad: float | None = None,
     ema_decay: float | None = None,
     seed: int = 0,
+    num_workers: int = 0,
     accelerator: str = "auto",
     devices: int | None = None,
     num_nodes: int | None = None,
@@ -89,16 +91,21 @@ def fit(
     """Train the energy of ``loss`` on ``data``.
 
     A step is an optimizer step. All randomness of a step is a function of (seed, stream, step, rank) and the micro-batch within
-    it: a run that is killed and resumed ends with the same parameters and chains, bit for bit, as one that was not.
+    it: a run that is killed and resumed ends with the same parameters and chains, bit for bit, as one that was not. The loss
+    counts its steps (``loss.step``): a later call continues the streams and the order of the data where the last one stopped.
 
     Args:
         loss: The loss; its energy is trained in place.
-        data: A data set component, whose training examples are used; or training examples ``(N, *shape)``; or a
-            map-style torch ``Dataset`` whose items are examples, or tuples of an example and its conditions, the last of which
-            may be a mapping of named ones. A loss whose ``labels`` are `None` receives the examples alone.
+        data: A data set component, whose training examples are used; training examples ``(N, *shape)``, a tensor or a numpy
+            array; or a torch ``Dataset``, map-style or iterable, or a ``DataLoader``, whose batch size, workers and sampler are
+            used, or a ``Dataset`` of the library `datasets`. An item is an example, a tuple of an example and its conditions,
+            the last of which may be a mapping of named ones, or a mapping with the example as ``"x"``. A loss whose ``labels``
+            are `None` receives the examples alone. Examples are converted to the energy's floating-point type.
+        weights: Weights of the examples ``(N,)``, at least 0: how much each counts. By default those of ``data``
+            (``train_weights``), otherwise all count the same.
         epochs: Passes through the data. Give this or ``steps``.
         steps: Optimizer steps, in place of ``epochs``.
-        batch_size: Examples per micro-batch and device.
+        batch_size: Examples per micro-batch and device; those of a ``DataLoader`` are its own.
         accumulate: Micro-batches per optimizer step, whose mean gradient it follows: a batch of ``accumulate * batch_size``
             examples in the memory of ``batch_size``. The loss is called once for each.
         optimizer: An optimizer of ``torch.optim`` by its name in lower case, such as ``"adamw"``; a mapping with the name and
@@ -112,6 +119,7 @@ def fit(
         ema_decay: Decay of an exponential moving average of the parameters, e.g. 0.999, whose buffers are copies of the trained
             energy's, spectral norms (torch's parametrization) its own; `None` keeps none.
         seed: Seed of all streams.
+        num_workers: Processes that read the items of a torch ``Dataset``; 0 reads them in this one.
         accelerator: ``"cpu"``, ``"gpu"``, or what there is (``"auto"``).
         devices: Number of devices of each node, with a process for each; chains and data are split between them. `None` is what
             the launcher (``torchrun`` or Slurm's ``srun``) has started, and 1 without one.
@@ -162,6 +170,7 @@ def fit(
         "clip_grad": clip_grad,
         "ema_decay": ema_decay,
         "seed": seed,
+        "num_workers": num_workers,
         "accelerator": accelerator,
         "devices": devices,
         "num_nodes": num_nodes,
@@ -181,12 +190,12 @@ def fit(
     }
     options = Options(**check_numbers(given))
     options.check()
-    train = partial(_fit, loss, data, options)
+    train = partial(_fit, loss, data, weights, options)
     return launch(train, accelerator, options.devices, options.num_nodes, strategy, precision)
 
 
-def _fit(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: Options, fabric: Any) -> FitResult:
-    training = prepare(loss, data, options, fabric)
+def _fit(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: Any) -> FitResult:
+    training = prepare(loss, data, weights, options, fabric)
     with _own(options), _training(training), _saying_when_memory_ends(training):
         for step in range(training.step, training.n_steps):
             due = training.due(step + 1)
@@ -218,9 +227,9 @@ def _resume(training: Training) -> None:
         training.step = training.state.load(training.checkpoint)
         if training.step > training.n_steps:
             raise UsageError(f"{options.out} already has {training.step} steps, more than the {training.n_steps} asked for")
+        training.before = training.loss.step - training.step
+        training.visited = training.examples.starting_at(training.loss.step * options.accumulate)
     training.first = training.step
-    training.order.start = training.step * options.accumulate
-    training.visited = batches(training.train, training.order)
 
 
 @contextmanager
@@ -263,13 +272,13 @@ def _train_step(training: Training, step: int, *, read: bool) -> dict[str, Tenso
     """Make optimizer step number ``step``, from 0; return the loss and its metrics, averaged over micro-batches, if requested."""
     options, fabric, loss, optimizer = training.options, training.fabric, training.loss, training.optimizer
     training.scheduled.set(step)
-    loss.step = step
+    loss.step = training.before + step
     readings: list[dict[str, Tensor]] = []
     with gathered(training.energy) if training.bare is not None else nullcontext():
         for micro in range(options.accumulate):
             more = micro + 1 < options.accumulate
             with fabric.no_backward_sync(training.model) if more else nullcontext():
-                value = _forward(training, step, micro)
+                value = _forward(training, micro)
                 if micro == 0:
                     optimizer.zero_grad()
                 fabric.backward(value if options.accumulate == 1 else value / options.accumulate)
@@ -282,26 +291,33 @@ def _train_step(training: Training, step: int, *, read: bool) -> dict[str, Tenso
         training.average.update_parameters(training.energy)
     if options.out is not None and step == training.first:
         training.state.check()  # again, with what the optimizer keeps
-    training.step = loss.step = step + 1
+    training.step, loss.step = step + 1, loss.step + 1
     names = readings[-1] if readings else {}
     return {name: torch.stack([r[name].detach().double() for r in readings if name in r]).mean() for name in names}
 
 
-def _forward(training: Training, step: int, micro: int) -> Tensor:
+def _forward(training: Training, micro: int) -> Tensor:
     """The loss of the next micro-batch, 0-dim. The streams of the first micro-batch are those of a step without others."""
-    seed, rank, suffix = training.options.seed, training.fabric.global_rank, f"/{micro}" if micro else ""
+    loss, seed, rank, suffix = (
+        training.loss,
+        training.options.seed,
+        training.fabric.global_rank,
+        f"/{micro}" if micro else "",
+    )
     # Dropout in the energy, and all else that draws from the global generator.
-    torch.manual_seed(stream_seed(seed, f"forward{suffix}", step, rank))
-    args, kwargs = training.fabric.to_device(next(training.visited))
-    generator = training.loss.generator
+    torch.manual_seed(stream_seed(seed, f"forward{suffix}", loss.step, rank))
+    args, kwargs, loss.data_weights = training.fabric.to_device(next(training.visited))
+    generator = loss.generator
     assert generator is not None  # noqa: S101 - set for the time of training
-    generator.manual_seed(stream_seed(seed, f"sampler{suffix}", step, rank))
-    if training.loss.labels is None:
+    generator.manual_seed(stream_seed(seed, f"sampler{suffix}", loss.step, rank))
+    if loss.labels is None:
         args, kwargs = args[:1], {}
     try:
         output = training.model(*args, **kwargs)
     except DivergenceError as error:
-        raise DivergenceError(f"training stopped at step {step + 1}: {error}") from error
+        raise DivergenceError(f"training stopped at step {training.step + 1}: {error}") from error
+    finally:
+        loss.data_weights = None
     value: Tensor = output[0] if isinstance(output, tuple) else output
     return value
 

@@ -12,7 +12,6 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from ebmcore.errors import CheckpointError, UsageError
-from ebmcore.training.data import data_digest
 from ebmcore.training.launch import Strategy
 from ebmcore.training.observers import BaseObserver
 from ebmcore.training.optimizers import OptimizerChoice
@@ -23,7 +22,8 @@ Precision = Literal["32-true", "64-true", "16-true", "bf16-true", "16-mixed", "b
 # Options that may differ in a resumed run; any other would make it another run.
 CHANGEABLE = {
     "epochs", "steps", "metric", "observer", "lr", "schedules", "clip_grad", "accelerator", "devices", "num_nodes", "strategy",
-    "precision", "log_every", "checkpoint_every", "checkpoint_async", "measure", "measure_every", "compile", "progress",
+    "precision", "num_workers", "log_every", "checkpoint_every", "checkpoint_async", "measure", "measure_every", "compile",
+    "progress",
 }  # fmt: skip
 
 _NAMES = {f"{part}.name" for part in ("data", "energy", "sampler", "loss")}
@@ -57,6 +57,7 @@ class Options:
     clip_grad: float | None
     ema_decay: float | None
     seed: int
+    num_workers: int
     accelerator: str
     devices: int | None
     num_nodes: int | None
@@ -89,11 +90,15 @@ class Options:
             if not isinstance(option, str):
                 raise UsageError(f"schedules must have names of options as keys, got {option!r}")
 
-    def number_of_steps(self, batches_per_epoch: int) -> int:
+    def number_of_steps(self, batches_per_epoch: int | None) -> int:
         """Optimizer steps of the whole run; the last of ``epochs`` may reach into another pass."""
         if (self.epochs is None) == (self.steps is None):
             raise UsageError("give the length of training, either as epochs or as steps")
-        return self.steps if self.steps is not None else -(-(self.epochs or 0) * batches_per_epoch // self.accumulate)
+        if self.steps is not None:
+            return self.steps
+        if batches_per_epoch is None:
+            raise UsageError("epochs: the data do not say how many they are, so give the length of training as steps")
+        return -(-(self.epochs or 0) * batches_per_epoch // self.accumulate)
 
     def as_config(self) -> Mapping[str, Any]:
         """The configuration of the run: the given one, otherwise the options that are plain data."""
@@ -129,16 +134,20 @@ def options_of(component: object) -> dict[str, Any]:
     return found
 
 
-def binding(config: Mapping[str, Any], train: Any) -> dict[str, Any]:
-    """What a checkpoint records of its run, as JSON: the options that a resumed run keeps, and a digest of its data."""
-    return {"options": _kept(config), "data": data_digest(train)}
+def binding(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint records of its run, as JSON: the options that a resumed run keeps, and the description of its data."""
+    return {"options": _kept(config), "data": dict(data)}
 
 
 def check_binding(recorded: Any, now: Mapping[str, Any], where: Path) -> None:
     """Raise `CheckpointError` if a checkpoint is of a run with other options or other data, whose name the message gives."""
     check_options(recorded, now["options"], where)
-    if recorded["data"] != now["data"]:
-        raise CheckpointError(f"{where} is of a run on other data: resume with the same")
+    then, data = recorded["data"], now["data"]
+    if then != data:
+        known = {name: then.get(name) for name in data} if isinstance(then, Mapping) else {}
+        other = next((name for name in data if known.get(name) != data[name]), "description")
+        told = "" if other in ("digest", "description") else f" ({other} {known.get(other)!r}, not {data[other]!r})"
+        raise CheckpointError(f"{where} is of a run on other data{told}: resume with the same")
 
 
 def check_options(recorded: Any, config: Mapping[str, Any], where: Path) -> None:

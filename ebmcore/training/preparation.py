@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import Dataset
 
 from ebmcore.energies import check_energies, frozen
 from ebmcore.errors import UsageError
 from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_seed
 from ebmcore.training.averaging import moving_average
+from ebmcore.training.batches import Batch, Examples, Reading, loader_batch_size, open_examples
 from ebmcore.training.checkpoints import CheckpointWriter
-from ebmcore.training.data import Batch, DataSource, StepBatches, batches, check_compatible, n_examples, training_examples
+from ebmcore.training.data import DataSource, check_compatible
 from ebmcore.training.observers import BaseObserver, MetricsFile, ProgressBar, TensorBoard
 from ebmcore.training.optimizers import create_optimizer
 from ebmcore.training.options import Options, binding, options_of
@@ -37,6 +39,9 @@ def require_train_extra() -> None:
         raise UsageError(f"this needs {', '.join(missing)}, which is not installed: pip install 'ebmcore[train]'")
 
 
+DEFAULT_BATCH_SIZE = 64
+
+
 @dataclass
 class Training:
     """A run in progress.
@@ -47,10 +52,11 @@ class Training:
         bare: Where the parameters of the energy are sharded, the energy without them.
         first: Number of optimizer steps that were done before the run was resumed.
         step: Number of optimizer steps done.
+        before: Number of steps that the loss had been trained for before the run: streams and order continue from there.
         scheduled: The options that schedules change.
         state: What checkpoints hold.
-        train: Training examples.
-        order: In which order they are visited.
+        examples: Training examples.
+        visited: Their batches that are left.
         components: The components by kind, whose origins a checkpoint records.
         metrics: The last logged ones.
     """
@@ -64,15 +70,15 @@ class Training:
     bare: nn.Module | None
     average: AveragedModel | None
     data: Any
-    train: Tensor | Dataset[Any]
-    order: StepBatches
+    examples: Examples
+    visited: Iterator[Batch]
     components: Mapping[str, object]
     n_steps: int
     scheduled: ScheduledOptions
     state: TrainingState
     watching: Sequence[BaseObserver]
     writer: CheckpointWriter | None
-    visited: Iterator[Batch] = field(default_factory=lambda: iter(()))
+    before: int
     first: int = 0
     step: int = 0
     checkpoint: Path | None = None
@@ -120,18 +126,36 @@ class Due:
     save: bool
 
 
-def prepare(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: Options, fabric: Any) -> Training:
+def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: Any) -> Training:
     """Check before the first step that the options work, and make the parts of the run."""
     rank, out = fabric.global_rank, options.out
     energy: nn.Module = getattr(loss, "energy", loss)  # a loss may be its own model
     sampler = getattr(loss, "sampler", None)
-    if isinstance(data, DataSource):
-        check_compatible(energy, sampler, data, loss)
-    train = training_examples(data, loss)
-    order = StepBatches(n_examples(train), options.batch_size, seed=options.seed, rank=rank, world=fabric.world_size)
-    n_steps = options.number_of_steps(order.steps_per_epoch)
-    first = next(batches(train, order))
-    build_loss(loss, first[0][0].shape[1:], options.seed)
+    own = loader_batch_size(data)
+    if own is not None:
+        if options.batch_size not in (DEFAULT_BATCH_SIZE, own):
+            raise UsageError(f"batch_size={options.batch_size}, but the DataLoader has batches of {own}: leave it out")
+        options = replace(options, batch_size=own)
+    reading = Reading(
+        dtype=floating_dtype(energy, options.precision),
+        space=check_compatible(energy, sampler, data, loss),
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+        seed=options.seed,
+        rank=rank,
+        world=fabric.world_size,
+    )
+    examples = open_examples(data, loss, reading, weights)
+    n_steps = options.number_of_steps(examples.steps_per_epoch)
+    visited = examples.starting_at(loss.step * options.accumulate)
+    first = next(visited)
+    if first.weights is not None and not loss.weighted:
+        raise UsageError(
+            f"the loss {type(loss).__name__} takes no weights of examples: choose one that does, or leave them out"
+        )
+    shape = first.args[0].shape[1:]
+    build_loss(loss, shape, options.seed)
+    _initialise_lazy(loss, energy, first, options.seed)
     if options.compile:
         loss.compile()
     bare = None
@@ -143,11 +167,16 @@ def prepare(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: O
     scheduled = ScheduledOptions(options.schedules, loss, optimizer, n_steps)
     wrapped_optimizer = fabric.setup_optimizers(optimizer)
     average = None if options.ema_decay is None else moving_average(energy, options.ema_decay)
-    components = {"loss": loss, "energy": bare or energy, "sampler": sampler, "dataset": None if train is data else data}
+    components = {
+        "loss": loss,
+        "energy": bare or energy,
+        "sampler": sampler,
+        "dataset": data if isinstance(data, DataSource) else None,
+    }
     config = dict(options.as_config())
     if options.config is None:  # which would hold those of the components
         config |= {kind: options_of(part) for kind, part in components.items() if kind != "dataset" and part is not None}
-    bound = None if out is None else binding(config, train)
+    bound = None if out is None else binding(config, {"shape": list(shape), **examples.description()})
     state = TrainingState(loss, wrapped_optimizer.optimizer, average, components, scheduled.optimizer_options, bound)
     if energy is not loss:
         _probe(loss, energy, first, fabric)
@@ -163,8 +192,9 @@ def prepare(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: O
         bare=bare,
         average=average,
         data=data,
-        train=train,
-        order=order,
+        examples=examples,
+        visited=itertools.chain([first], visited),
+        before=loss.step,
         components=components,
         n_steps=n_steps,
         scheduled=scheduled,
@@ -184,14 +214,35 @@ def build_loss(loss: BaseLoss, shape: Sequence[int], seed: int) -> None:
     loss.built = True
 
 
+def floating_dtype(energy: nn.Module, precision: str) -> torch.dtype:
+    """The dtype of examples: that of the energy's parameters, as they will be."""
+    if precision == "64-true":
+        return torch.float64
+    return next((p.dtype for p in energy.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
+
+def _initialise_lazy(loss: BaseLoss, energy: nn.Module, batch: Batch, seed: int) -> None:
+    """Give lazy layers their parameters, by a forward as they need one. Their values are a function of the seed."""
+    if not any(is_lazy(p) for p in energy.parameters()):
+        return
+    args, kwargs = _first_two(loss, batch)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(stream_seed(seed, "init"))
+        energy(*args, **kwargs)  # on the CPU, where a module is made
+
+
+def _first_two(loss: BaseLoss, batch: Batch) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """What the energy takes of the first two examples of a batch."""
+    conditions = loss.labels == "conditions"
+    args, named = (batch.args, batch.named) if conditions else (batch.args[:1], {})
+    return [t[:2] for t in args], {name: t[:2] for name, t in named.items()}
+
+
 def _probe(loss: BaseLoss, energy: nn.Module, batch: Batch, fabric: Any) -> None:
-    """Check before the first step that the energy can take the data."""
-    (x, *args), kwargs = fabric.to_device(batch)
-    if loss.labels != "conditions":
-        args, kwargs = [], {}
-    x, args, kwargs = x[:2], [t[:2] for t in args], {name: t[:2] for name, t in kwargs.items()}
+    """Check before the first step that the energy can take the data. Gradients are on, as it may take some of its own."""
+    (x, *args), kwargs = fabric.to_device(_first_two(loss, batch))
     try:
-        with gathered(energy), frozen(energy), torch.no_grad(), fabric.autocast():
+        with gathered(energy), frozen(energy), torch.enable_grad(), fabric.autocast():
             check_energies(energy(fabric.strategy.precision.convert_input(x), *args, **kwargs), x)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = " ".join(str(error).split())

@@ -41,7 +41,7 @@ WRONG = {
     ),
     "sampler of the wrong kind": (
         f"train {FULL} --sampler langevin --sampler.step_size 1",
-        "choose a sampler for binary units",
+        "the sampler Langevin is for continuous data, but BarsAndStripes is binary: choose another data set or sampler",
     ),
     "capability that the energy lacks": (
         f"train {MOONS} --sampler gibbs --loss cd --steps 1",

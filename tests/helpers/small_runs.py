@@ -7,6 +7,7 @@ import csv
 import torch
 
 import ebmcore
+from ebmcore.testing import Identity, Quadratic
 from ebmcore.training import Run, fit
 
 
@@ -15,6 +16,10 @@ def pcd(seed=0, **options):
     energy = ebmcore.create_energy("mlp", (2,), hidden=(8,))
     sampler = ebmcore.create_sampler("langevin", step_size=0.05)
     return ebmcore.create_loss("pcd", energy, sampler, n_chains=20, **options)
+
+
+def cd():
+    return ebmcore.create_loss("cd", Quadratic((2,)), Identity())
 
 
 def data(n=100):

@@ -28,7 +28,7 @@ def a_loss():
     return ebmcore.create_loss("cd", Quadratic((2,)), ExactGaussian())
 
 
-@pytest.mark.parametrize("name", [name for name in inspect.signature(fit).parameters])
+@pytest.mark.parametrize("name", list(inspect.signature(fit).parameters))
 def test_argument_of_another_kind_is_refused_by_name(name, tmp_path, monkeypatch):
     """One line that names it, before anything is written."""
     monkeypatch.chdir(tmp_path)

@@ -14,13 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_runs import data, pcd, quiet, same_state, table
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.utils.data import TensorDataset
 
 import ebmcore
 from ebmcore import BaseSampler, ChainState
 from ebmcore.errors import CheckpointError, UsageError
 from ebmcore.training import BaseObserver, checkpoints, latest_checkpoint, read_checkpoint
-from ebmcore.training.data import data_digest
 
 SHARD = "shard-00001-model-00001-of-00001.safetensors"
 
@@ -400,14 +398,6 @@ def test_checkpoint_is_bound_to_its_data(tmp_path):
     other[-1, -1] += 1e-6
     with pytest.raises(CheckpointError, match="is of a run on other data"):
         quiet(pcd(), other, steps=4, out=tmp_path, resume=True)
-
-
-@pytest.mark.parametrize(("loss", "labels"), [(True, "labels"), (False, "examples")])
-def test_data_digest_covers_labels(loss, labels):
-    """The digest of labelled data changes with an example and with a label."""
-    x, y = data(10), torch.arange(10)
-    other = TensorDataset(x, y.flip(0)) if loss else TensorDataset(x.flip(0), y)
-    assert data_digest(TensorDataset(x, y)) != data_digest(other), labels
 
 
 def test_renamed_checkpoint_is_refused(tmp_path):

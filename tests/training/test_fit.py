@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
 import torch
 from small_runs import data, pcd, quiet, same_state
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 import ebmcore
 from ebmcore.errors import DivergenceError, EbmcoreError, UsageError
 from ebmcore.testing import Identity, Quadratic
 from ebmcore.training import BaseObserver, latest_checkpoint, read_checkpoint, stream_seed
-from ebmcore.training.data import StepBatches, batches
 
 
 def test_streams_are_functions_of_all_their_names():
@@ -24,43 +22,6 @@ def test_streams_are_functions_of_all_their_names():
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_epochs_visit_each_example_once():
-    """An epoch visits each example once and the next in another order."""
-    order = StepBatches(100, 64, seed=0)
-    steps = list(itertools.islice(order, 4))
-    first, second = steps[0] + steps[1], steps[2] + steps[3]
-    assert [len(s) for s in steps] == [64, 36, 64, 36]
-    assert sorted(first) == sorted(second) == list(range(100))
-    assert first != second
-
-
-@pytest.mark.parametrize("start", [0, 1, 3, 5])
-def test_batches_from_a_step_on(start):
-    """Batches from a step on are those of the whole run."""
-    whole = list(itertools.islice(StepBatches(100, 64, seed=3), 8))
-    assert list(itertools.islice(StepBatches(100, 64, seed=3, start=start), 8 - start)) == whole[start:]
-
-
-def test_ranks_share_an_epoch():
-    parts = [list(itertools.chain(*itertools.islice(StepBatches(101, 16, seed=0, rank=r, world=3), 3))) for r in range(3)]
-    assert [len(p) for p in parts] == [34, 34, 34]
-    assert set(itertools.chain(*parts)) == set(range(101))
-
-
-def test_any_map_style_dataset_will_do():
-    class Rows(Dataset):
-        def __len__(self):
-            return 10
-
-        def __getitem__(self, i):
-            return torch.full((2,), float(i))
-
-    plain = next(batches(torch.arange(10.0)[:, None].expand(10, 2), StepBatches(10, 4, seed=0)))
-    (x,), named = next(batches(Rows(), StepBatches(10, 4, seed=0)))
-    assert torch.equal(x, plain[0][0])
-    assert named == {}
-
-
 def test_conditions_of_a_dataset_reach_the_loss():
     class Labelled(Quadratic):
         def forward(self, x, label):
@@ -68,26 +29,6 @@ def test_conditions_of_a_dataset_reach_the_loss():
 
     loss = ebmcore.create_loss("cd", Labelled(), Identity())
     quiet(loss, TensorDataset(data(), torch.zeros(100)), steps=2)
-
-
-def test_items_that_are_dictionaries():
-    """A dataset of dictionaries raises an error that says what items must be."""
-
-    class Named(Dataset):
-        def __len__(self):
-            return 4
-
-        def __getitem__(self, i):
-            return {"x": torch.zeros(2)}
-
-    with pytest.raises(UsageError, match="must be a tensor, or a tuple of an example and its conditions, but holds a dict"):
-        quiet(pcd(), Named(), steps=1)
-
-
-def test_making_batches_leaves_the_global_generator_alone():
-    before = torch.get_rng_state()
-    next(batches(data(), StepBatches(100, 16, seed=0)))
-    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_it_trains():

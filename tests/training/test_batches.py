@@ -1,0 +1,353 @@
+"""Batches of examples in memory, of datasets and of loaders."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from small_runs import cd, data, quiet
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
+
+import ebmcore
+from ebmcore.errors import UsageError
+from ebmcore.testing import ExactGaussian, Identity, Quadratic
+from ebmcore.training.batches import Reading, StepBatches, open_examples
+
+
+def opened(given, loss=None, weights=None, **reading):
+    return open_examples(given, cd() if loss is None else loss, Reading(batch_size=4, **reading), weights)
+
+
+def drawn(given, n, start=0, **reading):
+    """The examples of ``n`` batches."""
+    return [batch.args[0] for batch in itertools.islice(opened(given, **reading).starting_at(start), n)]
+
+
+class Rows(Dataset):
+    """Ten examples, each its number twice."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, i):
+        return torch.full((2,), float(i))
+
+
+class Noisy(Rows):
+    """What augmentations do: numbers of each library's global generator."""
+
+    def __getitem__(self, i):
+        return torch.stack([torch.rand(()) + i, torch.tensor(np.random.rand(), dtype=torch.float32)])
+
+
+class Flow(IterableDataset):
+    def __init__(self, n=10):
+        self.n = n
+
+    def __iter__(self):
+        return (torch.full((2,), float(i)) for i in range(self.n))
+
+
+def test_epochs_visit_each_example_once():
+    """An epoch visits each example once and the next in another order."""
+    order = StepBatches(100, 64, seed=0)
+    steps = list(itertools.islice(order, 4))
+    first, second = steps[0] + steps[1], steps[2] + steps[3]
+    assert [len(s) for s in steps] == [64, 36, 64, 36]
+    assert sorted(first) == sorted(second) == list(range(100))
+    assert first != second
+
+
+@pytest.mark.parametrize("start", [0, 1, 3, 5])
+def test_batches_from_a_step_on(start):
+    """Batches from a step on are those of the whole run."""
+    whole = list(itertools.islice(StepBatches(100, 64, seed=3), 8))
+    assert list(itertools.islice(StepBatches(100, 64, seed=3, start=start), 8 - start)) == whole[start:]
+
+
+def test_ranks_share_an_epoch():
+    parts = [list(itertools.chain(*itertools.islice(StepBatches(101, 16, seed=0, rank=r, world=3), 3))) for r in range(3)]
+    assert [len(p) for p in parts] == [34, 34, 34]
+    assert set(itertools.chain(*parts)) == set(range(101))
+
+
+@pytest.mark.parametrize(
+    "other", [Rows(), TensorDataset(torch.arange(10.0)[:, None].expand(10, 2)), np.arange(10.0)[:, None].repeat(2, 1)]
+)
+@pytest.mark.filterwarnings("ignore:the data are torch.float64")
+def test_any_form_of_the_same_examples(other):
+    """A tensor, a numpy array and a dataset of the same examples give the same batches."""
+    plain = drawn(torch.arange(10.0)[:, None].expand(10, 2), 5)
+    assert all(map(torch.equal, plain, drawn(other, 5)))
+
+
+def loaders():
+    rows = Rows()
+    plain = torch.Generator()
+    return {
+        "in order": DataLoader(rows, batch_size=3),
+        "shuffled": DataLoader(rows, batch_size=3, shuffle=True),
+        "own generator": DataLoader(rows, batch_size=3, shuffle=True, generator=plain),
+        "weighted": DataLoader(rows, batch_size=3, sampler=WeightedRandomSampler(torch.arange(10.0), 9)),
+        "subset": DataLoader(rows, batch_size=3, sampler=SubsetRandomSampler([1, 5, 7, 8, 9]), drop_last=True),
+        "iterable": DataLoader(Flow(), batch_size=3),
+        "of batches": DataLoader(TensorDataset(torch.arange(60.0).view(5, 6, 2)), batch_size=None),
+        "noisy": DataLoader(Noisy(), batch_size=3, shuffle=True),
+    }
+
+
+@pytest.mark.parametrize("name", loaders())
+def test_loader_from_a_step_on(name):
+    """Batches of a loader are a function of seed and number, so that a resumed run sees the same."""
+    whole = drawn(loaders()[name], 9, seed=5)
+    for start in (1, 4, 6):
+        torch.manual_seed(start)
+        np.random.seed(start)
+        assert all(map(torch.equal, whole[start:], drawn(loaders()[name], 9 - start, start, seed=5)))
+
+
+@pytest.mark.parametrize("name", ["shuffled", "own generator", "weighted", "noisy"])
+def test_loader_draws_by_the_seed(name):
+    one, other = drawn(loaders()[name], 6, seed=1), drawn(loaders()[name], 6, seed=2)
+    assert not all(map(torch.equal, one, other))
+
+
+def test_loader_keeps_its_sampler():
+    """Examples of weight 0 are not drawn, a loader in order stays in order, and its batch size and drop_last are kept."""
+    assert 0.0 not in torch.cat(drawn(loaders()["weighted"], 30))
+    assert torch.cat(drawn(loaders()["in order"], 4))[:, 0].tolist() == list(range(10))
+    assert [len(x) for x in drawn(loaders()["in order"], 4)] == [3, 3, 3, 1]
+    assert [len(x) for x in drawn(loaders()["subset"], 4)] == [3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("name", ["in order", "shuffled", "iterable"])
+def test_ranks_share_the_batches_of_a_loader(name):
+    one = drawn(loaders()[name], 4)
+    ranks = [drawn(loaders()[name], 2, rank=rank, world=2) for rank in range(2)]
+    assert all(map(torch.equal, one, [ranks[0][0], ranks[1][0], ranks[0][1], ranks[1][1]]))
+
+
+def test_workers_change_no_number():
+    """What a data set draws at random is the same with two workers as with none, and again in another run."""
+    none = drawn(Noisy(), 6)
+    assert all(map(torch.equal, none, drawn(Noisy(), 6, num_workers=2)))
+    assert not torch.equal(none[0], none[3])
+    assert len(torch.cat(none[:3])[:, 1].unique()) == 10  # an epoch of examples without a repeated number
+
+
+def test_making_batches_leaves_global_generators_alone():
+    for given in (data(), Noisy(), loaders()["shuffled"], loaders()["iterable"], loaders()["own generator"]):
+        before, of_numpy = torch.get_rng_state(), np.random.get_state()[1].copy()
+        drawn(given, 5)
+        assert torch.equal(before, torch.get_rng_state())
+        assert (of_numpy == np.random.get_state()[1]).all()
+
+
+def test_iterable_data_start_again():
+    assert torch.cat(drawn(Flow(), 6))[:, 0].tolist() == [*range(10), *range(10)]
+
+
+def test_iterable_data_that_end_are_refused():
+    class Once(IterableDataset):
+        left = iter(torch.ones(8, 2))
+
+        def __iter__(self):
+            return self.left
+
+    with pytest.raises(UsageError, match="must give its examples again when it is iterated again"):
+        drawn(Once(), 3)
+
+
+def test_iterable_data_have_no_epochs():
+    with pytest.raises(UsageError, match="give the length of training as steps"):
+        quiet(cd(), Flow(), epochs=1)
+    assert quiet(cd(), Flow(), steps=3).step == 3
+
+
+def test_loader_trains_with_its_batch_size(tmp_path):
+    result = quiet(cd(), DataLoader(Rows(), batch_size=5), epochs=3, batch_size=64)
+    assert result.step == 6
+    with pytest.raises(UsageError, match="batch_size=16, but the DataLoader has batches of 5"):
+        quiet(cd(), DataLoader(Rows(), batch_size=5), epochs=3, batch_size=16)
+
+
+@pytest.mark.parametrize(
+    ("item", "positions", "names"),
+    [
+        (lambda x, y: x, 1, set()),
+        (lambda x, y: (x, y), 2, set()),
+        (lambda x, y: (x, {"y": y}), 1, {"y"}),
+        (lambda x, y: {"x": x, "y": y}, 1, {"y"}),
+        (lambda x, y: [x, y], 2, set()),
+    ],
+)
+def test_items_of_all_forms(item, positions, names):
+    items = [item(torch.zeros(2), torch.tensor(i)) for i in range(6)]
+
+    class Items(Rows):
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, i):
+            return items[i]
+
+    batch = next(opened(Items()).starting_at(0))
+    assert len(batch.args) == positions
+    assert batch.named.keys() == names
+    assert batch.args[0].shape == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("item", "told"),
+    [
+        ({"image": torch.zeros(2), "label": 1}, "must hold the example as 'x', but holds image, label: rename it"),
+        ("text", "but holds a str"),
+        ((torch.zeros(2), "text"), "but holds a tuple|but holds a list"),
+    ],
+)
+def test_items_of_other_forms_are_refused(item, told):
+    class Items(Rows):
+        def __getitem__(self, i):
+            return item
+
+    with pytest.raises(UsageError, match=told):
+        quiet(cd(), Items(), steps=1)
+
+
+@pytest.mark.parametrize("given", [3, "text", [1.0], {"x": 1}, None, len, object(), torch.zeros(4), torch.tensor(1.0)])
+def test_no_data_are_refused(given):
+    with pytest.raises(UsageError, match="^data must be a tensor"):
+        quiet(cd(), given, steps=1)
+
+
+@pytest.mark.parametrize("given", [torch.zeros(0, 2), np.zeros((0, 2)), TensorDataset(torch.zeros(0, 2))])
+def test_empty_data_are_refused(given):
+    with pytest.raises(UsageError, match="^data must hold at least one example"):
+        quiet(cd(), given, steps=1)
+
+
+def test_faults_within_items_name_the_batch():
+    class Holed(Rows):
+        def __getitem__(self, i):
+            return torch.tensor([1.0, torch.nan if i == 7 else 0.0])
+
+    with pytest.raises(UsageError, match=r"^the data of batch \d hold 1 NaN and 0 infinite values, in 1 of \d examples"):
+        quiet(cd(), Holed(), steps=5, batch_size=2)
+
+
+def test_description_covers_examples_labels_and_weights():
+    """Examples that differ in anything have another description."""
+    x, y, w = data(10), torch.arange(10), torch.rand(10)
+    tables = [
+        opened(TensorDataset(x, y), labelled_loss()),
+        opened(TensorDataset(x, y.flip(0)), labelled_loss()),
+        opened(TensorDataset(x.flip(0), y), labelled_loss()),
+        opened(x),
+        opened(x, weights=w),
+        opened(x, weights=w.flip(0)),
+        opened(x[:9]),
+    ]
+    described = [table.description()["digest"] for table in tables]
+    assert len(set(described)) == len(described)
+    assert opened(x.clone()).description() == opened(x).description()
+
+
+class Labelled(Quadratic):
+    def forward(self, x, label):
+        return super().forward(x - label[:, None])
+
+
+def labelled_loss():
+    return ebmcore.create_loss("cd", Labelled((2,)), Identity())
+
+
+def test_labels_of_a_dataset_within_a_data_set():
+    """A data set component may keep its examples and labels as a torch Dataset."""
+    both = TensorDataset(torch.randn(20, 2), torch.arange(20) % 3)
+    source = SimpleNamespace(train=both, test=both, shape=(2,), state_space="continuous")
+    batch = next(opened(source, labelled_loss()).starting_at(0))
+    rows = [int((both.tensors[0] == x).all(1).nonzero()) for x in batch.args[0]]
+    assert torch.equal(batch.args[1], both.tensors[1][rows])
+
+
+def test_weights_reach_the_loss():
+    """Training with weights has the gradient of the weighted mean, of negatives that start at the data too."""
+    x, w = torch.randn(16, 2), torch.rand(16)
+    energy = Quadratic((2,))
+    weighted, plain = Seen(Quadratic((2,)), Identity()), Seen(energy, Identity())
+    quiet(weighted, x, weights=w, steps=1, batch_size=16)
+    (seen,) = weighted.seen
+    order = [int((x == row).all(1).nonzero()) for row in weighted.rows[0]]
+    assert torch.equal(seen, w[order])
+    quiet(plain, x, steps=1, batch_size=16)
+    assert plain.seen == [None]
+    assert weighted.data_weights is None
+
+
+class Seen(ebmcore.BaseContrastiveDivergence):
+    """Keeps the weights that a call sees."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.seen, self.rows = [], []
+
+    def forward(self, x):
+        self.seen.append(self.data_weights)
+        self.rows.append(x)
+        pred_x = self.draw_negatives(x)
+        return self.compute_loss(x, pred_x), pred_x
+
+    def compute_loss(self, x, pred_x):
+        return self.energy_gap(x, pred_x)
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        (torch.ones(9), "one number for each of 10 examples"),
+        (torch.ones(10, 1), "one number for each of 10 examples"),
+        (-torch.ones(10), "at least 0"),
+        (torch.zeros(10), "not all 0"),
+        (torch.full((10,), torch.nan), "must be finite"),
+    ],
+)
+def test_senseless_weights_are_refused(weights, told):
+    with pytest.raises(UsageError, match=f"^weights.*{told}"):
+        quiet(cd(), data(10), weights=weights, steps=1)
+
+
+def test_loss_without_weights_refuses_them():
+    class Mean(ebmcore.BaseLoss):
+        def __init__(self):
+            super().__init__()
+            self.energy = Quadratic((2,))
+
+        def forward(self, x):
+            return self.energies(x).mean()
+
+    with pytest.raises(UsageError, match="the loss Mean takes no weights of examples"):
+        quiet(Mean(), data(10), weights=torch.ones(10), steps=1)
+
+
+def test_weights_of_a_dataset_are_refused():
+    with pytest.raises(UsageError, match="weights of examples need examples in memory"):
+        quiet(cd(), Rows(), weights=torch.ones(10), steps=1)
+
+
+def test_weighted_examples_are_those_repeated():
+    """CD with the weights 2, 1 has the gradient of the first example given twice."""
+    x = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
+
+    def gap(x, weights):
+        loss = ebmcore.create_loss("cd", Quadratic((2,)), ExactGaussian())
+        loss.data_weights = weights
+        pred_x = x + 1
+        loss.compute_loss(x, pred_x).backward()
+        return loss.energy.precision.grad
+
+    twice = gap(x[[0, 0, 1]], None)
+    assert torch.allclose(gap(x, torch.tensor([2.0, 1.0])), twice)
+    assert not torch.allclose(gap(x, None), twice)
