@@ -167,9 +167,9 @@ def test_huge_image_raises(monkeypatch):
     folder = write()
     for limit in (15, 5):  # of which Pillow warns, or which it refuses
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with warnings.catch_warnings(action="ignore"):
-            with pytest.raises(UsageError, match=rf"0\.png has more than {limit} pixels: make it smaller"):
-                Images(folder)
+        message = rf"0\.png has more than {limit} pixels: make it smaller"
+        with warnings.catch_warnings(action="ignore"), pytest.raises(UsageError, match=message):
+            Images(folder)
 
 
 def test_reads_knows_folders():
