@@ -187,4 +187,5 @@ def test_a_plugin_asks_only_for_what_it_needs(wheels):
     base = {"ebmcore>=0.1", "torch>=2.10"}
     assert needs.pop("ebmcore") == {"torch>=2.10", "pluggy>=1.5", "importlib-metadata<10,>=8", "packaging>=23"}
     assert needs.pop("ebm-plugin-datasets") == base | {"scikit-learn>=1.4", "numpy>=1.26"}
+    assert needs.pop("ebm-plugin-files") == base | {"numpy>=1.26", "pillow>=10", "safetensors>=0.5"}
     assert all(needed == base for needed in needs.values()), needs

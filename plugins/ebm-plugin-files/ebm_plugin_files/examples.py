@@ -1,0 +1,242 @@
+"""From what a file holds to examples: checks, classes, split, scaling and state space."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebmcore.distributed import rank
+from ebmcore.errors import UsageError
+
+Scale = Literal["none", "standard", "unit", "symmetric"]
+SCALES = ("none", "standard", "unit", "symmetric")
+SPACES = ("continuous", "binary", "categorical")
+_SHOWN = 5  # names in a message
+
+
+class FileData:
+    """What the data sets of this package have in common: a training and a test share of the examples of a file."""
+
+    train: Tensor
+    test: Tensor
+    shape: tuple[int, ...]
+    state_space: str
+    train_labels: Tensor
+    test_labels: Tensor
+    n_classes: int
+    classes: tuple[str | int, ...]
+    train_weights: Tensor
+    test_weights: Tensor
+
+    def _hold(self, x: np.ndarray, rows: tuple[np.ndarray, np.ndarray]) -> None:
+        """Keeps the examples, those to train and those to test."""
+        self.train, self.test = (torch.from_numpy(np.ascontiguousarray(x[part])) for part in rows)
+        self.shape = x.shape[1:]
+
+    def _hold_labels(self, values: np.ndarray, file: Path, rows: tuple[np.ndarray, np.ndarray]) -> None:
+        """Keeps the labels, as class numbers."""
+        numbers, self.classes = class_numbers(one_each(values, rows, "labels", file), file)
+        self.train_labels, self.test_labels = (torch.from_numpy(numbers[part]) for part in rows)
+        self.n_classes = len(self.classes)
+
+    def _hold_weights(self, values: np.ndarray, file: Path, rows: tuple[np.ndarray, np.ndarray]) -> None:
+        """Keeps the weights."""
+        values = one_each(values, rows, "weights", file)
+        check_numbers(values, file)
+        negative = np.flatnonzero(values < 0)
+        if len(negative):
+            raise UsageError(
+                f"weights of {file} must be at least 0, got {values[negative[0]]} in row {negative[0]} (counted from 0) and "
+                f"{len(negative) - 1} more below 0"
+            )
+        self.train_weights, self.test_weights = (torch.from_numpy(values[part].astype(np.float32)) for part in rows)
+        for part, weights in (("training", self.train_weights), ("test", self.test_weights)):
+            if not weights.any():
+                raise UsageError(f"weights of {file} are 0 for every {part} example: give some above 0, or another seed")
+
+    def _say(self, path: Path, guessed: bool) -> None:
+        """Prints one line of what was made of the file."""
+        if rank() == 0:
+            line = f"{path}: {len(self.train)} training and {len(self.test)} test examples of shape {self.shape}, "
+            line += f"{self.state_space}{' (guessed)' if guessed else ''}"
+            line += f", classes {listed(self.classes)}" if hasattr(self, "classes") else ""
+            print(f"ebmcore: {line}", file=sys.stderr)  # noqa: T201 - for the user of the command line
+
+
+def listed(names: Sequence[object]) -> str:
+    """The first few names, for messages."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(repr, names[:_SHOWN])) + more
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raises `UsageError` if an option is none of its values."""
+    if value not in choices:
+        raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def split(n: int, test_share: float, seed: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train and rows to test, drawn at random, each in the order of the file."""
+    if not 0 < test_share < 1:
+        raise UsageError(f"test_share must be above 0 and below 1, got {test_share!r}: metrics need test examples")
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"seed must be from 0 to 2**32 - 1, got {seed!r}")
+    if n < 2:
+        raise UsageError(f"{path} holds {n} example{'s' * (n != 1)}: give at least 2, one to train and one to test")
+    n_test = min(max(round(test_share * n), 1), n - 1)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).numpy()
+    return np.sort(order[n_test:]), np.sort(order[:n_test])
+
+
+def check_numbers(x: np.ndarray, path: Path, names: Sequence[str] | None = None) -> None:
+    """Raises `UsageError` if there are no values, or for what is no number, or NaN, infinite or too large for float32."""
+    if x.size == 0 or x.ndim == 0:
+        raise UsageError(f"{path} holds an array of shape {x.shape}: give examples (N, *shape)")
+    if x.dtype.kind not in "fiub":
+        raise UsageError(f"{path} holds {x.dtype}, not real numbers: convert them")
+    with np.errstate(over="ignore"):
+        bad = ~np.isfinite(x.astype(np.float32))
+    if bad.any():
+        where = np.argwhere(bad)
+        rows, first = np.unique(where[:, 0]), where[0]
+        place = f"row {first[0]} (counted from 0)"
+        if names is not None:
+            place += f", column {names[first[1]]!r}"
+        raise UsageError(
+            f"{path} holds {len(where)} value{'s' * (len(where) != 1)} NaN, infinite or too large for float32, in {len(rows)} of "
+            f"{len(x)} rows, the first in {place}: fill them in, or leave those rows out"
+        )
+
+
+def class_numbers(values: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str | int, ...]]:
+    """Class numbers from 0, int64, and what each stands for in the file: the distinct labels in their order."""
+    if values.dtype.kind == "O":
+        values = np.array(["" if value is None or value != value else str(value) for value in values])
+    kind = values.dtype.kind
+    if kind not in "fiubU":
+        raise UsageError(f"labels of {path} must be whole numbers or texts, got {values.dtype}")
+    missing = np.flatnonzero(values == "" if kind == "U" else ~np.isfinite(values))
+    if len(missing):
+        raise UsageError(f"{path} has {len(missing)} rows without a label, the first is row {missing[0]} (counted from 0)")
+    if kind == "f" and (values != np.round(values)).any():
+        raise UsageError(f"labels of {path} must be whole numbers or texts, got {values[values != np.round(values)][0]}")
+    distinct, numbers = np.unique(values, return_inverse=True)
+    names = tuple(value if isinstance(value, str) else int(value) for value in distinct.tolist())
+    return numbers.reshape(-1).astype(np.int64), names
+
+
+def one_each(values: np.ndarray, rows: tuple[np.ndarray, np.ndarray], what: str, file: Path) -> np.ndarray:
+    """The labels or weights, if there is one for each example."""
+    n = sum(map(len, rows))
+    if values.size != n or len(values) != n:
+        raise UsageError(f"{what} of {file} have shape {values.shape}, but there are {n} examples: give one for each")
+    return values.reshape(n)
+
+
+def scaled(
+    x: np.ndarray,
+    train: np.ndarray,
+    scale: Scale,
+    axes: tuple[int, ...],
+    *,
+    path: Path,
+    limits: tuple[float, float] | None = None,
+    names: Sequence[str] | None = None,
+) -> tuple[np.ndarray, Tensor, Tensor]:
+    """Examples scaled by what their training rows say.
+
+    Args:
+        x: Examples ``(N, *shape)``.
+        train: The rows to learn from.
+        scale: How.
+        axes: What is scaled together.
+        path: The file, for messages.
+        limits: The range of the values, where it is known.
+        names: Names of the columns, for messages.
+
+    Returns:
+        The scaled examples in float32, and ``shift`` and ``spread`` with ``x = shift + spread * scaled``.
+    """
+    if scale == "none":
+        return x.astype(np.float32), torch.zeros(()), torch.ones(())
+    precise = np.result_type(x.dtype, np.float32)
+    seen = x[train]
+    low, high = (of(axes, keepdims=True).astype(np.float64) for of in (seen.min, seen.max))
+    constant = low == high
+    if scale == "standard":
+        shift, spread = (of(axes, keepdims=True, dtype=np.float64) for of in (seen.mean, seen.std))
+    else:
+        if limits is not None:
+            low, high = np.full_like(low, limits[0]), np.full_like(high, limits[1])
+            constant = low == high
+        shift, spread = (low, high - low) if scale == "unit" else ((low + high) / 2, (high - low) / 2)
+    if constant.any():
+        shift, spread = np.where(constant, low, shift), np.where(constant, 1.0, spread)
+        which = "every value"
+        if constant.size > 1:
+            places = np.flatnonzero(constant).tolist()
+            which = f"column {listed([names[i] if names else i for i in places])}"
+        warnings.warn(
+            f"{path}: constant in the training share is {which}: scale={scale} shifts it and divides it by 1",
+            UserWarning,
+            stacklevel=3,
+        )
+    y = (x - shift.astype(precise)) / spread.astype(precise)
+    return y.astype(np.float32), torch.from_numpy(shift[0]).float(), torch.from_numpy(spread[0]).float()
+
+
+def bits(x: np.ndarray, threshold: float, path: Path) -> np.ndarray:
+    """1 where a value is above the threshold, otherwise 0."""
+    above = x > threshold
+    if above.all() or not above.any():
+        raise UsageError(
+            f"threshold {threshold} makes each bit of {path} {int(above.all())}: the scaled values lie in {x.min():g} to "
+            f"{x.max():g}; choose one between"
+        )
+    return above.astype(np.float32)
+
+
+def are_bits(x: np.ndarray) -> bool:
+    """Whether all values are 0 or 1."""
+    return bool(((x == 0) | (x == 1)).all())
+
+
+def space_of(x: np.ndarray, state_space: str | None, path: Path) -> str:
+    """The state space of examples ``(N, *shape)``: the given one, if they lie in it, otherwise a guess."""
+    if state_space is None:
+        if not are_bits(x):
+            return "continuous"
+        return "categorical" if _is_categorical(x) else "binary"
+    check_choice("state_space", state_space, SPACES)
+    if state_space == "binary" and not (x.min() >= 0 and x.max() <= 1):
+        raise UsageError(
+            f"the values of {path} lie in {x.min():g} to {x.max():g}, not in 0 to 1 as state_space=binary says: set scale or "
+            "threshold"
+        )
+    if state_space == "categorical" and not _is_categorical(x):
+        raise UsageError(
+            f"examples of {path}, of shape {x.shape[1:]}, are not categorical, which is (*units, values) with sums of 1 over the "
+            "last axis: encode them one-hot, set shape, or choose another state_space"
+        )
+    return state_space
+
+
+def _is_categorical(x: np.ndarray) -> bool:
+    return x.ndim > 2 and x.shape[-1] > 1 and bool(x.min() >= 0 and (np.abs(x.sum(-1) - 1) < 1e-4).all())
+
+
+def reshaped(x: np.ndarray, shape: Sequence[int] | None, path: Path) -> np.ndarray:
+    """Examples ``(N, *shape)``; of a single number each, ``(N, 1)``."""
+    if shape is None:
+        return x if x.ndim > 1 else x[:, None]
+    if any(side < 1 for side in shape) or math.prod(shape) != math.prod(x.shape[1:]):
+        raise UsageError(f"shape {tuple(shape)} does not hold the {math.prod(x.shape[1:])} values of an example of {path}")
+    return x.reshape(len(x), *shape)

@@ -1,0 +1,173 @@
+"""Folders of images."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from ebm_plugin_files.examples import SCALES, FileData, Scale, are_bits, bits, check_choice, scaled, split
+from ebm_plugin_files.reading import reading
+from ebmcore.errors import UsageError
+
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+MODES = {"grey": "L", "rgb": "RGB"}  # and their names in Pillow
+_GREY = {"1", "L", "LA", "La"}
+_EIGHT_BITS = {*_GREY, "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"}
+_ADVICE = "save it again, or move it away"
+
+
+class Images(FileData):
+    """Images of a folder, ``(channels, height, width)``; its subfolders, if it has some, are the classes.
+
+    Files that are no images and names that begin with a dot are passed over. Transparency is dropped, and of an animation the
+    first picture is taken. Without ``size``, all images must have one size.
+
+    Args:
+        path: The folder. Its images are read, or those of its subfolders.
+        size: Height and width to which images are resized (bilinear, with antialiasing), or one number for both.
+        mode: ``"grey"`` for one channel, ``"rgb"`` for three; by default grey if all files hold grey levels.
+        test_share: Share of the examples that are for testing, drawn at random.
+        seed: Seed of that draw.
+        scale: ``"none"`` for levels from 0 to 255, ``"unit"`` for [0, 1], ``"symmetric"`` for [-1, 1], or ``"standard"`` for mean
+            0 and standard deviation 1 of each channel of the training examples.
+        threshold: If given, values become bits: 1 where the scaled value is above it; 0 is the middle of ``"symmetric"``.
+
+    Attributes:
+        train: Training examples ``(N, channels, height, width)`` float32.
+        test: Test examples ``(M, channels, height, width)`` float32.
+        train_labels, test_labels: Class numbers ``(N,)`` and ``(M,)`` int64, where there are subfolders.
+        n_classes: Number of classes, where there are subfolders.
+        classes: Names of the subfolders in sorted order; the class number counts them from 0.
+        shift, spread: A level from 0 to 255 is ``shift + spread * value``, before bits are made.
+
+    Raises:
+        UsageError: If there are no images, or if one has another size or more than 8 bits in a channel, or cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     for name, level in (("dark", 0), ("light", 255)):
+        ...         Path(directory, name).mkdir()
+        ...         for i in range(5):
+        ...             Image.new("L", (8, 6), level).save(Path(directory, name, f"{i}.png"))
+        ...     data = Images(directory)
+        >>> data.shape, data.classes, len(data.train), data.train.unique().tolist()
+        ((1, 6, 8), ('dark', 'light'), 8, [-1.0, 1.0])
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        size: int | tuple[int, int] | None = None,
+        mode: Literal["grey", "rgb"] | None = None,
+        test_share: float = 0.2,
+        seed: int = 0,
+        scale: Scale = "symmetric",
+        threshold: float | None = None,
+    ) -> None:
+        path = Path(path)
+        check_choice("scale", scale, SCALES)
+        if mode is not None:
+            check_choice("mode", mode, tuple(MODES))
+        files = _find(path)
+        height, width = _size(size)
+        found = [_look_at(file) for file in files]
+        if size is None:
+            width, height = found[0][0]
+            for file, (other, _) in zip(files, found, strict=True):
+                if other != (width, height):
+                    raise UsageError(
+                        f"{file} has {other[1]}x{other[0]} pixels, but {files[0]} has {height}x{width}: set size to resize them"
+                    )
+        if mode is None:
+            mode = "grey" if all(stored in _GREY for _, stored in found) else "rgb"
+        rows = split(len(files), test_share, seed, path)
+        x: np.ndarray = _read(files, MODES[mode], (width, height), path)
+        x, self.shift, self.spread = scaled(x, rows[0], scale, (0, 2, 3), path=path, limits=(0, 255))
+        if threshold is not None:
+            x = bits(x, threshold, path)
+        self.state_space = "binary" if are_bits(x) else "continuous"
+        self._hold(x, rows)
+        if files[0].parent != path:
+            self._hold_labels(np.array([file.parent.name for file in files]), path, rows)
+        self._say(path, guessed=threshold is None)
+
+    @staticmethod
+    def reads(path: Path) -> bool:
+        """Whether this class reads that path: whether it is a folder."""
+        return path.is_dir()
+
+
+def _find(path: Path) -> list[Path]:
+    """The images of a folder, or else of its subfolders, in sorted order."""
+    if not path.is_dir():
+        raise UsageError(f"{path} is no folder: give the path of a folder of images")
+
+    def images(folder: Path) -> list[Path]:
+        return [file for file in _visible(folder) if file.suffix.lower() in SUFFIXES and file.is_file()]
+
+    here = images(path)
+    below = [file for folder in _visible(path) if folder.is_dir() for file in images(folder)]
+    if here and below:
+        raise UsageError(
+            f"{path} holds images ({here[0].name}) and subfolders of images ({below[0].parent.name}): separate them"
+        )
+    if not here and not below:
+        raise UsageError(
+            f"{path} and its subfolders hold no images: put files there that end in {', '.join(sorted(SUFFIXES))}"
+        )
+    return here or below
+
+
+def _visible(folder: Path) -> list[Path]:
+    with reading(folder, "give a folder that you may read"):
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _size(size: int | Sequence[int] | None) -> tuple[int, int]:
+    """Height and width; 0 where none is given."""
+    if size is None:
+        return 0, 0
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise UsageError(f"size must be at least 1, got {size!r}: give one number, or height and width")
+    return height, width
+
+
+def _open(file: Path) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            return Image.open(file)
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise UsageError(f"{file} has more than {Image.MAX_IMAGE_PIXELS:,} pixels: make it smaller") from error
+
+
+def _look_at(file: Path) -> tuple[tuple[int, int], str]:
+    """Width, height and the kind of pixels, from the beginning of a file."""
+    with reading(file, _ADVICE), _open(file) as image:
+        if image.mode not in _EIGHT_BITS:
+            raise UsageError(
+                f"{file} has more than 8 bits in a channel ({image.mode}): convert it to 8 bits, or use an array"
+            )
+        return image.size, image.mode
+
+
+def _read(files: Sequence[Path], mode: str, size: tuple[int, int], path: Path) -> np.ndarray:
+    """Levels ``(N, channels, height, width)`` in bytes."""
+    width, height = size
+    with reading(path, "set a smaller size"):
+        x = np.empty((len(files), height, width, len(mode) if mode == "RGB" else 1), np.uint8)
+    for i, file in enumerate(files):
+        with reading(file, _ADVICE), _open(file) as image:
+            picture = image.convert(mode)
+            if picture.size != size:
+                picture = picture.resize(size, Image.Resampling.BILINEAR)
+            x[i] = np.asarray(picture).reshape(height, width, -1)
+    return x.transpose(0, 3, 1, 2)

@@ -1,0 +1,275 @@
+"""Reading arrays and tables: every format becomes named numpy arrays, and no format runs code."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import difflib
+import pickle
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ebm_plugin_files.examples import listed
+from ebmcore.errors import UsageError
+
+# What numpy, zipfile, torch, pyarrow, Pillow and the csv module raise of files that are cut, changed, encrypted or hold objects.
+_DAMAGE = (
+    OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, SyntaxError, csv.Error, struct.error,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, SafetensorError,
+)  # fmt: skip
+_MISSING = {"", "na", "n/a", "nan", "null", "none"}  # cells without a value, in lower case
+
+
+@contextlib.contextmanager
+def reading(path: Path, advice: str) -> Iterator[None]:
+    """Turns what a library raises of a file into one line."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except MemoryError as error:
+        raise UsageError(f"{path} does not fit into memory: choose a part of it") from error
+    except _DAMAGE as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        # The libraries advise to load it without protection.
+        if not isinstance(error, OSError) and (isinstance(error, pickle.UnpicklingError) or "pickle" in reason):
+            reason = "it holds something other than plain arrays"
+        raise UsageError(f"{path} cannot be read ({reason}): {advice}") from error
+
+
+class Content:
+    """The named arrays of one file.
+
+    Args:
+        path: The file.
+        names: Their names, in order.
+        get: Returns the array of a name.
+        table: Whether they are columns of one table, of equal length.
+    """
+
+    def __init__(self, path: Path, names: Sequence[str], get: Callable[[str], np.ndarray], *, table: bool) -> None:
+        self.path, self.names, self.get, self.table = path, list(names), get, table
+        if len(set(self.names)) < len(self.names):
+            twice = next(name for name in self.names if self.names.count(name) > 1)
+            raise UsageError(f"{path} has two columns {twice!r}: give each a name of its own")
+
+    def find(self, name: str | int) -> str | None:
+        """The name of a column by its name or number; `None` if there is none."""
+        if name in self.names:
+            return str(name)
+        try:
+            return self.names[int(name)]
+        except (ValueError, IndexError):
+            return None
+
+    def only(self, name: str | None, but: Sequence[str | int | None] = ()) -> np.ndarray:
+        """The array of that name or, without a name, the only one there is beside those of ``but``."""
+        if name is not None and name not in self.names:
+            what = "is one array: leave key out" if self.names == [""] else f"has no key {name!r}; it has {self.known()}"
+            raise UsageError(f"{self.path} {what}")
+        rest = [other for other in self.names if other not in map(str, but)]
+        if name is None and len(rest) != 1:
+            raise UsageError(f"{self.path} holds {self.known()}: choose one with key, or give a file of one array")
+        return self.get(rest[0] if name is None else name)
+
+    def columns(self, chosen: Sequence[str | int]) -> list[str]:
+        """Names of the chosen columns."""
+        names = []
+        for name in chosen:
+            found = self.find(name)
+            if found is None:
+                close = difflib.get_close_matches(str(name), self.names, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"it has {self.known()}"
+                raise UsageError(f"{self.path} has no column {name!r}; {hint}")
+            names.append(found)
+        return names
+
+    def stacked(self, names: Sequence[str]) -> np.ndarray:
+        """The array ``(N, columns)`` of some columns, which must hold numbers."""
+        if not names:
+            raise UsageError(f"{self.path} has no columns for the examples: choose columns")
+        return np.stack([self._numbers(name) for name in names], axis=1)
+
+    def _numbers(self, name: str) -> np.ndarray:
+        values = self.get(name)
+        if values.dtype.kind in "fiub":
+            return values
+        cells = ["" if value is None else str(value) for value in values.tolist()]
+        for row, cell in enumerate(cells):
+            if values.dtype.kind not in "OU" or not _is_number(cell):
+                raise UsageError(
+                    f"{self.path} holds {cell!r} in column {name!r}, row {row} (counted from 0), which is no number: choose "
+                    "columns without it, or name it in labels"
+                )
+        return _as_numbers(cells)
+
+    def known(self) -> str:
+        """Its names, for messages."""
+        return listed(self.names)
+
+
+def as_table(array: np.ndarray, path: Path) -> Content:
+    """The columns of an array ``(N, columns)``, named by their numbers; an array of another shape has none."""
+    names = [str(i) for i in range(array.shape[1])] if array.ndim == 2 else []
+    return Content(path, names, lambda name: array[:, int(name)], table=True)
+
+
+def read(path: Path, *, header: bool | None = None) -> Content:
+    """Reads a file by its suffix.
+
+    Raises:
+        UsageError: If it is missing, of another format, damaged, or holds objects that are no arrays.
+    """
+    if not path.exists():
+        raise UsageError(f"{path} does not exist: give the path of a file")
+    if path.suffix.lower() not in FORMATS:
+        raise UsageError(f"{path} is of no known format: give a file that ends in {', '.join(FORMATS)}")
+    if not path.is_file():
+        raise UsageError(f"{path} is not a regular file: give a file that ends in {path.suffix}")
+    if path.stat().st_size == 0:
+        raise UsageError(f"{path} is empty: write it again")
+    return FORMATS[path.suffix.lower()](path, header)
+
+
+def _read_numpy(path: Path, _: bool | None) -> Content:
+    def load(name: str | None) -> Any:
+        with reading(path, "write it with numpy.save or numpy.savez, from arrays of numbers"), path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded
+            with loaded:
+                return loaded.files if name is None else loaded[name]
+
+    first = load(None)
+    if isinstance(first, np.ndarray):
+        return Content(path, [""], lambda _: first, table=False)
+    return Content(path, first, load, table=False)
+
+
+def _read_torch(path: Path, _: bool | None) -> Content:
+    with reading(path, "save a tensor, or a mapping of names to tensors, with torch.save"):
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(loaded, torch.Tensor):
+        loaded = {"": loaded}
+    if not isinstance(loaded, Mapping) or not all(isinstance(part, torch.Tensor) for part in loaded.values()):
+        held = type(loaded).__name__
+        raise UsageError(f"{path} holds a {held}: save a tensor, or a mapping of names to tensors, with torch.save")
+    return _of_tensors(path, {str(name): tensor for name, tensor in loaded.items()})
+
+
+def _read_safetensors(path: Path, _: bool | None) -> Content:
+    with reading(path, "write it with safetensors.torch.save_file"):
+        return _of_tensors(path, load_file(path))
+
+
+def _of_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> Content:
+    def get(name: str) -> np.ndarray:
+        tensor = tensors[name].detach()
+        with reading(path, "save dense tensors of numbers"):
+            tensor = tensor.to_dense() if tensor.layout != torch.strided else tensor
+            # numpy has no bfloat16, and none of the smaller ones
+            return (tensor.float() if tensor.is_floating_point() and tensor.itemsize < 4 else tensor).numpy()
+
+    return Content(path, list(tensors), get, table=False)
+
+
+def _read_parquet(path: Path, _: bool | None) -> Content:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UsageError(f"{path} needs pyarrow: pip install 'ebm-plugin-files[parquet]'") from error
+    with reading(path, "write it again, for instance with pandas.DataFrame.to_parquet"), path.open("rb") as file:
+        table = parquet.ParquetFile(file).read()
+    names = [name for name in table.column_names if not name.startswith("__index_level_")]  # what pandas adds
+    return Content(path, names, lambda name: table[name].to_numpy(), table=True)
+
+
+def _read_csv(path: Path, header: bool | None) -> Content:
+    advice = "write it as UTF-8 text with commas, semicolons or tabs"
+    with reading(path, advice), path.open(encoding="utf-8-sig", newline="") as file:
+        first = next((line for line in file if line.strip()), "")
+        delimiter = max(",;\t", key=first.count)
+        file.seek(0)
+        start = [row for _, row in zip(range(2), _rows(file, delimiter), strict=False)]
+        if not start:
+            raise UsageError(f"{path} is empty: write it again")
+        header = _is_header(start[0], start[-1] if start[1:] else ["0"] * len(start[0])) if header is None else header
+        names = [name.strip() for name in start[0]] if header else [str(i) for i in range(len(start[0]))]
+        if len(start) <= header:
+            raise UsageError(f"{path} has a header and no rows: write it again")
+        file.seek(0)
+        columns = _columns(file, path, delimiter, len(names), header)
+    table = dict(zip(names, columns, strict=True))
+    if names[0] == "":  # the index that pandas writes
+        del table[names.pop(0)]
+    return Content(path, names, table.__getitem__, table=True)
+
+
+def _rows(file: Any, delimiter: str) -> Iterator[list[str]]:
+    return (row for row in csv.reader(file, delimiter=delimiter) if row)
+
+
+def _is_header(first: Sequence[str], second: Sequence[str]) -> bool:
+    """Whether some column begins with a text and continues with numbers, or the cells count the columns as pandas does."""
+    numbered = [cell.strip() for cell in first if cell.strip()] == [str(i) for i in range(len(first) - (first[0] == ""))]
+    begins = any(not _is_number(a) and _is_number(b) for a, b in zip(first, second, strict=False))
+    return (len(first) > 2 and numbered) or begins
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return cell.strip().lower() in _MISSING
+    return True
+
+
+def _columns(file: Any, path: Path, delimiter: str, width: int, header: bool) -> Sequence[np.ndarray]:
+    """The columns: numbers in float64, otherwise texts."""
+    lines = csv.reader(file, delimiter=delimiter)
+    if header:
+        next(row for row in lines if row)
+    position = lines.line_num
+    with contextlib.suppress(ValueError):  # the fast way fails for a text, a missing value, or a row of another length
+        columns = np.loadtxt(file, delimiter=delimiter, comments=None, ndmin=2).T
+        if len(columns) == width:
+            return list(columns)
+    file.seek(0)
+    lines = csv.reader(file, delimiter=delimiter)
+    rows: list[list[str]] = []
+    for row in lines:
+        if row and len(row) != width:
+            raise UsageError(
+                f"{path} has {width} cells in its first line and {len(row)} in line {lines.line_num}: make the lines equal"
+            )
+        if row and lines.line_num > position:
+            rows.append(row)
+    return [_as_numbers(column) for column in zip(*rows, strict=True)]
+
+
+def _as_numbers(cells: Sequence[str]) -> np.ndarray:
+    try:
+        return np.array([np.nan if cell.strip().lower() in _MISSING else float(cell) for cell in cells])
+    except ValueError:
+        return np.array([cell.strip() for cell in cells])
+
+
+FORMATS: dict[str, Callable[[Path, bool | None], Content]] = {
+    ".npy": _read_numpy,
+    ".npz": _read_numpy,
+    ".pt": _read_torch,
+    ".safetensors": _read_safetensors,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+"""The readers, by suffix."""

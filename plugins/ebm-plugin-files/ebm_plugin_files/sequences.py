@@ -1,0 +1,164 @@
+"""Alignments of biological sequences."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebm_plugin_files.examples import FileData, split
+from ebm_plugin_files.reading import reading
+from ebmcore.errors import UsageError
+
+ALPHABETS = {"protein": "-ACDEFGHIKLMNPQRSTVWY", "dna": "-ACGT", "rna": "-ACGU"}
+SUFFIXES = {".a3m", ".afa", ".fa", ".faa", ".fas", ".fasta", ".fna"}
+_CHUNK_ELEMENTS = 2**24  # of float32: 64 MB
+
+
+class Sequences(FileData):
+    r"""Aligned sequences of a FASTA file, one-hot, with weights that correct for related sequences.
+
+    Lower-case letters and dots are insertions, as in ``.a3m`` files, and are dropped; in a file without an upper-case letter,
+    lower-case letters are read as upper-case ones. Letters that are not in the alphabet become gaps, with a warning.
+
+    The weight of a sequence is :math:`1 / m`, where :math:`m` is the number of sequences of the same share (training or test),
+    itself included, that have the same letter in at least ``reweight`` of the positions. The sum of the training weights is the
+    effective number of sequences.
+
+    Args:
+        path: The file.
+        alphabet: ``"protein"`` (20 amino acids), ``"dna"``, ``"rna"``, or the letters themselves, the gap first.
+        reweight: Share of identical positions from which sequences count as related; `None` for no weights. The time grows with
+            the square of the number of sequences.
+        test_share: Share of the sequences that are for testing, drawn at random.
+        seed: Seed of that draw.
+
+    Attributes:
+        train: Training examples ``(N, length, letters)`` float32.
+        test: Test examples ``(M, length, letters)`` float32.
+        train_weights, test_weights: ``(N,)`` and ``(M,)`` float32 in (0, 1], with ``reweight``.
+        letters: The alphabet: ``letters[i]`` is what 1 at ``i`` in the last axis stands for.
+
+    Raises:
+        UsageError: If the file is no FASTA, or if the sequences are not aligned.
+
+    Source: F. Morcos et al. (2011), "Direct-coupling analysis of residue coevolution captures native contacts across many protein
+    families".
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     file = Path(directory, "family.fasta")
+        ...     _ = file.write_text(">a\nACDE-\n>b\nACDEF\n>c\nGHIKL\n>d\nACDEF\n")
+        ...     family = Sequences(file, test_share=0.25)
+        >>> family.shape, family.state_space, family.train_weights.tolist()
+        ((5, 21), 'categorical', [0.5, 1.0, 0.5])
+    """
+
+    state_space = "categorical"
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        alphabet: str = "protein",
+        reweight: float | None = 0.8,
+        test_share: float = 0.2,
+        seed: int = 0,
+    ) -> None:
+        path = Path(path)
+        self.letters = ALPHABETS.get(alphabet, alphabet)
+        if len(self.letters) < 2 or len(set(self.letters)) != len(self.letters) or not self.letters.isascii():
+            raise UsageError(f"alphabet must be {', '.join(ALPHABETS)} or two or more different letters, got {alphabet!r}")
+        if reweight is not None and not 0 < reweight <= 1:
+            raise UsageError(f"reweight must be above 0 and at most 1, or None for no weights, got {reweight!r}")
+        numbers = _numbers(_aligned(path), self.letters, path)
+        rows = split(len(numbers), test_share, seed, path)
+        with reading(path, "take fewer sequences"):
+            self._hold(np.eye(len(self.letters), dtype=np.float32)[numbers], rows)
+        if reweight is not None:
+            self.train_weights, self.test_weights = (neighbour_weights(part, reweight) for part in (self.train, self.test))
+        self._say(path, guessed=False)
+
+    @staticmethod
+    def reads(path: Path) -> bool:
+        """Whether this class reads that path, by its suffix."""
+        return path.suffix.lower() in SUFFIXES and not path.is_dir()
+
+
+def neighbour_weights(x: Tensor, identity: float) -> Tensor:
+    """One over the number of sequences, itself included, that have the same letter in that share of the positions or more.
+
+    Args:
+        x: One-hot sequences ``(N, length, letters)``.
+        identity: The share.
+
+    Example:
+        >>> neighbour_weights(torch.eye(2)[torch.tensor([[0, 1], [0, 1], [1, 0]])], 0.8)
+        tensor([0.5000, 0.5000, 1.0000])
+    """
+    needed = math.ceil(identity * x.shape[1] - 1e-9)  # 0.8 of 15 positions are 12, not 12.000000000000002
+    flat = x.flatten(1)
+    chunks = flat.split(max(_CHUNK_ELEMENTS // len(flat), 1))
+    return torch.cat([1 / (chunk @ flat.T >= needed).sum(1) for chunk in chunks])
+
+
+def _numbers(texts: list[str], alphabet: str, path: Path) -> np.ndarray:
+    """Numbers of the letters ``(N, length)``."""
+    letters = np.frombuffer("".join(texts).encode("ascii", "replace"), np.uint8).reshape(len(texts), -1)
+    table = np.full(256, 255, np.uint8)
+    table[np.frombuffer(alphabet.encode(), np.uint8)] = np.arange(len(alphabet))
+    numbers = table[letters]
+    strange = numbers == 255
+    if strange.any():
+        counts = Counter(map(chr, letters[strange].tolist()))
+        warnings.warn(
+            f"{path}: {int(strange.sum())} of {letters.size} letters are not in the alphabet {alphabet} and become gaps: "
+            f"{', '.join(f'{letter} {n} times' for letter, n in counts.most_common(5))}",
+            UserWarning,
+            stacklevel=3,
+        )
+        numbers[strange] = 0
+    if alphabet == ALPHABETS["protein"] and set(np.unique(letters).tolist()) <= set(b"-ACGTUN"):
+        warnings.warn(f"{path} holds letters of dna or rna alone: set alphabet", UserWarning, stacklevel=3)
+    return numbers
+
+
+def _aligned(path: Path) -> list[str]:
+    """The sequences of a file without insertions, all of one length."""
+    if not path.is_file():
+        raise UsageError(f"{path} {'is no file' if path.exists() else 'does not exist'}: give the path of a FASTA file")
+    with reading(path, "write it as FASTA"):
+        lines = path.read_text("utf-8-sig").splitlines()
+    names: list[str] = []
+    parts: list[list[str]] = []
+    for number, line in enumerate(lines, 1):
+        if line.startswith(">"):
+            names.append(line[1:].strip())
+            parts.append([])
+        elif line.strip() and not parts:
+            raise UsageError(
+                f"{path} begins with {line[:20]!r} in line {number}, not with '>' and a name: write it as FASTA"
+            )
+        elif parts:
+            parts[-1].append("".join(line.split()))
+    if not names:
+        raise UsageError(f"{path} holds no sequences: write it as FASTA")
+    texts = ["".join(part) for part in parts]
+    if all(text == text.lower() for text in texts):
+        texts = [text.upper() for text in texts]
+    insertions = str.maketrans("", "", "abcdefghijklmnopqrstuvwxyz.")
+    texts = [text.translate(insertions) for text in texts]
+    for name, text in zip(names, texts, strict=True):
+        if not text:
+            raise UsageError(f"the sequence {name!r} of {path} is empty: remove it")
+        if len(text) != len(texts[0]):
+            raise UsageError(
+                f"the sequence {name!r} of {path} has {len(text)} positions, but the first has {len(texts[0])}: align them"
+            )
+    return texts

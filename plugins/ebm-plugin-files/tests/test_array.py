@@ -1,0 +1,522 @@
+"""Arrays and tables."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ebm_plugin_files.array import Array
+from ebmcore.errors import UsageError
+
+pyarrow = pytest.importorskip("pyarrow")
+from pyarrow import parquet  # noqa: E402
+
+X = np.arange(40.0).reshape(10, 4)
+KINDS = np.arange(10) % 2
+
+
+def in_order(data, part=""):
+    """All examples, or labels or weights, in the order of the file."""
+    n = len(data.train) + len(data.test)
+    test = torch.randperm(n, generator=torch.Generator().manual_seed(0))[: len(data.test)].sort().values
+    rows = torch.ones(n, dtype=torch.bool)
+    rows[test] = False
+    train, held = getattr(data, f"train{part}"), getattr(data, f"test{part}")
+    all_ = torch.empty(n, *train.shape[1:], dtype=train.dtype)
+    all_[rows], all_[~rows] = train, held
+    return all_
+
+
+def write(name, x=X, kinds=KINDS):
+    """A file of the examples and of one label for each."""
+    named = {"x": torch.from_numpy(x), "kinds": torch.from_numpy(kinds)}
+    columns = {f"c{i}": x[:, i] for i in range(x.shape[1])} | {"kinds": kinds}
+    match Path(name).suffix:
+        case ".npy":
+            np.save(name, x)
+        case ".npz":
+            np.savez(name, x=x, kinds=kinds)
+        case ".pt":
+            torch.save(named, name)
+        case ".safetensors":
+            save_file(named, name)
+        case ".parquet":
+            parquet.write_table(pyarrow.table(columns), name)
+        case ".csv":
+            rows = np.column_stack(list(columns.values()))
+            np.savetxt(name, rows, delimiter=",", header=",".join(columns), comments="")
+    return name
+
+
+FORMATS = ("a.npz", "a.pt", "a.safetensors", "a.csv", "a.parquet")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_formats_give_same_examples_and_labels(name):
+    """Every format that holds labels gives the same examples, types and class numbers."""
+    data = Array(Path(write(name)), labels="kinds")
+    assert (data.train.dtype, data.train_labels.dtype) == (torch.float32, torch.int64)
+    assert torch.equal(in_order(data), torch.from_numpy(X).float())
+    assert in_order(data, "_labels").tolist() == KINDS.tolist()
+    assert (data.n_classes, data.classes, data.shape, data.state_space) == (2, (0, 1), (4,), "continuous")
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.pt"])
+def test_file_of_one_array_needs_no_key(name):
+    np.save("a.npy", X)
+    torch.save(torch.from_numpy(X), "a.pt")
+    assert torch.equal(in_order(Array(name)), torch.from_numpy(X).float())
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "bool", "int16", "int64", "float16", "float64"])
+def test_numbers_become_float32(dtype):
+    np.save("a.npy", X.astype(dtype))
+    data = Array("a.npy")
+    assert data.train.dtype == torch.float32
+    assert torch.equal(in_order(data), torch.from_numpy(X.astype(dtype)).float())
+
+
+def test_bfloat16_is_read():
+    save_file({"x": torch.ones(4, 2, dtype=torch.bfloat16)}, "a.safetensors")
+    assert Array("a.safetensors").train.tolist() == [[1.0, 1.0]] * 3
+
+
+def test_parameter_is_read():
+    torch.save(torch.nn.Parameter(torch.eye(4)), "a.pt")
+    assert torch.equal(in_order(Array("a.pt")), torch.eye(4))
+
+
+def test_sparse_tensor_is_read():
+    torch.save(torch.eye(4).to_sparse(), "a.pt")
+    assert torch.equal(in_order(Array("a.pt")), torch.eye(4))
+
+
+def test_split_is_a_partition():
+    """Each example is in one share, in the order of the file, and the share has the size that was asked for."""
+    np.save("a.npy", np.arange(100.0))
+    data = Array("a.npy", test_share=0.3)
+    assert (len(data.train), len(data.test), data.shape) == (70, 30, (1,))
+    assert sorted([*data.train[:, 0].tolist(), *data.test[:, 0].tolist()]) == list(range(100))
+    assert data.train[:, 0].tolist() == sorted(data.train[:, 0].tolist())
+
+
+def test_seed_changes_the_split():
+    np.save("a.npy", np.arange(100.0))
+    assert not torch.equal(Array("a.npy").test, Array("a.npy", seed=1).test)
+    assert torch.equal(Array("a.npy", seed=1).test, Array("a.npy", seed=1).test)
+
+
+def test_smallest_shares_hold_one_example():
+    np.save("a.npy", X)
+    assert len(Array("a.npy", test_share=0.001).test) == 1
+    assert len(Array("a.npy", test_share=0.999).train) == 1
+
+
+def test_columns_by_name_and_number():
+    data = Array(write("a.csv"), columns=["c2", 0, "-2"])
+    assert torch.equal(in_order(data), torch.from_numpy(X[:, [2, 0, 3]]).float())
+
+
+@pytest.mark.parametrize("column", [3, "3", -1])
+def test_column_of_an_array_gives_labels(column):
+    """A column that holds labels is no part of the examples."""
+    np.save("a.npy", np.column_stack([X[:, :3], KINDS]))
+    data = Array("a.npy", labels=column)
+    assert torch.equal(in_order(data), torch.from_numpy(X[:, :3]).float())
+    assert in_order(data, "_labels").tolist() == KINDS.tolist()
+
+
+def test_text_labels_become_class_numbers():
+    """Texts count in sorted order, and their names are kept."""
+    Path("a.csv").write_text("length,kind\n1,rose\n2,lily\n3,rose\n4,iris\n")
+    data = Array("a.csv", labels="kind")
+    assert data.classes == ("iris", "lily", "rose")
+    assert in_order(data, "_labels").tolist() == [2, 1, 2, 0]
+    assert in_order(data).tolist() == [[1], [2], [3], [4]]
+
+
+def test_number_labels_become_class_numbers(capsys):
+    """Numbers that do not count from 0 do so afterwards; what each stands for is kept and printed."""
+    np.savez("a.npz", x=X[:5], y=np.array([7, 3, 7, 5, 3], dtype=np.float32))
+    data = Array("a.npz", labels="y")
+    assert data.classes == (3, 5, 7)
+    assert in_order(data, "_labels").tolist() == [2, 0, 2, 1, 0]
+    assert "classes 3, 5, 7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["labels.npy", "labels.csv", "labels.pt"])
+def test_labels_and_weights_of_another_file(name):
+    np.save("a.npy", X)
+    np.save("labels.npy", KINDS)
+    torch.save(torch.from_numpy(KINDS), "labels.pt")
+    Path("labels.csv").write_text("kind\n" + "\n".join(map(str, KINDS)))
+    np.save("weights.npy", KINDS[:, None] + 1)
+    data = Array("a.npy", labels=name, weights="weights.npy")
+    assert in_order(data, "_labels").tolist() == KINDS.tolist()
+    assert in_order(data, "_weights").tolist() == (KINDS + 1).tolist()
+    assert data.train_weights.dtype == torch.float32
+
+
+def test_header_of_a_file_of_labels():
+    """Texts below a text show no header, so it is said."""
+    np.save("a.npy", X[:2])
+    Path("labels.csv").write_text("kind\nrose\nlily\n")
+    assert Array("a.npy", labels="labels.csv", header=True).classes == ("lily", "rose")
+
+
+def test_weights_of_a_column():
+    data = Array(write("a.csv"), weights="c3", columns=["c0"])
+    assert in_order(data, "_weights").tolist() == X[:, 3].tolist()
+
+
+def test_there_are_no_labels_without_asking():
+    data = Array(write("a.csv"))
+    assert not any(hasattr(data, name) for name in ("train_labels", "n_classes", "train_weights"))
+
+
+def test_standard_scaling_learns_from_training_rows():
+    """Training columns have mean 0 and standard deviation 1; test examples are scaled by the same numbers."""
+    np.save("a.npy", np.random.default_rng(0).normal(3, [1, 10, 100], (50, 3)) + 1e6)
+    plain, data = Array("a.npy"), Array("a.npy", scale="standard")
+    torch.testing.assert_close(data.train.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(data.train.std(0, correction=0), torch.ones(3))
+    assert data.test.mean(0).abs().max() > 1e-3
+    torch.testing.assert_close(data.shift + data.spread * data.test, plain.test)
+
+
+@pytest.mark.parametrize(("scale", "low", "high"), [("unit", 0, 1), ("symmetric", -1, 1)])
+def test_ranges_are_those_of_training_columns(scale, low, high):
+    plain, data = Array(write("a.csv"), columns=[0, 1]), Array("a.csv", columns=[0, 1], scale=scale)
+    assert data.train.amin(0).tolist() == [low] * 2
+    assert data.train.amax(0).tolist() == [high] * 2
+    torch.testing.assert_close(data.shift + data.spread * data.test, plain.test)
+
+
+def test_examples_with_axes_are_scaled_together():
+    np.save("a.npy", X)
+    data = Array("a.npy", shape=[2, 2], scale="unit")
+    plain = Array("a.npy", shape=(2, 2))
+    span = plain.train.max() - plain.train.min()
+    torch.testing.assert_close(data.train, (plain.train - plain.train.min()) / span)
+
+
+@pytest.mark.parametrize("scale", ["standard", "unit", "symmetric"])
+def test_constant_column_becomes_zero_with_a_warning(scale):
+    """Nothing is divided by 0, and the column is named."""
+    x = X[:, :2].copy()
+    x[:, 1] = 0.1
+    with pytest.warns(UserWarning, match=r"a\.csv: constant in the training share is column 'c1': scale="):
+        data = Array(write("a.csv", x), scale=scale, columns=["c0", "c1"])
+    assert data.train[:, 1].tolist() == [0.0] * 8
+
+
+def test_threshold_makes_bits():
+    """A bit is 1 where the scaled value is above the threshold."""
+    np.save("a.npy", X)
+    data = Array("a.npy", threshold=20)
+    assert data.state_space == "binary"
+    assert torch.equal(in_order(data), torch.from_numpy(X > 20).float())
+    scaled = Array("a.npy", scale="standard", threshold=0)
+    assert torch.equal(scaled.train, (Array("a.npy", scale="standard").train > 0).float())
+
+
+@pytest.mark.parametrize(
+    ("x", "space"),
+    [
+        (np.eye(3)[[0, 1, 2, 0]], "binary"),
+        (np.eye(3)[[[0, 1], [2, 0], [1, 1]]], "categorical"),
+        (np.array([[[0, 0], [0, 1]], [[0, 1], [1, 0]]]), "binary"),
+        (np.ones((4, 3, 1)), "binary"),
+        (np.array([[0.0, 0.5], [1.0, 1.0]]), "continuous"),
+        (np.array([[0, 2], [1, 1]]), "continuous"),
+        (np.array([[0, -1], [1, 1]]), "continuous"),
+    ],
+)
+def test_state_space_is_guessed_and_printed(x, space, capsys):
+    np.save("a.npy", x)
+    assert Array("a.npy").state_space == space
+    assert capsys.readouterr().err.endswith(f", {space} (guessed)\n")
+
+
+def test_line_says_what_was_made(capsys):
+    np.save("a.npy", X)
+    Array("a.npy", state_space="continuous")
+    assert capsys.readouterr().err == "ebmcore: a.npy: 8 training and 2 test examples of shape (4,), continuous\n"
+
+
+def test_one_process_prints(capsys, monkeypatch):
+    np.save("a.npy", X)
+    monkeypatch.setattr("ebm_plugin_files.examples.rank", lambda: 1)
+    Array("a.npy")
+    assert capsys.readouterr().err == ""
+
+
+def test_probabilities_are_binary_if_said():
+    np.save("a.npy", X / 40)
+    assert Array("a.npy", state_space="binary").state_space == "binary"
+
+
+def test_probabilities_are_categorical_if_said():
+    np.save("a.npy", np.full((4, 3, 2), 0.5))
+    assert Array("a.npy", state_space="categorical").state_space == "categorical"
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("1,2,3\n4,5,6\n7,8,9\n", ["0", "1", "2"]),
+        ("5.1,rose\n4.9,lily\n", ["0", "1"]),
+        ("a,2019\n1,2\n3,4\n", ["a", "2019"]),
+        ("a;b\n1;2\n3;4\n", ["a", "b"]),
+        ("a\tb\n1\t2\n3\t4\n", ["a", "b"]),
+        ('"a, b","c"\n"1","2"\n"3",4\n', ["a, b", "c"]),
+        ("\n a , b\n\n1,2\n\n3,4\n", ["a", "b"]),
+        ("\ufeffa,b\n1,2\n3,4\n", ["a", "b"]),
+        ("a,b\r\n1,2\r\n3,4", ["a", "b"]),
+        ("a,b\n,2\n3,4\n", ["a", "b"]),
+        ("0,1\n1,0\n1,1\n", ["0", "1"]),
+        (",a,b\n0,1,2\n1,3,4\n", ["a", "b"]),
+        ("0,1,2\n5,6,7\n8,9,9\n", ["0", "1", "2"]),
+        (",0,1\n0,5,6\n1,8,9\n", ["0", "1"]),
+        ("value\n1\n2\n", ["value"]),
+    ],
+)
+def test_header_and_separator_are_recognized(text, names):
+    from ebm_plugin_files.reading import read
+
+    Path("a.csv").write_bytes(text.encode())
+    content = read(Path("a.csv"))
+    assert content.names == names
+    rows = [line for line in text.splitlines() if line.strip()]
+    header = names[0] != "0" or rows[0].strip() in ("0,1,2", ",0,1")
+    assert {len(content.get(name)) for name in names} == {len(rows) - header}
+
+
+def test_header_as_said():
+    Path("a.csv").write_text("2019,2020\n1,2\n3,4\n5,6\n")
+    assert len(in_order(Array("a.csv"))) == 4
+    assert in_order(Array("a.csv", header=True, columns=["2020"])).tolist() == [[2], [4], [6]]
+
+
+def test_quoted_and_plain_numbers_agree():
+    """The road for texts reads the same numbers as the fast one."""
+    Path("a.csv").write_text("a,b\n1e-3,-2\n3.25,4\n")
+    Path("b.csv").write_text("a,b,c\n1e-3,-2,x\n3.25,4,y\n")
+    assert torch.equal(in_order(Array("a.csv")), in_order(Array("b.csv", columns=["a", "b"])))
+
+
+def test_index_of_pandas_is_left_out():
+    parquet.write_table(pyarrow.table({"a": [1.0, 2.0], "__index_level_0__": [5, 6]}), "a.parquet")
+    assert Array("a.parquet").shape == (1,)
+
+
+def test_parquet_labels_are_texts():
+    parquet.write_table(pyarrow.table({"a": [1, 2, 3], "kind": ["x", "y", "x"]}), "a.parquet")
+    assert Array("a.parquet", labels="kind").classes == ("x", "y")
+
+
+def test_missing_label_of_parquet_raises():
+    parquet.write_table(pyarrow.table({"a": [1, 2, 3], "kind": ["x", None, "x"]}), "a.parquet")
+    with pytest.raises(UsageError, match=r"a\.parquet has 1 rows without a label, the first is row 1"):
+        Array("a.parquet", labels="kind")
+
+
+def test_missing_number_of_parquet_raises():
+    parquet.write_table(pyarrow.table({"a": pyarrow.array([True, None, False]), "b": [1, 2, None]}), "a.parquet")
+    with pytest.raises(UsageError, match=r"a\.parquet holds 'True' in column 'a', row 0"):
+        Array("a.parquet", columns=["a"])
+    with pytest.raises(UsageError, match=r"1 value NaN, .* the first in row 2 \(counted from 0\), column 'b'"):
+        Array("a.parquet", columns=["b"])
+
+
+def test_times_are_no_numbers():
+    parquet.write_table(pyarrow.table({"a": np.array([1, 2, 3], "datetime64[ns]")}), "a.parquet")
+    with pytest.raises(
+        UsageError, match=r"a\.parquet holds '.*' in column 'a', row 0 \(counted from 0\), which is no number"
+    ):
+        Array("a.parquet")
+
+
+def test_missing_pyarrow_is_one_line(monkeypatch):
+    write("a.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UsageError, match=r"a\.parquet needs pyarrow: pip install 'ebm-plugin-files\[parquet\]'"):
+        Array("a.parquet")
+
+
+NAN = np.where(np.arange(40).reshape(10, 4) % 21 == 6, np.nan, X)  # in rows 1 and 6
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
+def test_bad_numbers_are_counted_and_placed(bad):
+    """The message says how many values there are, in how many rows, and where the first is."""
+    x = X.copy()
+    x[3, 2] = x[3, 3] = x[7, 0] = bad
+    np.save("a.npy", x)
+    message = (
+        r"a\.npy holds 3 values NaN, .* in 2 of 10 rows, the first in row 3 \(counted from 0\), column '2': fill them in"
+    )
+    with pytest.raises(UsageError, match=message):
+        Array("a.npy")
+
+
+class Code:
+    """What unpickling would run."""
+
+    def __reduce__(self):
+        return Path.write_text, (Path("ran"), "code")
+
+
+def test_no_format_runs_code():
+    """Pickles within .npy, .npz and .pt are refused and not run."""
+    np.save("a.npy", np.array([Code(), 1], dtype=object))
+    np.savez("a.npz", x=np.array([Code(), 1], dtype=object))
+    torch.save(Code(), "a.pt")
+    Path("ran").unlink(missing_ok=True)
+    for name in ("a.npy", "a.npz", "a.pt"):
+        with pytest.raises(UsageError, match=r"\(it holds something other than plain arrays\)"):
+            Array(name)
+    assert not Path("ran").exists()
+
+
+NPY_HEADER = "{'descr': '<f8', 'fortran_order': False, 'shape': (9999999999999, 3), }".ljust(117)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "message"),
+    [
+        ("no.npy", None, {}, r"no\.npy does not exist: give the path"),
+        ("a.xyz", b"1", {}, r"a\.xyz is of no known format: give a file that ends in \.npy"),
+        ("a.npy", b"", {}, r"a\.npy is empty"),
+        ("a.csv", b"\n\n", {}, r"a\.csv is empty"),
+        ("a.csv", b"a,b\n", {}, r"a\.csv has a header and no rows"),
+        ("a.csv", b"1,2\n3,4\n5\n", {}, r"a\.csv has 2 cells in its first line and 1 in line 3: make the lines equal"),
+        ("a.csv", b"a\n1,2\n3,4\n", {}, r"a\.csv has 1 cells in its first line and 2 in line 2"),
+        ("a.csv", b"a,b\n1,x\n3,y\n", {}, r"a\.csv holds 'x' in column 'b', row 0 \(counted from 0\), which is no number"),
+        ("a.csv", b"a,b\n1,2\n3,x\n", {}, r"a\.csv holds 'x' in column 'b', row 1 \(counted from 0\), which is no number"),
+        (
+            "a.csv",
+            b"a,b\n1,2\n3,\n",
+            {},
+            r"1 value NaN, .* in 1 of 2 rows, the first in row 1 \(counted from 0\), column 'b'",
+        ),
+        ("a.csv", b"a,a\n1,2\n3,4\n", {}, r"a\.csv has two columns 'a'"),
+        ("a.csv", b"\xff\xfe1", {}, r"a\.csv cannot be read \('utf-8' codec"),
+        ("a.csv", b"a,b\n1,2\n3,4\n", {"columns": ["aa"]}, r"a\.csv has no column 'aa'; did you mean 'a'\?"),
+        ("a.csv", b"a,b\n1,2\n3,4\n", {"columns": [2]}, r"a\.csv has no column 2; it has 'a', 'b'"),
+        ("a.csv", b"a,b\n1,2\n3,4\n", {"columns": []}, r"a\.csv has no columns for the examples"),
+        ("a.csv", b"a,b\n1,2\n3,4\n", {"key": "a"}, r"a\.csv is a table: choose columns instead of key 'a'"),
+        (
+            "a.csv",
+            b"a,b\n1,2\n3,4\n",
+            {"labels": "c"},
+            r"labels 'c' is no column or key of a\.csv, which has 'a', 'b', and no file",
+        ),
+        ("a.csv", b"a,b\n1,0.5\n3,1\n", {"labels": "b"}, r"labels of a\.csv must be whole numbers or texts, got 0\.5"),
+        ("a.csv", b"a,b\n1,x\n3,\n", {"labels": "b"}, r"a\.csv has 1 rows without a label, the first is row 1"),
+        ("a.csv", b"a,b\n1,2\n3,\n", {"labels": "b"}, r"a\.csv has 1 rows without a label, the first is row 1"),
+        ("a.csv", b"a,b\n1,2\n3,-4\n", {"weights": "b"}, r"weights of a\.csv must be at least 0, got -4\.0 in row 1"),
+        ("a.csv", b"a,b\n1,0\n3,0\n", {"weights": "b"}, r"weights of a\.csv are 0 for every training example"),
+        ("a.csv", b"a,b\n1,2\n3,nan\n", {"weights": "b"}, r"a\.csv holds 1 value NaN"),
+        ("a.csv", b"a,b\n1,2\n", {}, r"a\.csv holds 1 example: give at least 2"),
+        ("a.npy", b"nothing", {}, r"a\.npy cannot be read \(it holds something other"),
+        (
+            "a.npy",
+            b"\x93NUMPY\x01\x00v\x00" + NPY_HEADER.encode() + b"\n",
+            {},
+            r"a\.npy does not fit into memory|cannot be read",
+        ),
+        ("a.npz", b"PK\x03\x04nothing", {}, r"a\.npz cannot be read \(File is not a zip file\)"),
+        ("a.pt", b"nothing", {}, r"a\.pt cannot be read"),
+        ("a.safetensors", b"nothing", {}, r"a\.safetensors cannot be read"),
+        ("a.parquet", b"nothing nothing", {}, r"a\.parquet cannot be read"),
+    ],
+)
+def test_bad_files_raise_with_advice(name, content, options, message):
+    """What is wrong with a file is one line, which says where and what to do."""
+    if content is not None:
+        Path(name).write_bytes(content)
+    with pytest.raises(UsageError, match=message) as caught:
+        Array(name, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"test_share": 0.0}, "test_share must be above 0 and below 1, got 0.0"),
+        ({"test_share": 1.0}, "test_share must be above 0 and below 1, got 1.0"),
+        ({"test_share": float("nan")}, "test_share must be above 0 and below 1"),
+        ({"seed": -1}, "seed must be from 0 to"),
+        ({"scale": "log"}, "scale must be one of none, standard, unit, symmetric, got 'log'"),
+        ({"state_space": "spins"}, "state_space must be one of continuous, binary, categorical, got 'spins'"),
+        ({"state_space": "binary"}, r"a\.npy lie in 0 to 39, not in 0 to 1 as state_space=binary says"),
+        ({"state_space": "categorical"}, r"a\.npy, of shape \(4,\), are not categorical"),
+        ({"threshold": 39}, r"threshold 39 makes each bit of a\.npy 0: the scaled values lie in 0 to 39"),
+        ({"threshold": -1}, "makes each bit of a.npy 1"),
+        ({"shape": [3]}, r"shape \(3,\) does not hold the 4 values of an example of a\.npy"),
+        ({"shape": [-2, -2]}, r"shape \(-2, -2\) does not hold"),
+        ({"key": "x"}, r"a\.npy is one array: leave key out"),
+        ({"labels": "few.npy"}, r"labels of few\.npy have shape \(3,\), but there are 10 examples: give one for each"),
+        ({"weights": "few.npy"}, r"weights of few\.npy have shape \(3,\), but there are 10 examples"),
+        ({"labels": "wide.npy"}, r"labels of wide\.npy have shape \(10, 4\)"),
+    ],
+)
+def test_wrong_options_raise(options, message):
+    np.save("a.npy", X)
+    np.save("few.npy", np.ones(3))
+    np.save("wide.npy", X)
+    with pytest.raises(UsageError, match=message):
+        Array("a.npy", **options)
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "message"),
+    [
+        (np.zeros((0, 3)), {}, r"holds an array of shape \(0, 3\): give examples"),
+        (np.zeros((3, 0)), {}, "holds an array of shape|has no columns"),
+        (np.array(1.0), {}, r"holds an array of shape \(\): give examples"),
+        (np.zeros((3, 2), complex), {}, "which is no number"),
+        (np.zeros((3, 2, 2), complex), {}, "holds complex128, not real numbers"),
+        (np.array([["a", "b"], ["c", "d"]]), {}, "holds 'a' in column '0', row 0"),
+        (np.zeros((3, 2, 2)), {"columns": [0]}, r"columns are those of a table, but examples of a\.npy have shape \(2, 2\)"),
+    ],
+)
+def test_arrays_without_examples_raise(x, options, message):
+    np.save("a.npy", x)
+    with pytest.raises(UsageError, match=message):
+        Array("a.npy", **options)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.pt", "a.safetensors"])
+def test_several_arrays_need_a_key(name):
+    write(name)
+    with pytest.raises(UsageError, match=r"holds '(x|kinds)', '(x|kinds)': choose one with key"):
+        Array(name)
+    with pytest.raises(UsageError, match=r"has no key 'z'; it has '"):
+        Array(name, key="z")
+    assert Array(name, key="x").shape == (4,)
+
+
+def test_objects_in_a_mapping_raise():
+    torch.save({"x": torch.ones(3, 2), "n": 3}, "a.pt")
+    with pytest.raises(UsageError, match=r"a\.pt holds a dict: save a tensor, or a mapping of names to tensors"):
+        Array("a.pt")
+
+
+def test_folder_is_no_file():
+    Path("a.npy").mkdir()
+    with pytest.raises(UsageError, match=r"a\.npy is not a regular file"):
+        Array("a.npy")
+
+
+def test_reads_knows_its_suffixes():
+    Path("folder.npy").mkdir()
+    reads = Array.reads
+    assert all(reads(Path(name)) for name in (*FORMATS, "a.npy", "A.CSV"))
+    assert not any(reads(Path(name)) for name in ("two-moons", "a.fasta", "a.png", "folder.npy"))
