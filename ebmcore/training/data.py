@@ -164,6 +164,32 @@ def n_examples(data: Tensor | Dataset[Any]) -> int:
     return len(data)
 
 
+def all_examples(train: Tensor | Dataset[Any], batch_size: int = 1000) -> Tensor:
+    """All training examples without their labels ``(N, *shape)``; a torch ``Dataset`` that holds no tensors is read once."""
+    held = _parts(train)[0]
+    if isinstance(held, Tensor):
+        return held
+    order = StepBatches(n_examples(train), batch_size, seed=0)
+    return torch.cat([args[0] for (args, _), _ in zip(batches(train, order), range(order.steps_per_epoch), strict=False)])
+
+
+def check_within_bounds(sampler: object, train: Tensor | Dataset[Any], batch: Tensor) -> None:
+    """Raise `UsageError` if training examples lie where the ``bounds`` of the sampler keep its chains from.
+
+    Of a torch ``Dataset`` that holds no tensors the first ``batch`` is looked at.
+    """
+    bounds = getattr(sampler, "bounds", None)
+    if bounds is None:
+        return
+    held = _parts(train)[0]
+    x = held if isinstance(held, Tensor) else batch
+    if bool(((x < bounds[0]) | (x > bounds[1])).any()):
+        raise UsageError(
+            f"the data reach from {x.min():.4g} to {x.max():.4g}, but the bounds of {type(sampler).__name__} keep its chains in "
+            f"{bounds}: scale the data, or widen the bounds"
+        )
+
+
 def data_digest(train: Any) -> str:
     """Digest of the training examples and their labels; of a torch ``Dataset``, whose items may be random, only of its length.
 

@@ -13,13 +13,23 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Dataset
 
-from ebmcore.energies import check_energies, frozen
+from ebmcore.energies import SupportsDataStart, check_energies, frozen, supports
 from ebmcore.errors import UsageError
 from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_seed
 from ebmcore.training.averaging import moving_average
 from ebmcore.training.checkpoints import CheckpointWriter
-from ebmcore.training.data import Batch, DataSource, StepBatches, batches, check_compatible, n_examples, training_examples
+from ebmcore.training.data import (
+    Batch,
+    DataSource,
+    StepBatches,
+    all_examples,
+    batches,
+    check_compatible,
+    check_within_bounds,
+    n_examples,
+    training_examples,
+)
 from ebmcore.training.observers import BaseObserver, MetricsFile, ProgressBar, TensorBoard
 from ebmcore.training.optimizers import create_optimizer
 from ebmcore.training.options import Options, binding, options_of
@@ -131,7 +141,9 @@ def prepare(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: O
     order = StepBatches(n_examples(train), options.batch_size, seed=options.seed, rank=rank, world=fabric.world_size)
     n_steps = options.number_of_steps(order.steps_per_epoch)
     first = next(batches(train, order))
+    check_within_bounds(sampler, train, first[0][0])
     build_loss(loss, first[0][0].shape[1:], options.seed)
+    start_from_data(energy, train, getattr(data, "train_weights", None))
     if options.compile:
         loss.compile()
     bare = None
@@ -182,6 +194,12 @@ def build_loss(loss: BaseLoss, shape: Sequence[int], seed: int) -> None:
         torch.manual_seed(stream_seed(seed, "build"))
         loss.build(tuple(shape))
     loss.built = True
+
+
+def start_from_data(energy: nn.Module, train: Tensor | Dataset[Any], weights: Tensor | None) -> None:
+    """Let an energy set initial parameters that depend on the data, once; a resumed run loads its own over them."""
+    if supports(energy, SupportsDataStart) and energy.awaits_data:
+        energy.start_from_data(all_examples(train), weights)  # type: ignore[operator]
 
 
 def _probe(loss: BaseLoss, energy: nn.Module, batch: Batch, fabric: Any) -> None:
