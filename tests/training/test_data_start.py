@@ -12,7 +12,7 @@ from small_runs import quiet, same_state
 from torch.utils.data import Dataset
 
 import ebmcore
-from ebmcore.errors import UsageError
+from ebmcore.errors import CheckpointError, UsageError
 from ebmcore.testing import Quadratic
 
 BITS = (torch.rand(60, 4, generator=torch.Generator().manual_seed(0)) < torch.tensor([0.1, 0.4, 0.6, 0.9])).float()
@@ -110,6 +110,18 @@ def test_data_beyond_the_bounds_are_refused(name, examples):
     message = rf"reach from 3 to 4, but the bounds of {type(sampler).__name__} keep its chains in \(-1.0, 3.0\)"
     with pytest.raises(UsageError, match=message):
         quiet(loss, examples, steps=1)
+
+
+def test_resumed_run_keeps_the_bounds(tmp_path):
+    """A run is resumed with its own bounds only."""
+
+    def loss(bounds):
+        return ebmcore.create_loss("cd", Quadratic((4,)), ebmcore.create_sampler("langevin", step_size=0.1, bounds=bounds))
+
+    quiet(loss((0.0, 1.0)), BITS, steps=1, out=tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"sampler.bounds=\[0.0, 1.0\], not \[0.0, 2.0\]"):
+        quiet(loss((0.0, 2.0)), BITS, steps=2, out=tmp_path / "run", resume=True)
+    assert quiet(loss((0.0, 1.0)), BITS, steps=2, out=tmp_path / "run", resume=True).step == 2
 
 
 def test_data_at_the_bounds_are_trained():
