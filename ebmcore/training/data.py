@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -170,7 +171,7 @@ def all_examples(train: Tensor | Dataset[Any], batch_size: int = 1000) -> Tensor
     if isinstance(held, Tensor):
         return held
     order = StepBatches(n_examples(train), batch_size, seed=0)
-    return torch.cat([args[0] for (args, _), _ in zip(batches(train, order), range(order.steps_per_epoch), strict=False)])
+    return torch.cat([args[0] for args, _ in itertools.islice(batches(train, order), order.steps_per_epoch)])
 
 
 def check_within_bounds(sampler: object, train: Tensor | Dataset[Any], batch: Tensor) -> None:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 import ebmcore
 from ebmcore.errors import CheckpointError, UsageError
 from ebmcore.testing import Quadratic
+from ebmcore.training.data import all_examples
 
 BITS = (torch.rand(60, 4, generator=torch.Generator().manual_seed(0)) < torch.tensor([0.1, 0.4, 0.6, 0.9])).float()
 LOG_ODDS = (BITS.sum(0) + 1).log() - (61 - BITS.sum(0)).log()
@@ -48,6 +49,12 @@ def still(loss, x, **options):
 @pytest.mark.parametrize("examples", [BITS, Lazy(BITS), torch.utils.data.TensorDataset(BITS)])
 def test_biases_start_from_all_examples(examples):
     torch.testing.assert_close(still(cd(), examples), LOG_ODDS)
+
+
+def test_all_examples_are_read_once():
+    lazy = Lazy(torch.arange(60.0).view(60, 1))
+    assert torch.equal(all_examples(lazy, batch_size=7).sort(0).values, lazy.x)
+    assert lazy.n_read == 60
 
 
 def test_sample_weights_count():
@@ -125,8 +132,8 @@ def test_resumed_run_keeps_the_bounds(tmp_path):
 
 
 def test_data_at_the_bounds_are_trained():
-    x = torch.tensor([[0.1, 0.7]]).repeat(16, 1)  # 0.1 and 0.7 are other numbers in float32
-    sampler = ebmcore.create_sampler("langevin", step_size=0.1, bounds=(0.1, 0.7))
+    x = torch.tensor([[-0.3, 0.3]]).repeat(16, 1)  # beyond them by rounding, in float32
+    sampler = ebmcore.create_sampler("langevin", step_size=0.1, bounds=(-0.3, 0.3))
     assert quiet(ebmcore.create_loss("cd", Quadratic((2,)), sampler), x, steps=1).step == 1
 
 

@@ -82,7 +82,14 @@ def test_precision_of_the_machine_is_kept():
 
 
 @pytest.mark.parametrize(
-    "weights", [torch.ones(3), torch.zeros(4), torch.tensor([1.0, -1.0, 1.0, 1.0]), torch.tensor([1.0, torch.nan, 1.0, 1.0])]
+    "weights",
+    [
+        torch.tensor([1.0, 1.0, 1.0, torch.inf]),
+        torch.ones(3),
+        torch.zeros(4),
+        torch.tensor([1.0, -1.0, 1.0, 1.0]),
+        torch.tensor([1.0, torch.nan, 1.0, 1.0]),
+    ],
 )
 def test_wrong_weights_raise_with_advice(weights):
     rbm = RBM((3,), hidden=2, visible_bias="data")
