@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ebmcore.distributions import at_least_float32
+
 
 def check_bounds(bounds: Sequence[float] | None) -> tuple[float, float] | None:
     """Returns the bounds as two numbers; raises a `ValueError` unless they are finite and ``low < high``."""
@@ -28,8 +30,8 @@ def reflect(x: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
         >>> reflect(torch.tensor([0.3, 1.25, 2.75, -0.5]), 0.0, 1.0)
         (tensor([0.3000, 0.7500, 0.7500, 0.5000]), tensor([ 1., -1.,  1., -1.]))
     """
-    width = high - low
-    way = torch.remainder(x - low, 2 * width)  # there and back again
+    wide, width = at_least_float32(x), high - low
+    way = torch.remainder(wide - low, 2 * width)  # there and back again
     turned = (low + (width - (way - width).abs())).clamp(low, high)  # clamped because the sum is rounded
-    outside = (x < low) | (x > high)
-    return torch.where(outside, turned, x), torch.where(outside & (way > width), -1.0, 1.0)
+    outside = (wide < low) | (wide > high)
+    return torch.where(outside, turned.to(x.dtype), x), torch.where(outside & (way > width), -1.0, 1.0)
