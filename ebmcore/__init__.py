@@ -22,7 +22,7 @@ _NAMES = {
     "distributions": [],
     "energies": ["value_and_grad"],
     "errors": [],
-    "host": ["Component", "Register", "hookimpl", "list_components", "refresh", "register", "temporary_plugin"],
+    "host": ["Component", "Register", "hookimpl", "list_components", "load", "refresh", "register", "temporary_plugin"],
     "losses": ["BaseContrastiveDivergence", "BaseLoss"],
     "persistent": ["BasePersistentContrastiveDivergence"],
     "random": [],

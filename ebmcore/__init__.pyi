@@ -23,6 +23,7 @@ from ebmcore.host import Component as Component
 from ebmcore.host import Register as Register
 from ebmcore.host import hookimpl as hookimpl
 from ebmcore.host import list_components as list_components
+from ebmcore.host import load as load
 from ebmcore.host import refresh as refresh
 from ebmcore.host import register as register
 from ebmcore.host import temporary_plugin as temporary_plugin

@@ -19,7 +19,7 @@ from ebmcore.distributions import BaseDistribution
 from ebmcore.errors import MissingCapabilityError
 
 __all__ = [
-    "SupportsBlockGibbs", "SupportsDataStatistics", "SupportsEnumeration", "SupportsHiddenUnits",
+    "SupportsBlockGibbs", "SupportsDataStart", "SupportsDataStatistics", "SupportsEnumeration", "SupportsHiddenUnits",
     "SupportsInitialDistribution", "SupportsValueAndGrad", "check_energies", "frozen", "gradient", "require", "supports",
     "value_and_grad",
 ]  # fmt: skip
@@ -81,6 +81,22 @@ class SupportsDataStatistics(Protocol):
 
     def observe_data(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
         """Updates the statistics with a batch ``(B, *shape)`` and its conditions, in training, before negatives are drawn."""
+
+
+@runtime_checkable
+class SupportsDataStart(Protocol):
+    """Initial parameters that depend on the data, such as an RBM's visible biases.
+
+    `ebmcore.training.fit` lets the energy set them before the first step; a training loop by hand calls `start_from_data` itself.
+
+    Attributes:
+        awaits_data: Whether they are still to be set. Keep it in ``state_dict()``: a resumed or copied energy is not set again.
+    """
+
+    awaits_data: bool
+
+    def start_from_data(self, x: Tensor, weights: Tensor | None = None) -> None:
+        """Sets them from all training examples ``(N, *shape)`` and, where these have some, their weights ``(N,)``."""
 
 
 def supports(energy: object, capability: type) -> bool:

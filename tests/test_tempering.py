@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
+import ebmcore
 from ebmcore.distributions import Normal
 from ebmcore.energies import value_and_grad
 from ebmcore.tempering import tempered
@@ -55,3 +58,20 @@ def test_an_energys_own_path_wins():
 
     beta, base = torch.ones(2), Normal(torch.zeros(2))
     assert tempered(Own(), beta, base) == (beta, base)
+
+
+def test_ladder_of_bounded_chains_is_exact():
+    """Replicas within bounds, the hottest one uniform there, sample the restricted law."""
+
+    class Slope(torch.nn.Module):
+        def forward(self, x):
+            return 3.0 * x.flatten(1).sum(1)
+
+    inner = ebmcore.create_sampler("mala", step_size=0.2, bounds=(-1.0, 0.5))
+    ladder = ebmcore.create_sampler("tempering", inner=inner, betas=(1.0, 0.3, 0.0))
+    x = ladder.sample(Slope(), torch.full((20_000, 1), -1.0), 40, generator=torch.Generator().manual_seed(0)).double()
+    cdf = (math.exp(3) - torch.exp(-3 * x.flatten().sort().values)) / (math.exp(3) - math.exp(-1.5))
+    rank = torch.arange(1, len(x) + 1, dtype=torch.float64) / len(x)
+    assert (cdf - rank).abs().max() * math.sqrt(len(x)) < 2.23  # Kolmogorov-Smirnov, exceeded with probability 1e-4
+    assert x.min() >= -1
+    assert x.max() <= 0.5

@@ -107,6 +107,9 @@ def _grid(x: Tensor, data: Any) -> Any:
     columns = math.ceil(math.sqrt(len(images)))
     n_rows = math.ceil(len(images) / columns)
     low, high = data.train.min().item(), data.train.max().item()
+    outside = ((x < low) | (x > high)).double().mean().item()
+    if outside:
+        print(f"{outside:.2%} of the values are outside the range of the data, {low:g} to {high:g}: the picture clips them")
     figure = Figure(figsize=(columns / 2, n_rows / 2))
     axes = figure.subplots(n_rows, columns, squeeze=False).ravel()
     for axis in axes:

@@ -31,6 +31,8 @@ from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_generator, stream_seed
 from ebmcore.training.data import DataSource, as_floating, check_values
 
+_MANY = 1000  # examples that are read at once to have them all
+
 
 class Batch(NamedTuple):
     """Examples of one call of a loss, with their conditions or targets by place and by name, and with their weights."""
@@ -47,6 +49,7 @@ class Reading:
     Args:
         dtype: What they are converted to.
         space: The state space that they must lie in, or `None`.
+        bounds: The bounds that they must lie in, or `None`.
         batch_size: Examples in a batch.
         num_workers: Processes that read a torch ``Dataset``; 0 reads in this one.
         seed: Seed of the order, and of what a data set draws.
@@ -56,6 +59,7 @@ class Reading:
 
     dtype: torch.dtype = torch.float32
     space: str | None = None
+    bounds: tuple[float, float] | None = None
     batch_size: int = 64
     num_workers: int = 0
     seed: int = 0
@@ -121,13 +125,19 @@ class Examples(ABC):
 
     Attributes:
         steps_per_epoch: Batches of a rank in one pass; `None` where the data do not say how many they are.
+        weights: Weights of the examples ``(N,)``, where they have any.
     """
 
     steps_per_epoch: int | None
+    weights: Tensor | None = None
 
     @abstractmethod
     def starting_at(self, batch: int) -> Iterator[Batch]:
         """Return batch number ``batch``, from 0, and all that follow, without end."""
+
+    @abstractmethod
+    def whole(self) -> Tensor:
+        """Return all examples ``(N, *shape)``, without what belongs to them; those of a data set are read once more."""
 
     @abstractmethod
     def description(self) -> dict[str, Any]:
@@ -161,7 +171,7 @@ class Table(Examples, Dataset[Any]):
         self.steps_per_epoch = self.order.steps_per_epoch
 
     def _check(self, reading: Reading) -> None:
-        check_values(self.x, reading.space, "the data")
+        check_values(self.x, reading.space, "the data", reading.bounds)
         for one in (*self.labels, *self.named.values()):
             if len(one) != len(self.x):
                 raise UsageError(f"the data have {len(self.x)} training examples but {len(one)} labels")
@@ -184,6 +194,9 @@ class Table(Examples, Dataset[Any]):
     def starting_at(self, batch: int) -> Iterator[Batch]:
         self.order.start = batch
         return (self[rows] for rows in self.order)
+
+    def whole(self) -> Tensor:
+        return self.x
 
     def description(self) -> dict[str, Any]:
         parts = [self.x, *self.labels, *(part for pair in sorted(self.named.items()) for part in pair)]
@@ -208,9 +221,15 @@ class Items(Examples):
 
     def starting_at(self, batch: int) -> Iterator[Batch]:
         self.order.start = batch
-        numbered: Any = enumerate(self.order, batch)
+        return self._read(enumerate(self.order, batch), batch)
+
+    def whole(self) -> Tensor:
+        rows = torch.arange(len(self.dataset)).split(_MANY)
+        return torch.cat([batch.args[0] for batch in self._read(enumerate(part.tolist() for part in rows), 0)])
+
+    def _read(self, numbered: Any, first: int) -> Iterator[Batch]:
         loader: Any = DataLoader(_NumberedBatches(self.dataset, self.reading), sampler=numbered, **self.options)
-        return _checked(loader, self.reading, batch)
+        return _checked(loader, self.reading, first)
 
     def description(self) -> dict[str, Any]:
         return {"examples": len(self.dataset)}
@@ -259,6 +278,13 @@ class Stream(Examples):
                 number += 1
             if number == before:
                 raise UsageError("the data end: an iterable data set must give its examples again when it is iterated again")
+
+    def whole(self) -> Tensor:
+        if self.steps_per_epoch is None:
+            raise UsageError("the energy starts from all data, but an iterable data set does not say where they end")
+        return torch.cat(
+            [batch.args[0] for batch in _checked(itertools.islice(self._all(), len(self.loader)), self.reading, 0)]
+        )
 
     def description(self) -> dict[str, Any]:
         return {}
@@ -359,7 +385,7 @@ def _checked(loader: Any, reading: Reading, first: int) -> Iterator[Batch]:
         (x, *args), named = _as_batch(found)
         x = as_floating(x, reading.dtype, reading.space, "the data", warn=number == first)
         if x.is_cpu:  # elsewhere it would wait for the device
-            check_values(x, reading.space, f"the data of batch {number}")
+            check_values(x, reading.space, f"the data of batch {number}", reading.bounds)
         yield Batch((x, *args), named)
 
 

@@ -98,13 +98,14 @@ def as_floating(x: Tensor, dtype: torch.dtype, space: str | None, what: str, *, 
     return x.to(dtype)
 
 
-def check_values(x: Tensor, space: str | None, what: str) -> None:
+def check_values(x: Tensor, space: str | None, what: str, bounds: tuple[float, float] | None = None) -> None:
     """Check that examples are finite and lie in a state space: binary ones in [0, 1], categorical ones with rows that sum to 1.
 
     Args:
         x: The examples ``(N, *shape)``, floating point.
         space: The state space, or `None`.
         what: What the examples are called in the message.
+        bounds: Those that a sampler keeps its chains within, or `None`.
 
     Raises:
         UsageError: If they do not; the message says how many values do not, or how they may be converted.
@@ -129,6 +130,11 @@ def check_values(x: Tensor, space: str | None, what: str) -> None:
                 f"{what} are for categorical units, whose values on the last axis are at least 0 and sum to 1, but they sum to "
                 f"{sums.min().item():g} to {sums.max().item():g}: pass torch.nn.functional.one_hot(x).float()"
             )
+    if bounds is not None and (x.amin() < bounds[0] or x.amax() > bounds[1]):
+        raise UsageError(
+            f"{what} go from {x.amin().item():.4g} to {x.amax().item():.4g}, but the sampler keeps its chains in the bounds "
+            f"{tuple(bounds)}: scale the data, or widen the bounds"
+        )
 
 
 def _refuse_not_finite(x: Tensor, what: str) -> None:

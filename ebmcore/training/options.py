@@ -130,7 +130,8 @@ def options_of(component: object) -> dict[str, Any]:
         made_by = vars(cls).get("__init__")
         for name in inspect.signature(made_by).parameters if made_by is not None and cls is not object else ():
             value = getattr(component, name, component)
-            if value is None or isinstance(value, bool | int | float | str):
+            parts = value if isinstance(value, list | tuple) else [value]
+            if value is None or all(isinstance(part, bool | int | float | str) for part in parts):
                 found.setdefault(name, value)
     return found
 

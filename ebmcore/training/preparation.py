@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
-from ebmcore.energies import check_energies, frozen
+from ebmcore.energies import SupportsDataStart, check_energies, frozen, supports
 from ebmcore.errors import UsageError
 from ebmcore.host.origin import is_out_of_memory
 from ebmcore.losses import BaseLoss
@@ -158,6 +158,7 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
     reading = Reading(
         dtype=floating_dtype(energy, options.precision),
         space=check_compatible(energy, sampler, data, loss),
+        bounds=getattr(sampler, "bounds", None),
         batch_size=options.batch_size,
         num_workers=options.num_workers,
         seed=options.seed,
@@ -175,6 +176,8 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
     shape = first.args[0].shape[1:]
     build_loss(loss, shape, options.seed)
     _initialise_lazy(loss, energy, first, options.seed)
+    if supports(energy, SupportsDataStart) and energy.awaits_data:
+        energy.start_from_data(examples.whole(), examples.weights)  # type: ignore[operator]
     if options.compile:
         loss.compile()
     bare = None

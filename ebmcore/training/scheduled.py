@@ -58,6 +58,7 @@ class ScheduledOptions:
                     f"{close_match(name, known)}; what can be scheduled: {', '.join(known)}"
                 )
             try:
+                known[name].set(known[name].value)  # raises before the first step, if it follows from another option
                 self.chosen.append((known[name], from_value(as_schedule(name, schedule), known[name].value)))
             except ValueError as error:
                 raise UsageError(f"the schedule of {name}: {error}") from error

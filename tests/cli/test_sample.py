@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
-from commands import ebmcore
+from commands import ebmcore, train
 
 
 @pytest.mark.parametrize("which", ["run", "moons"])
@@ -29,3 +31,19 @@ def test_an_existing_picture_is_never_overwritten(run, tmp_path, capsys):
     (tmp_path / "samples.png").write_text("mine")
     assert ebmcore(f"sample {run} --out {tmp_path / 'samples.png'}") == 2
     assert (tmp_path / "samples.png").read_text() == "mine"
+
+
+def test_clipped_values_are_said(tmp_path, capsys):
+    """One line says how much of the samples a picture clips; none where nothing is."""
+    options = "--energy conv --energy.channels [4] --sampler langevin --sampler.step_size 0.5 --loss cd --data digits"
+    out = tmp_path / "run"
+    assert train(f"{options} --data.binary false --steps 1 --progress false", out) == 0
+    capsys.readouterr()
+    assert ebmcore(f"sample {out} -n 4 --steps 20 --out {tmp_path / 'far.png'}") == 0
+    said = capsys.readouterr().out
+    assert re.search(
+        r"^\d+\.\d\d% of the values are outside the range of the data, -1 to 1: the picture clips them$", said, re.M
+    )
+    bounds = "--sampler langevin --sampler.step_size 0.5 --sampler.bounds [-1,1]"
+    assert ebmcore(f"sample {out} {bounds} -n 4 --steps 20 --out {tmp_path / 'near.png'}") == 0
+    assert "outside" not in capsys.readouterr().out

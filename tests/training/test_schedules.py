@@ -125,6 +125,15 @@ def test_wrong_option_is_refused(name, advice):
     assert all(torch.equal(a, b) for a, b in zip(before, loss.parameters(), strict=True))
 
 
+def test_option_that_follows_from_another_is_refused():
+    """A temperature that the noise makes cannot have a schedule; the noise can."""
+    langevin = ebmcore.create_sampler("langevin", step_size=0.1, noise=0.5)
+    loss = ebmcore.create_loss("cd", Quadratic((2,)), langevin)
+    with pytest.raises(UsageError, match=r"schedule of sampler\.temperature: the temperature follows from noise"):
+        quiet(loss, data(), steps=2, schedules={"sampler.temperature": Constant(1.0)})
+    assert values(loss, lambda run: run.sampler.noise, {"sampler.noise": "linear(0.4, 0.2)"})[0] == 0.4
+
+
 def test_option_under_another_name_is_refused():
     loss = ebmcore.create_loss("cd", Quadratic((2,)), Wrapped(Identity()))
     with pytest.raises(UsageError, match=r"'sampler\.hidden' is no numeric option"):

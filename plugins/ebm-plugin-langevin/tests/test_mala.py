@@ -82,7 +82,7 @@ def test_nothing_is_clipped_however_steep_the_energy():
 @pytest.mark.parametrize("arguments", [{"step_size": -1.0}, {"step_size": 0.1, "temperature": 0.0}, {"step": 0.1}])
 def test_invalid_options_raise(arguments):
     """A value that cannot work raises an error."""
-    with pytest.raises((ValueError, TypeError), match="must be above 0|it accepts: step_size, temperature"):
+    with pytest.raises((ValueError, TypeError), match="must be above 0|it accepts: step_size, temperature, bounds"):
         MALA(**arguments)
 
 

@@ -1,4 +1,4 @@
-"""Log-likelihoods as an ebmcore plugin."""
+"""Log-likelihoods, and a look at where samples lie, as an ebmcore plugin."""
 
 from __future__ import annotations
 
@@ -12,3 +12,4 @@ def ebmcore_register(register: ebmcore.Register) -> None:
     register.metric("ais-ll", "ebm_plugin_likelihood.ais:AISLogLikelihood")
     register.metric("reverse-ais-ll", "ebm_plugin_likelihood.ais:ReverseAISLogLikelihood")
     register.metric("pseudo-ll", "ebm_plugin_likelihood.pseudo:PseudoLogLikelihood")
+    register.metric("out-of-range", "ebm_plugin_likelihood.out_of_range:OutOfRange")

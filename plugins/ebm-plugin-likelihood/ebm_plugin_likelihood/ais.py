@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import ebmcore
-from ebm_plugin_likelihood.common import check_test_examples, energies, float64_copy, interval, resample, warn_of_temperature
+from ebm_plugin_likelihood.common import (
+    check_test_examples,
+    energies,
+    float64_copy,
+    interval,
+    resample,
+    warn_of_other_law,
+)
 from ebmcore.distributions import BaseDistribution, Bernoulli, Categorical, Normal
 from ebmcore.errors import DivergenceError, UsageError
 from ebmcore.samplers import check_sampler
@@ -103,7 +110,7 @@ class AISLogLikelihood:
         """
         self.check(energy, data, sampler=sampler)
         if self.sampler is not None:
-            warn_of_temperature(sampler)
+            warn_of_other_law(sampler)
         return self._measure(float64_copy(energy), data, self.sampler or sampler, generator)
 
     def _measure(
@@ -188,6 +195,11 @@ class AISLogLikelihood:
             raise UsageError(
                 f"{self.name} needs a sampler of the model itself, but this one has temperature {sampler.temperature}: name "
                 "one with temperature 1, e.g. --metric.sampler mala --metric.sampler_options '{step_size: 0.1}'"
+            )
+        if getattr(sampler, "bounds", None) is not None:
+            raise UsageError(
+                f"{self.name} anneals over all of space, but this sampler keeps chains within the bounds {sampler.bounds}: name "
+                "one without, e.g. --metric.sampler mala --metric.sampler_options '{step_size: 0.1}'"
             )
         if getattr(sampler, "state_space", None) not in (None, data.state_space):
             raise UsageError(

@@ -55,12 +55,19 @@ def mean_with_interval(name: str, values: Tensor, n_bootstrap: int, generator: t
     return {name: values.mean().item(), "interval_low": low, "interval_high": high}
 
 
-def warn_of_temperature(sampler: Any) -> None:
-    """Warns if the model was trained at another temperature than that at which a likelihood is measured."""
+def warn_of_other_law(sampler: Any) -> None:
+    """Warns if the chains of the training followed another distribution than ``exp(-E)`` on all of space, which is measured."""
     temperature = getattr(sampler, "temperature", 1.0)
     if temperature != 1.0:
         warnings.warn(
             f"the model was trained with chains at temperature {temperature:g}, so they sampled exp(-E / {temperature:g}); "
             "this is the likelihood of exp(-E), another distribution",
+            stacklevel=3,
+        )
+    bounds = getattr(sampler, "bounds", None)
+    if bounds is not None:
+        warnings.warn(
+            f"the model was trained with chains within the bounds {bounds}, so they sampled exp(-E) restricted to them; this is "
+            "the likelihood of exp(-E) on all of space, another distribution",
             stacklevel=3,
         )

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ebm_plugin_likelihood.common import check_test_examples, energies, float64_copy, mean_with_interval, warn_of_temperature
+from ebm_plugin_likelihood.common import (
+    check_test_examples,
+    energies,
+    float64_copy,
+    mean_with_interval,
+    warn_of_other_law,
+)
 from ebmcore.energies import SupportsEnumeration, supports
 from ebmcore.errors import UsageError
 
@@ -72,7 +78,7 @@ class ExactLogLikelihood:
             generator: Randomness of the interval.
         """
         self.check(energy, data, sampler=sampler)
-        warn_of_temperature(sampler)
+        warn_of_other_law(sampler)
         energy = float64_copy(energy)
         log_z, extra = self.log_partition(energy, data)
         values = -energies(energy, data.test.double()) - log_z

@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ebm_plugin_likelihood.common import check_test_examples, energies, float64_copy, mean_with_interval, warn_of_temperature
+from ebm_plugin_likelihood.common import (
+    check_test_examples,
+    energies,
+    float64_copy,
+    mean_with_interval,
+    warn_of_other_law,
+)
 from ebmcore.errors import UsageError
 
 _CHUNK = 2**16  # examples scored at a time
@@ -65,7 +71,7 @@ class PseudoLogLikelihood:
             generator: Randomness of the interval.
         """
         self.check(energy, data, sampler=sampler)
-        warn_of_temperature(sampler)
+        warn_of_other_law(sampler)
         energy, test = float64_copy(energy), data.test.double()
         parts = test.split(max(1, _CHUNK // test[0].numel()))
         values = torch.cat([_log_pseudo_likelihoods(energy, x) for x in parts]).cpu()

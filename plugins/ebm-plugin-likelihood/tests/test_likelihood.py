@@ -214,6 +214,7 @@ def test_a_sampler_that_raises_is_not_swallowed():
     ("attribute", "value", "message"),
     [
         ("temperature", 5.0, "has temperature 5.0"),
+        ("bounds", (-1.0, 1.0), r"keeps chains within the bounds \(-1.0, 1.0\): name one without"),
         ("state_space", "binary", "moves in a binary space, but the data are continuous"),
     ],
 )
@@ -418,6 +419,14 @@ def test_other_training_temperature_warns(metric):
     energy = Boltzmann(4)
     with pytest.warns(UserWarning, match=r"trained with chains at temperature 0.25, .* the likelihood of exp\(-E\)"):
         metric()(energy, binary_data(energy), sampler=Cold())
+
+
+def test_training_within_bounds_warns():
+    """A model trained with chains within bounds gives a warning: its density is another one on all of space."""
+    bounded = Identity()
+    bounded.bounds = (-1.0, 1.0)
+    with pytest.warns(UserWarning, match=r"within the bounds \(-1.0, 1.0\), .* the likelihood of exp\(-E\) on all of space"):
+        GridLogLikelihood()(Quadratic((2,)), gaussian_data(), sampler=bounded, generator=seeded())
 
 
 def test_ais_with_own_sampler_warns_of_temperature():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,19 +30,54 @@ class BaseRBM(nn.Module):
     example_options: ClassVar[dict[str, Any]] = {"hidden": 3}
     base_type: ClassVar[type]  # distribution of independent visible units: where annealing may begin
 
-    def __init__(self, shape: Sequence[int], hidden: int, weight_std: float) -> None:
+    def __init__(
+        self, shape: Sequence[int], hidden: int, weight_std: float, visible_bias: Literal["zero", "data"] = "zero"
+    ) -> None:
         super().__init__()
         if hidden < 1:
             raise ValueError(f"hidden must be at least 1, got {hidden!r}")
         if not weight_std >= 0:
             raise ValueError(f"weight_std must be at least 0, got {weight_std!r}")
+        if visible_bias not in ("zero", "data"):
+            raise ValueError(f"visible_bias must be 'zero' or 'data', got {visible_bias!r}")
         self.visible_shape = torch.Size(shape)
         self.weight = nn.Parameter(weight_std * torch.randn(self.visible_shape.numel(), hidden))
         self.visible_bias = nn.Parameter(torch.zeros(self.visible_shape.numel()))
         self.hidden_bias = nn.Parameter(torch.zeros(hidden))
+        if visible_bias == "data":
+            self.register_buffer("bias_awaits_data", torch.tensor(True))
 
     def extra_repr(self) -> str:
         return f"shape={tuple(self.visible_shape)}, hidden={len(self.hidden_bias)}"
+
+    @property
+    def awaits_data(self) -> bool:
+        """Whether the visible biases are still to be set from the data."""
+        return bool(getattr(self, "bias_awaits_data", False))
+
+    @torch.no_grad()
+    def start_from_data(self, x: Tensor, weights: Tensor | None = None) -> None:
+        """Sets the visible biases to those of independent units that fit the data.
+
+        Args:
+            x: Training examples ``(N, *shape)``.
+            weights: Their weights ``(N,)``, at least 0, of any scale; `None` for equal ones.
+        """
+        if x.shape[1:] != self.visible_shape:
+            raise UsageError(f"examples have the shape {tuple(x.shape[1:])}, but the RBM {tuple(self.visible_shape)}")
+        v = at_least_float32(x.flatten(1))
+        weights = v.new_ones(len(v)) if weights is None else weights.to(v)
+        if weights.shape != v.shape[:1] or not (weights.isfinite() & (weights >= 0)).all() or not weights.any():
+            raise UsageError(f"weights must be ({len(v)},) finite numbers of at least 0, not all of them 0")
+        share = weights / weights.sum()
+        n_effective = 1 / share.square().sum()  # the number of examples, where all weights are equal
+        self.visible_bias.copy_(self.bias_of(share @ v, n_effective))
+        if self.awaits_data:
+            self.bias_awaits_data.fill_(False)  # type: ignore[operator]
+
+    def bias_of(self, mean: Tensor, n: Tensor) -> Tensor:
+        """Computes the biases ``(visible,)`` of independent units from the ``mean`` ``(visible,)`` of ``n`` examples."""
+        raise NotImplementedError
 
     def visible_energy(self, v: Tensor) -> Tensor:
         """Computes ``e(v)`` ``(N,)`` of flat ``v`` ``(N, visible)``."""

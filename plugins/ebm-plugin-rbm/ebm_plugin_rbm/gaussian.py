@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +27,14 @@ class GaussianRBM(BaseRBM):
     Args:
         shape: Shape of one example; its units are the visible ones.
         hidden: Number of hidden units.
-        weight_std: Standard deviation of the initial weights; biases start at 0.
+        weight_std: Standard deviation of the initial weights.
+        visible_bias: Where the visible biases start: ``"zero"``, or ``"data"``, the data's means; see `start_from_data`.
+            Hidden biases start at 0.
         std: Initial standard deviation of the visible units, above 0.
         learn_variance: Whether the variances are trained.
 
-    Source: K. Cho, A. Ilin and T. Raiko (2011), "Improved learning of Gaussian-Bernoulli restricted Boltzmann machines".
+    Source: K. Cho, A. Ilin and T. Raiko (2011), "Improved learning of Gaussian-Bernoulli restricted Boltzmann machines";
+    initial biases: G. E. Hinton (2010), "A practical guide to training restricted Boltzmann machines".
 
     Example:
         >>> rbm = GaussianRBM((2,), hidden=3, weight_std=0.0, std=2.0)
@@ -48,15 +51,19 @@ class GaussianRBM(BaseRBM):
         hidden: int,
         *,
         weight_std: float = 0.01,
+        visible_bias: Literal["zero", "data"] = "zero",
         std: float = 1.0,
         learn_variance: bool = True,
     ) -> None:
-        super().__init__(shape, hidden, weight_std)
+        super().__init__(shape, hidden, weight_std, visible_bias)
         if not std > 0:
             raise ValueError(f"std must be above 0, got {std!r}")
         self.log_variance = nn.Parameter(
             torch.full_like(self.visible_bias.data, 2 * math.log(std)), requires_grad=learn_variance
         )
+
+    def bias_of(self, mean: Tensor, n: Tensor) -> Tensor:
+        return mean
 
     def visible_energy(self, v: Tensor) -> Tensor:
         return 0.5 * ((v - self.visible_bias).square() * self._precision()).sum(1)

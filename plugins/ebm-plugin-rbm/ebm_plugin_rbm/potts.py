@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,9 +27,12 @@ class PottsRBM(LinearRBM):
     Args:
         shape: Shape of one example ``(*units, values)``: the last axis is the one-hot one.
         hidden: Number of hidden units.
-        weight_std: Standard deviation of the initial weights; biases start at 0.
+        weight_std: Standard deviation of the initial weights.
+        visible_bias: Where the visible biases start: ``"zero"``, or ``"data"``, the logarithms of the values' frequencies, with
+            one example of each value added so that none is infinite; see `start_from_data`. Hidden biases start at 0.
 
-    Source: R. Salakhutdinov, A. Mnih and G. Hinton (2007), "Restricted Boltzmann machines for collaborative filtering".
+    Source: R. Salakhutdinov, A. Mnih and G. Hinton (2007), "Restricted Boltzmann machines for collaborative filtering"; initial
+    biases: G. E. Hinton (2010), "A practical guide to training restricted Boltzmann machines".
 
     Example:
         >>> rbm = PottsRBM((4, 3), hidden=2, weight_std=0.0)
@@ -40,12 +43,22 @@ class PottsRBM(LinearRBM):
     state_space = "categorical"
     base_type = Categorical
 
-    def __init__(self, shape: Sequence[int], hidden: int, *, weight_std: float = 0.01) -> None:
-        super().__init__(shape, hidden, weight_std)
+    def __init__(
+        self,
+        shape: Sequence[int],
+        hidden: int,
+        *,
+        weight_std: float = 0.01,
+        visible_bias: Literal["zero", "data"] = "zero",
+    ) -> None:
+        super().__init__(shape, hidden, weight_std, visible_bias)
         if len(self.visible_shape) < 2:
             raise UsageError(
                 f"the shape of categorical examples is (*units, values), got {tuple(shape)}: encode them one-hot"
             )
+
+    def bias_of(self, mean: Tensor, n: Tensor) -> Tensor:
+        return torch.log(n * mean + 1).view(self.visible_shape).log_softmax(-1).flatten()
 
     def visible_given(
         self, field: Tensor, beta: Tensor | None, base: Any, share: Tensor | float, generator: torch.Generator | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -40,11 +40,13 @@ class RBM(LinearRBM):
     Args:
         shape: Shape of one example; its units are the visible ones.
         hidden: Number of hidden units.
-        weight_std: Standard deviation of the initial weights; biases start at 0.
+        weight_std: Standard deviation of the initial weights.
+        visible_bias: Where the visible biases start: ``"zero"``, or ``"data"``, the log-odds of the data's means, with one
+            example of each value added so that none is infinite; see `start_from_data`. Hidden biases start at 0.
         centered: Whether gradients are those of the centred machine.
 
     Source: P. Smolensky (1986), "Information processing in dynamical systems: foundations of harmony theory";
-    G. E. Hinton (2010), "A practical guide to training restricted Boltzmann machines" (initial weights);
+    G. E. Hinton (2010), "A practical guide to training restricted Boltzmann machines" (initial weights and biases);
     J. Melchior, A. Fischer and L. Wiskott (2016), "How to center deep Boltzmann machines" (offsets "dd").
 
     Example:
@@ -64,13 +66,24 @@ class RBM(LinearRBM):
         "batch_size": 50,
     }
 
-    def __init__(self, shape: Sequence[int], hidden: int, *, weight_std: float = 0.01, centered: bool = False) -> None:
-        super().__init__(shape, hidden, weight_std)
+    def __init__(
+        self,
+        shape: Sequence[int],
+        hidden: int,
+        *,
+        weight_std: float = 0.01,
+        visible_bias: Literal["zero", "data"] = "zero",
+        centered: bool = False,
+    ) -> None:
+        super().__init__(shape, hidden, weight_std, visible_bias)
         self.centered = centered
         if centered:
             self.register_buffer("visible_offset", torch.zeros_like(self.visible_bias.data))
             self.register_buffer("hidden_offset", torch.full_like(self.hidden_bias.data, 0.5))
             self.register_buffer("n_observed", torch.zeros((), dtype=torch.int64))
+
+    def bias_of(self, mean: Tensor, n: Tensor) -> Tensor:
+        return torch.log(n * mean + 1) - torch.log(n * (1 - mean) + 1)
 
     def visible_given(
         self, field: Tensor, beta: Tensor | None, base: Any, share: Tensor | float, generator: torch.Generator | None

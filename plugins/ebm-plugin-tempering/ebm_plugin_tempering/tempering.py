@@ -135,6 +135,10 @@ class Tempering(BaseSampler):
         return getattr(self.inner, "state_space", None)
 
     @property
+    def bounds(self) -> tuple[float, float] | None:
+        return getattr(self.inner, "bounds", None)
+
+    @property
     def exact(self) -> bool:
         return bool(getattr(self.inner, "exact", False)) and not self.adapt
 
