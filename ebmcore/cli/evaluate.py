@@ -13,9 +13,11 @@ def evaluate(arguments: Sequence[str]) -> None:
     from ebmcore.training.preparation import require_train_extra
 
     require_train_extra()
-    from ebmcore.cli.options import create_metrics, parse
-    from ebmcore.cli.runs import load_run, measure
+    from ebmcore.cli.options import parse
+    from ebmcore.cli.runs import measure
+    from ebmcore.training.configuration import create_metrics
     from ebmcore.training.numbers import refusing_sizes
+    from ebmcore.training.runs import load_run
 
     prog = "ebmcore evaluate"
     if arguments and arguments[0] in ("-h", "--help"):

@@ -14,8 +14,8 @@ from ebmcore.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ebmcore.cli.runs import Parts
     from ebmcore.distributions import InitialDistribution
+    from ebmcore.training.runs import Parts
 
 
 def sample(arguments: Sequence[str]) -> None:
@@ -40,11 +40,12 @@ def sample(arguments: Sequence[str]) -> None:
     from ebmcore.training.preparation import require_train_extra
 
     require_train_extra()
-    from ebmcore.cli.options import create, parse
-    from ebmcore.cli.runs import load_run
+    from ebmcore.cli.options import parse
     from ebmcore.training import check_compatible, stream_generator
+    from ebmcore.training.configuration import create
     from ebmcore.training.directory import writing
     from ebmcore.training.numbers import BOUNDS, Bounds, refusing_sizes
+    from ebmcore.training.runs import load_run
 
     Bounds(1).check("-n", options.n)
     BOUNDS["steps"].check("--steps", options.steps)

@@ -98,7 +98,7 @@ def test_component_error_names_it(tmp_path, option, doing):
 
 
 def test_the_moving_average_is_what_is_evaluated(moons):
-    from ebmcore.cli.runs import load_run
+    from ebmcore.training.runs import load_run
 
     _, parts, step = load_run(moons)
     saved = tensors(moons)
@@ -170,8 +170,9 @@ def test_measuring_is_on_the_cpu():
 PATH = os.pathsep.join([str(Path(__file__).resolve().parents[1] / "helpers"), os.environ.get("PYTHONPATH", "")])
 ELSEWHERE = """
 import second_device
-from ebmcore.cli.options import create_metrics
-from ebmcore.cli.runs import build, measuring
+from ebmcore.cli.runs import measuring
+from ebmcore.training.configuration import create_metrics
+from ebmcore.training.runs import build
 config = {"data": {"name": "bars-and-stripes", "side": 2}, "energy": {"name": "rbm", "hidden": 3}, "sampler": {"name": "gibbs"},
           "loss": {"name": "cd"}, "metric": [{"name": "exact-ll"}, {"name": "ais-ll", "n_temperatures": 5}]}
 parts = build(config)
