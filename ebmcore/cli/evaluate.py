@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from ebmcore.errors import UsageError
 
@@ -15,9 +14,9 @@ def evaluate(arguments: Sequence[str]) -> None:
     require_train_extra()
     from ebmcore.cli.options import parse
     from ebmcore.cli.runs import measure
+    from ebmcore.training import load_run
     from ebmcore.training.configuration import create_metrics
     from ebmcore.training.numbers import refusing_sizes
-    from ebmcore.training.runs import load_run
 
     prog = "ebmcore evaluate"
     if arguments and arguments[0] in ("-h", "--help"):
@@ -28,7 +27,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     asked = parse(prog, rest, parts=("metric",))
     if "metric" not in asked:
         raise UsageError(f"name a metric: {prog} {run} --metric NAME (see 'ebmcore list metric')")
-    config, parts, step = load_run(Path(run))
+    trained = load_run(run, checkpoint=asked.get("checkpoint"))
     metrics = create_metrics(asked)
     with refusing_sizes():
-        measure(config, metrics, parts, Path(run), step)
+        measure(trained.config, metrics, trained, trained.directory, trained.step)

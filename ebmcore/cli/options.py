@@ -230,6 +230,8 @@ def _parser(prog: str, names: dict[str, str], parts: Sequence[str], *, for_help:
             "--resume", metavar="RUN", help="resume the run in that directory; auto: the one in --out, if any"
         )
         parser.add_argument("--recipe", metavar="NAME", help="start from that configuration; all other options override it")
+    if tuple(parts) == ("metric",):
+        parser.add_argument("--checkpoint", type=int | None, metavar="STEP", help="step of the checkpoint (the last one)")
     for part in parts:
         kind, given = PARTS[part]
         shown = _losses_without_sampler() if part == "sampler" and training and for_help else ""

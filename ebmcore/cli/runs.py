@@ -13,7 +13,7 @@ import yaml
 from torch import nn
 
 from ebmcore.errors import MissingCapabilityError
-from ebmcore.training import BaseObserver, Run, stream_generator
+from ebmcore.training import BaseObserver, Run, TrainedRun, stream_generator
 from ebmcore.training.configuration import Config, fitting_energies
 from ebmcore.training.directory import write_text
 from ebmcore.training.runs import CONFIG, EVALUATION, Parts, evaluation
@@ -38,7 +38,7 @@ def report(metric: str, result: dict[str, Any]) -> str:
     )
 
 
-def measure(config: Config, metrics: Mapping[str, Any], parts: Parts, run: Path, step: int) -> None:
+def measure(config: Config, metrics: Mapping[str, Any], parts: Parts | TrainedRun, run: Path, step: int) -> None:
     """Measure the energy with each metric; print the results and write them into the run's directory."""
     check_metrics(metrics, parts)
     path, known = run / EVALUATION, evaluation(run)
@@ -49,7 +49,7 @@ def measure(config: Config, metrics: Mapping[str, Any], parts: Parts, run: Path,
         write_text(path, json.dumps(known, indent=2))
 
 
-def check_metrics(metrics: Mapping[str, Any], parts: Parts) -> None:
+def check_metrics(metrics: Mapping[str, Any], parts: Parts | TrainedRun) -> None:
     """Raise what a metric raises about an energy, data or a sampler that it cannot measure, before hours of work are done."""
     for metric in metrics.values():
         check = getattr(metric, "check", None)
@@ -58,7 +58,7 @@ def check_metrics(metrics: Mapping[str, Any], parts: Parts) -> None:
                 check(parts.energy, parts.data, sampler=parts.sampler)
 
 
-def results(config: Config, metric: Any, parts: Parts, energy: nn.Module) -> dict[str, Any]:
+def results(config: Config, metric: Any, parts: Parts | TrainedRun, energy: nn.Module) -> dict[str, Any]:
     """Measure with one metric, on the CPU, wherever the energy was trained; its randomness is a stream of its own.
 
     Data and sampler are on the CPU, not every accelerator has the float64 of a likelihood, and the same run gives the same
@@ -84,7 +84,9 @@ def _measuring_with(metric: Any) -> Iterator[None]:
         raise
 
 
-def measuring(config: Config, metrics: Mapping[str, Any], parts: Parts) -> Callable[[nn.Module], dict[str, float]]:
+def measuring(
+    config: Config, metrics: Mapping[str, Any], parts: Parts | TrainedRun
+) -> Callable[[nn.Module], dict[str, float]]:
     """All metrics as one function of the energy that gives numbers: what `ebmcore.training.fit` logs.
 
     Raises what a metric raises about an energy, data or a sampler that it cannot measure.

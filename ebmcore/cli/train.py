@@ -83,9 +83,12 @@ def _resumed_config(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _refuse_changes(config: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    from ebmcore.training.options import CHANGEABLE
+    from ebmcore.training.options import CHANGEABLE, PLACES
 
-    changed = [name for name in config if name not in CHANGEABLE and config[name] != saved.get(name)]
+    def kept(value: Any) -> Any:
+        return {k: v for k, v in value.items() if k not in PLACES} if isinstance(value, Mapping) else value
+
+    changed = [name for name in config if name not in CHANGEABLE and kept(config[name]) != kept(saved.get(name))]
     if changed:
         raise UsageError(f"a resumed run keeps its {', '.join(changed)}: start another run to change that")
 

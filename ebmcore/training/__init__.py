@@ -8,17 +8,22 @@ from ebmcore.training.data import DataSource, check_compatible
 from ebmcore.training.fit import FitResult, fit
 from ebmcore.training.observers import BaseObserver
 from ebmcore.training.origins import check_installed, warn_of_other_versions
+from ebmcore.training.pretrained import from_pretrained
 from ebmcore.training.run import Run
+from ebmcore.training.runs import TrainedRun, load_run
 
 __all__ = [
     "BaseObserver",
     "DataSource",
     "FitResult",
     "Run",
+    "TrainedRun",
     "check_compatible",
     "check_installed",
     "fit",
+    "from_pretrained",
     "latest_checkpoint",
+    "load_run",
     "read_checkpoint",
     "read_info",
     "stream_generator",

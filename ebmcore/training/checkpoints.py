@@ -181,6 +181,21 @@ def latest_checkpoint(directory: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def find_checkpoint(directory: Path, step: int | None = None) -> Path | None:
+    """Return the checkpoint of a run after ``step`` steps; without a step the newest, `None` if there is none.
+
+    Raises:
+        CheckpointError: If there is none of that step; the message names those that there are.
+    """
+    if step is None:
+        return latest_checkpoint(directory)
+    found = {int(path.name.removeprefix("step-")): path for path in _checkpoints(directory)}
+    if step not in found:
+        there = f"it has those of step {', '.join(map(str, found))}" if found else "there is none"
+        raise CheckpointError(f"{directory.parent} has no checkpoint of step {step}: {there}")
+    return found[step]
+
+
 def read_info(path: Path) -> dict[str, Any]:
     """Read what a checkpoint holds besides tensors: its step, its run, and where its components came from.
 

@@ -26,7 +26,10 @@ CHANGEABLE = {
     "precision", "log_every", "checkpoint_every", "checkpoint_async", "measure", "measure_every", "compile", "progress",
 }  # fmt: skip
 
-_NAMES = {f"{part}.name" for part in ("data", "energy", "sampler", "loss")}
+# Options that say where the data are, which may be another place by now: the digest of the data is compared.
+PLACES = {"path", "directory"}
+
+_NOT_COMPARED = {f"{part}.name" for part in ("data", "energy", "sampler", "loss")} | {f"data.{place}" for place in PLACES}
 _MISSING = object()
 _FLAG = bool, "True or False"
 _KINDS: dict[str, tuple[Any, str]] = {
@@ -152,7 +155,7 @@ def check_options(recorded: Any, config: Mapping[str, Any], where: Path) -> None
     now = _flat(_kept(config))
     for name, value in then.items():
         # Names of components have more than one spelling: their origins are compared, by `ebmcore.training.origins`.
-        if now.get(name, _MISSING) != value and name not in _NAMES:
+        if now.get(name, _MISSING) != value and name not in _NOT_COMPARED:
             given = f"not {now[name]!r}" if name in now else "which is not given"
             raise CheckpointError(f"{where} is of a run with {name}={value!r}, {given}: resume with that one")
 

@@ -20,6 +20,7 @@ from ebmcore.random import stream_seed
 from ebmcore.training.averaging import moving_average
 from ebmcore.training.checkpoints import CheckpointWriter
 from ebmcore.training.data import Batch, DataSource, StepBatches, batches, check_compatible, n_examples, training_examples
+from ebmcore.training.examples import TrainingExamples
 from ebmcore.training.observers import BaseObserver, MetricsFile, ProgressBar, TensorBoard
 from ebmcore.training.optimizers import create_optimizer
 from ebmcore.training.options import Options, binding, options_of
@@ -148,7 +149,10 @@ def prepare(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: O
     if options.config is None:  # which would hold those of the components
         config |= {kind: options_of(part) for kind, part in components.items() if kind != "dataset" and part is not None}
     bound = None if out is None else binding(config, train)
-    state = TrainingState(loss, wrapped_optimizer.optimizer, average, components, scheduled.optimizer_options, bound)
+    examples = TrainingExamples.of(data, first[0][0])
+    state = TrainingState(
+        loss, wrapped_optimizer.optimizer, average, components, scheduled.optimizer_options, bound, examples
+    )
     if energy is not loss:
         _probe(loss, energy, first, fabric)
     if out is not None:
