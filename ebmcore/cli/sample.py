@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,7 +80,7 @@ def labels(text: str) -> list[float]:
     try:
         return [int(part) if part.strip().lstrip("-").isdecimal() else float(part) for part in text.split(",")]
     except ValueError as error:
-        raise UsageError(f"--condition takes numbers such as 3 or 0,1,2, got {text!r}") from error
+        raise argparse.ArgumentTypeError(f"takes numbers such as 3 or 0,1,2, got {text!r}") from error
 
 
 def refuse_existing(out: Path) -> None:

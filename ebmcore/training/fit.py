@@ -20,7 +20,7 @@ from ebmcore.host.origin import is_out_of_memory
 from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_seed
 from ebmcore.training.averaging import refresh_spectral_norms
-from ebmcore.training.checkpoints import latest_checkpoint
+from ebmcore.training.checkpoints import KEPT, latest_checkpoint
 from ebmcore.training.data import DataSource, batches
 from ebmcore.training.directory import owned
 from ebmcore.training.launch import Strategy, launch, on_first_rank
@@ -79,6 +79,7 @@ def fit(
     log_every: int = 10,
     checkpoint_every: int = 500,
     checkpoint_async: bool = False,
+    keep: int | str = KEPT,
     measure: Callable[[nn.Module], Mapping[str, float]] | None = None,
     measure_every: int | None = None,
     compile: bool = False,
@@ -126,6 +127,9 @@ def fit(
         log_every: Steps between two logged metrics.
         checkpoint_every: Steps between two checkpoints; one more is written at the end.
         checkpoint_async: Write checkpoints while training continues, from a copy of the state in memory.
+        keep: Number of checkpoints that are kept, the last ones; or ``"best METRIC"``, which keeps the last two and the one with
+            the largest value of that metric, by its name in ``metrics.csv`` (``"best -METRIC"``: the smallest). It is then
+            read, and ``measure`` called, at each checkpoint.
         measure: Returns named numbers for the energy, or for its moving average where one is kept, on the first rank; they are
             logged with the metrics of that step.
         measure_every: Steps between two measurements; `None` makes none.
@@ -172,6 +176,7 @@ def fit(
         "log_every": log_every,
         "checkpoint_every": checkpoint_every,
         "checkpoint_async": checkpoint_async,
+        "keep": keep,
         "measure": measure,
         "measure_every": measure_every,
         "compile": compile,
@@ -318,9 +323,11 @@ def _after_step(training: Training, due: Due, readings: Mapping[str, Tensor]) ->
         if due.measure and options.measure is not None and training.fabric.global_rank == 0:
             training.metrics |= options.measure(training.shown)
         notify(training.watching, "on_log", training.run(), training.metrics)
+        if done == training.first + 1:
+            training.best()  # raises now, not at the first checkpoint
     if due.save and training.writer is not None:
         _check_finite(training.fabric, training.energy, done)
-        info = origins(training.components, options.observers) | training.state.info()
+        info = origins(training.components, options.observers) | training.state.info() | training.best()
         _take_checkpoint(training, wait=True)
         training.writer.write(done, training.state.tensors(), info)
     _take_checkpoint(training)

@@ -12,8 +12,10 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from ebmcore.errors import CheckpointError, UsageError
+from ebmcore.training.checkpoints import KEPT
 from ebmcore.training.data import data_digest
 from ebmcore.training.launch import Strategy
+from ebmcore.training.numbers import Bounds
 from ebmcore.training.observers import BaseObserver
 from ebmcore.training.optimizers import OptimizerChoice
 from ebmcore.training.schedules import SCHEDULES, Schedule, as_text
@@ -23,13 +25,14 @@ Precision = Literal["32-true", "64-true", "16-true", "bf16-true", "16-mixed", "b
 # Options that may differ in a resumed run; any other would make it another run.
 CHANGEABLE = {
     "epochs", "steps", "metric", "observer", "lr", "schedules", "clip_grad", "accelerator", "devices", "num_nodes", "strategy",
-    "precision", "log_every", "checkpoint_every", "checkpoint_async", "measure", "measure_every", "compile", "progress",
+    "precision", "log_every", "checkpoint_every", "checkpoint_async", "keep", "measure", "measure_every", "compile", "progress",
 }  # fmt: skip
 
 # Options that say where the data are, which may be another place by now: the digest of the data is compared.
 PLACES = {"path", "directory"}
 
 _NOT_COMPARED = {f"{part}.name" for part in ("data", "energy", "sampler", "loss")} | {f"data.{place}" for place in PLACES}
+KEEP = Bounds(1)
 _MISSING = object()
 _FLAG = bool, "True or False"
 _KINDS: dict[str, tuple[Any, str]] = {
@@ -70,6 +73,7 @@ class Options:
     log_every: int
     checkpoint_every: int
     checkpoint_async: bool
+    keep: int | str
     measure: Callable[[nn.Module], Mapping[str, float]] | None
     measure_every: int | None
     compile: bool
@@ -91,6 +95,19 @@ class Options:
         for option in self.schedules:
             if not isinstance(option, str):
                 raise UsageError(f"schedules must have names of options as keys, got {option!r}")
+
+        _ = self.kept
+
+    @property
+    def kept(self) -> tuple[int, str | None]:
+        """How many of the last checkpoints are kept, and the metric whose best is kept beside them."""
+        if not isinstance(self.keep, str):
+            KEEP.check("keep", self.keep)
+            return int(self.keep), None
+        word, _, metric = self.keep.partition(" ")
+        if word != "best" or not metric.strip():
+            raise UsageError(f"keep must be a whole number, or 'best METRIC', got {self.keep!r}")
+        return KEPT, metric.strip()
 
     def number_of_steps(self, batches_per_epoch: int) -> int:
         """Optimizer steps of the whole run; the last of ``epochs`` may reach into another pass."""

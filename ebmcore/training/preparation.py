@@ -92,9 +92,22 @@ class Training:
     def due(self, done: int) -> Due:
         """Return whether to log, measure and save after ``done`` steps."""
         options, last = self.options, done == self.n_steps
-        measure = options.measure is not None and options.measure_every is not None and done % options.measure_every == 0
         save = options.out is not None and (done % options.checkpoint_every == 0 or last)
-        return Due(log=done % options.log_every == 0 or last or measure, measure=measure, save=save)
+        read = options.out is not None and options.kept[1] is not None and (save or done == self.first + 1)
+        measure = options.measure is not None and (
+            read or (options.measure_every is not None and done % options.measure_every == 0)
+        )
+        return Due(log=done % options.log_every == 0 or last or measure or read, measure=measure, save=save)
+
+    def best(self) -> dict[str, Any]:
+        """Return what a checkpoint records where the best one is kept: the metric, and a value of which more is better."""
+        metric = self.options.kept[1]
+        if metric is None or self.options.out is None or self.fabric.global_rank:
+            return {}
+        name, sign = metric.removeprefix("-"), -1 if metric.startswith("-") else 1
+        if name not in self.metrics:
+            raise UsageError(f"keep={self.options.keep!r} names no metric of this run: it has {', '.join(self.metrics)}")
+        return {"best": {"metric": metric, "value": sign * float(self.metrics[name])}}
 
     def run(self) -> Run:
         """Return the run as observers receive it."""
@@ -174,7 +187,9 @@ def prepare(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: O
         scheduled=scheduled,
         state=state,
         watching=_all_observers(options) if rank == 0 else [],
-        writer=None if out is None else CheckpointWriter(out / "checkpoints", background=options.checkpoint_async),
+        writer=None
+        if out is None
+        else CheckpointWriter(out / "checkpoints", background=options.checkpoint_async, keep=options.kept[0]),
     )
 
 

@@ -139,13 +139,13 @@ def from_pretrained(directory: str | os.PathLike[str]) -> nn.Module:
 def model_card(run: TrainedRun) -> str:
     """The model card of a trained energy, in Markdown: what it is, how it was trained, its likelihood, use and sources."""
     config, examples = run.config, run.examples
-    parts = {"energy": run.energy, "loss": run.loss, "sampler": run.sampler}
     rows = [
         (part, config[part]["name"], _options_text(config[part]), _distribution(part, config[part]["name"]))
         for part in ("energy", "loss", "sampler", "data")
         if part in config
     ]
-    sources = {source: None for part in parts.values() if part is not None for source in _sources(part)}  # in order, once
+    classes = [type(part) for part in (run.energy, run.loss, run.sampler)] + [host.load("dataset", config["data"]["name"])]
+    sources = {source: None for cls in classes for source in _sources(cls)}  # in their order, each once
     results = [
         f"| {name} | {result['log_likelihood']:.2f} nats | {result.get('step', '')} |"
         for name, result in evaluation(run.directory).items()
@@ -203,9 +203,11 @@ def _distribution(part: str, name: str) -> str:
     return f"{component.distribution} {component.version}".strip()
 
 
-def _sources(component: object) -> list[str]:
+def _sources(cls: type[Any]) -> list[str]:
     """What the docstring of a component names as its sources."""
-    found = re.search(r"^Source: (.*?)(?:\n\n|\Z)", inspect.getdoc(type(component)) or "", re.DOTALL | re.MULTILINE)
+    found = re.search(
+        r"^Source: (.*?)(?:\n\n|\Z)", (cls.__doc__ and inspect.cleandoc(cls.__doc__)) or "", re.DOTALL | re.MULTILINE
+    )
     return [" ".join(source.split()).rstrip(".") for source in re.split(r";\s", found.group(1))] if found else []
 
 
