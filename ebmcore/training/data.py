@@ -29,6 +29,9 @@ class DataSource(Protocol):
     A data set with labels also has ``train_labels`` and ``test_labels``, each one tensor with a row for each example or a mapping
     of names to such tensors, and ``n_classes``. They reach a loss whose ``labels`` are ``"targets"``, and any other that takes
     labels if its energy does.
+
+    A data set that reads files may have ``examples_of(path)``: the examples ``(N, *shape)`` of another file in their order, on the
+    scale of the training examples. ``ebmcore score`` uses it.
     """
 
     train: Tensor
