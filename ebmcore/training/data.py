@@ -30,8 +30,8 @@ class DataSource(Protocol):
     of names to such tensors, and ``n_classes``. They reach a loss whose ``labels`` are ``"targets"``, and any other that takes
     labels if its energy does.
 
-    A data set that reads files may have ``examples_of(path)``: the examples ``(N, *shape)`` of another file in their order, on the
-    scale of the training examples. ``ebmcore score`` uses it.
+    A data set that reads files may have ``examples_of(path)``, which ``ebmcore score`` uses: the examples ``(N, *shape)`` of
+    another file, in their order and on the scale of the training examples.
     """
 
     train: Tensor

@@ -116,7 +116,7 @@ def from_pretrained(directory: str | os.PathLike[str]) -> nn.Module:
     if not isinstance(record, dict) or record.get("format") != _FORMAT:
         raise UsageError(f"{config} has no format {_FORMAT}: another version wrote it, or another program")
     options = record.get("energy")
-    if not isinstance(options, dict) or not {"name", "shape"}.isdisjoint(options):
+    if not isinstance(options, dict):
         raise UsageError(f"{config} does not say with which options the energy was made: export it again")
     examples = TrainingExamples.from_json(record.get("examples"), config)
     check_installed(record, config)
@@ -125,7 +125,7 @@ def from_pretrained(directory: str | os.PathLike[str]) -> nn.Module:
         raise UsageError(f"{config} does not say which component the energy is: only installed components are loaded")
     warn_of_other_versions(record, config)
     with torch.random.fork_rng(), refusing_sizes():
-        energy: nn.Module = create({"energy": {"name": name, **options}}, "energy", shape=examples.shape)
+        energy: nn.Module = create({"energy": {**options, "name": name}}, "energy", shape=examples.shape)
     check_kinds(tensors, energy.state_dict(), where)
     try:
         energy.load_state_dict(tensors)

@@ -110,7 +110,6 @@ def test_wrong_type_in_the_record_is_refused(model, key):
         {"hidden": "os.system"},
         {"hidden": 4, "class_path": "os.system"},
         {"hidden": 4, "shape": [9]},
-        {"hidden": 4, "name": "mlp"},
         {"hidden": 5},
     ],
 )
@@ -118,6 +117,12 @@ def test_other_options_are_refused(model, options):
     edit(model, lambda record: record.update(energy=options))
     with pytest.raises(EbmcoreError):
         from_pretrained(model)
+
+
+def test_name_among_the_options_is_not_used(model):
+    """The component is the one of the record's origin."""
+    edit(model, lambda record: record["energy"].update(name="mlp"))
+    assert type(from_pretrained(model)).__name__ == "RBM"
 
 
 def test_only_components_are_loaded(model):
