@@ -29,7 +29,7 @@ _NAMES = {
     "samplers": ["BaseSampler", "ChainState", "Sampler", "run", "sample"],
     "tempering": ["tempered"],
     "testing": [],
-    "training": [],
+    "training": ["from_pretrained", "load_run"],
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 

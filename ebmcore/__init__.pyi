@@ -37,6 +37,8 @@ from ebmcore.samplers import run as run
 from ebmcore.samplers import sample as sample
 from ebmcore.tempering import tempered as tempered
 from ebmcore.training import BaseObserver, DataSource
+from ebmcore.training import from_pretrained as from_pretrained
+from ebmcore.training import load_run as load_run
 
 __version__: str
 

@@ -26,6 +26,8 @@ COMMANDS = {
     "train": ("ebmcore.cli.train", "train an energy; 'ebmcore train --help' shows the options"),
     "evaluate": ("ebmcore.cli.evaluate", "measure a trained energy with a metric"),
     "sample": ("ebmcore.cli.sample", "draw samples from a trained energy and picture them"),
+    "score": ("ebmcore.cli.score", "compute the log-density of examples under a trained energy"),
+    "export": ("ebmcore.cli.export", "write a trained energy for other programs"),
     "list": ("ebmcore.cli.listing", "list the components of installed plugins"),
     "plugins": ("ebmcore.cli.listing", "list the installed plugins and their state"),
     "show": ("ebmcore.cli.listing", "show a component: options, summary, citation"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from ebmcore.errors import UsageError
 
@@ -13,8 +12,10 @@ def evaluate(arguments: Sequence[str]) -> None:
     from ebmcore.training.preparation import require_train_extra
 
     require_train_extra()
-    from ebmcore.cli.options import create_metrics, parse
-    from ebmcore.cli.runs import load_run, measure
+    from ebmcore.cli.options import parse
+    from ebmcore.cli.runs import measure
+    from ebmcore.training import load_run
+    from ebmcore.training.configuration import create_metrics
     from ebmcore.training.numbers import refusing_sizes
 
     prog = "ebmcore evaluate"
@@ -26,7 +27,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     asked = parse(prog, rest, parts=("metric",))
     if "metric" not in asked:
         raise UsageError(f"name a metric: {prog} {run} --metric NAME (see 'ebmcore list metric')")
-    config, parts, step = load_run(Path(run))
+    trained = load_run(run, checkpoint=asked.get("checkpoint"))
     metrics = create_metrics(asked)
     with refusing_sizes():
-        measure(config, metrics, parts, Path(run), step)
+        measure(trained.config, metrics, trained, trained.directory, trained.step)

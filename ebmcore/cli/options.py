@@ -22,31 +22,17 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from ebmcore import host
-from ebmcore.energies import supports
-from ebmcore.errors import EbmcoreError, MissingCapabilityError, UsageError
+from ebmcore.errors import EbmcoreError, UsageError
 from ebmcore.training import fit
-from ebmcore.training.documents import check_text, read_yaml
-from ebmcore.training.numbers import check_magnitudes, check_numbers, refusing_sizes
+from ebmcore.training.configuration import PARTS, Config, read_config
+from ebmcore.training.documents import check_text
+from ebmcore.training.numbers import check_magnitudes, check_numbers
 from ebmcore.training.optimizers import OPTIMIZERS, optimizer_class
 from ebmcore.training.schedules import SCHEDULES
-
-Config = dict[str, Any]
 
 # No value names code: for a parameter of a class, a function or a module jsonargparse would import what the value says.
 set_parsing_settings(import_path_denylist=["*"])
 
-# The parts of a run: option, kind of component, and what the run itself passes to its constructor.
-PARTS: dict[str, tuple[str, set[str | int]]] = {
-    "data": ("dataset", set()),
-    "energy": ("energy", {"shape"}),
-    "sampler": ("sampler", set()),
-    "loss": ("loss", {"energy", "sampler"}),
-    "metric": ("metric", set()),
-    "observer": ("observer", set()),
-    "optimizer": ("optimizer", {"params", "lr"}),
-}
-REQUIRED = ("data", "energy", "loss")
-_COMMAND_LINE_ONLY = ("config", "recipe", "resume")
 _NOT_OPTIONS: set[str | int] = {"loss", "data", "resume", "observers", "optimizer", "measure", "schedules", "config"}
 
 
@@ -235,62 +221,6 @@ def _split_off_metrics(arguments: Sequence[str], known: list[Config]) -> tuple[l
     return rest, metrics or [(options, []) for options in known]
 
 
-def create(config: Config, part: str, **given: Any) -> Any:
-    """The component of one part of a run, made with its options.
-
-    Raises:
-        UsageError: If its constructor refuses a value.
-    """
-    return _create(PARTS[part][0], config[part], **given)
-
-
-def create_metrics(config: Config) -> dict[str, Any]:
-    """The metrics of a run, by name, made with their options."""
-    return {metric["name"]: _create("metric", metric) for metric in config.get("metric", [])}
-
-
-def _create(kind: str, chosen: Config, **given: Any) -> Any:
-    options = {name: value for name, value in chosen.items() if name != "name"}
-    try:
-        with refusing_sizes():
-            return host.create(kind, chosen["name"], **given, **options)
-    except MissingCapabilityError as error:
-        raise UsageError(f"the {kind} {chosen['name']!r}: {error} {fitting_energies(error)}") from error
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"the {kind} {chosen['name']!r}: {error}") from error
-    except Exception as error:  # no wrong value, but trouble of its own
-        error.add_note(f"while making the {kind} {chosen['name']!r}")
-        raise
-
-
-def fitting_energies(error: MissingCapabilityError) -> str:
-    """Advice on a capability that an energy lacks: the installed energies that have it."""
-    if error.capability is None:
-        return ""
-    fitting = []
-    for component in host.list_components("energy"):
-        try:
-            if supports(host.load("energy", component.id), error.capability):
-                fitting.append(component.id)
-        except EbmcoreError:  # a broken plugin offers nothing
-            continue
-    return f"Energies that have it: {', '.join(fitting)}." if fitting else "No installed energy has it."
-
-
-def read_config(path: Path) -> Config:
-    """A YAML file of options."""
-    try:
-        config = read_yaml(path)
-    except OSError as error:
-        raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from error
-    if not isinstance(config, dict):
-        raise UsageError(f"{path} must hold options, such as 'energy: {{name: rbm, hidden: 64}}'")
-    for option in _COMMAND_LINE_ONLY:
-        if option in config:
-            raise UsageError(f"{option} is no option of a configuration file ({path}): give --{option} on the command line")
-    return config
-
-
 def _parser(prog: str, names: dict[str, str], parts: Sequence[str], *, for_help: bool) -> ArgumentParser:
     parser = ArgumentParser(prog=prog, exit_on_error=False, description=__doc__, print_config=None, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with these options; the command line overrides it")
@@ -300,6 +230,8 @@ def _parser(prog: str, names: dict[str, str], parts: Sequence[str], *, for_help:
             "--resume", metavar="RUN", help="resume the run in that directory; auto: the one in --out, if any"
         )
         parser.add_argument("--recipe", metavar="NAME", help="start from that configuration; all other options override it")
+    if tuple(parts) == ("metric",):
+        parser.add_argument("--checkpoint", type=int | None, metavar="STEP", help="step of the checkpoint (the last one)")
     for part in parts:
         kind, given = PARTS[part]
         shown = _losses_without_sampler() if part == "sampler" and training and for_help else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +13,11 @@ from ebmcore.cli.listing import Parser
 from ebmcore.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from ebmcore.cli.runs import Parts
-    from ebmcore.distributions import InitialDistribution
+    from ebmcore.training import TrainedRun
+
+PICTURE = ".png"
 
 
 def sample(arguments: Sequence[str]) -> None:
@@ -31,82 +33,88 @@ def sample(arguments: Sequence[str]) -> None:
     parser.add_argument("-n", type=int, default=64, metavar="N", help="number of samples (64)")
     parser.add_argument("--steps", type=int, default=1000, help="transitions of each chain (1000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the chains (0)")
-    parser.add_argument("--out", type=Path, required=True, help="a .png file, or .npy for the array (N, *shape)")
+    add_checkpoint(parser)
+    parser.add_argument(
+        "--condition", type=labels, metavar="LABELS", help="labels that the samples take in turn, e.g. 3 or 0,1,2"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="a .png file; or .npy, .npz or .safetensors for the array (N, *shape)"
+    )
     options, rest = parser.parse_known_args(arguments)
-    if options.out.suffix not in (".png", ".npy"):
-        raise UsageError(f"--out must end in .png or .npy, got {options.out}")
-    if options.out.exists():
-        raise UsageError(f"{options.out} exists: choose another --out")
     from ebmcore.training.preparation import require_train_extra
 
     require_train_extra()
-    from ebmcore.cli.options import create, parse
-    from ebmcore.cli.runs import load_run
-    from ebmcore.training import check_compatible, stream_generator
+    from ebmcore.cli.arrays import WRITERS, write_arrays
+    from ebmcore.cli.options import parse
+    from ebmcore.training import load_run
+    from ebmcore.training.configuration import create
     from ebmcore.training.directory import writing
-    from ebmcore.training.numbers import BOUNDS, Bounds, refusing_sizes
 
-    Bounds(1).check("-n", options.n)
-    BOUNDS["steps"].check("--steps", options.steps)
-    BOUNDS["seed"].check("--seed", options.seed)
+    if options.out.suffix not in (PICTURE, *WRITERS):
+        raise UsageError(f"--out must end in {', '.join((PICTURE, *WRITERS))}, got {options.out}")
+    refuse_existing(options.out)
     asked = parse(prog, rest, parts=("sampler",)) if rest else {}
-    _, parts, _ = load_run(options.run)
-    sampler = create(asked, "sampler") if asked else parts.sampler
-    if sampler is None:
+    run = load_run(options.run, checkpoint=options.checkpoint)
+    if run.sampler is None and not asked:
         raise UsageError(f"{options.run} was trained without a sampler: name one, '{prog} {options.run} --sampler NAME'")
-    check_compatible(parts.energy, sampler, parts.data)
-    generator = stream_generator(options.seed, "sample")
+    sampler = create(asked, "sampler") if asked else None
     # Chains of the training hold noise that is not of the model alone: each sample starts from the beginning.
-    with refusing_sizes():
-        start = _initial_distribution(parts).sample(options.n, generator=generator)
-        dtype = next((p.dtype for p in parts.energy.parameters() if p.is_floating_point()), start.dtype)
-        x = sampler.sample(parts.energy, start.to(dtype), options.steps, generator=generator)
-    if not x.isfinite().all():
-        raise UsageError("some chains are NaN or infinite: lower the sampler's step size, or take fewer --steps")
+    x = run.sample(options.n, options.steps, sampler=sampler, conditions=options.condition, seed=options.seed)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    with writing(options.out) as file:
-        if options.out.suffix == ".npy":
-            import numpy as np
-
-            np.save(file, x.numpy())
-        else:
-            _picture(x, parts.energy, parts.data).savefig(file, format="png", dpi=150, bbox_inches="tight")
+    if options.out.suffix == PICTURE:
+        figure = _picture(x, run, options.condition)
+        with writing(options.out) as file:
+            figure.savefig(file, format="png", dpi=150, bbox_inches="tight")
+    else:
+        write_arrays(options.out, x, options.condition)
     print(printable(f"{options.n} samples in {options.out}"))
 
 
-def _initial_distribution(parts: Parts) -> InitialDistribution:
-    """Distribution that starts the chains; for a loss without one, the energy's own distribution or a standard normal."""
-    import torch
-
-    from ebmcore.distributions import Normal
-    from ebmcore.energies import SupportsInitialDistribution, supports
-
-    shape = torch.Size(parts.data.shape)
-    if hasattr(parts.loss, "initial_distribution"):
-        start: InitialDistribution = parts.loss.initial_distribution(shape, parts.data.train)
-        return start
-    if supports(parts.energy, SupportsInitialDistribution):
-        own: InitialDistribution = parts.energy.initial_distribution(shape)  # type: ignore[operator]
-        return own
-    return Normal(torch.zeros(shape))
+def add_checkpoint(parser: Any) -> None:
+    """Add the option that chooses a checkpoint of the run."""
+    parser.add_argument("--checkpoint", type=int, metavar="STEP", help="step of the checkpoint (the last one)")
 
 
-def _picture(x: Tensor, energy: nn.Module, data: Any) -> Any:
-    shape = tuple(data.shape)
-    if shape == (2,):
-        return _contours(x, energy, data)
+def labels(text: str) -> list[float]:
+    """Numbers between commas."""
+    try:
+        return [int(part) if part.strip().lstrip("-").isdecimal() else float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"takes numbers such as 3 or 0,1,2, got {text!r}") from error
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise `UsageError` where a file or directory is. A link to nothing is replaced when the file is written."""
+    if out.exists():
+        raise UsageError(f"{out} exists: choose another --out")
+
+
+def _picture(x: Tensor, run: TrainedRun, label: Sequence[float] | None) -> Any:
+    shape = run.examples.shape
+    if shape == (2,) and run.examples.state_space == "continuous":
+        if label is not None and len(label) > 1:
+            raise UsageError(
+                "a picture of the plane shows the energy under one label: give --condition one, or --out FILE.npz"
+            )
+        return _contours(x, run, label)
     if len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3)):
-        return _grid(x, data)
+        return _grid(x, run)
     raise UsageError(f"examples of shape {shape} are neither images nor points of the plane: use --out FILE.npy")
 
 
-def _grid(x: Tensor, data: Any) -> Any:
+def _range(x: Tensor, run: TrainedRun) -> tuple[float, float]:
+    """The range of the training examples."""
+    known = run.examples
+    return (x.min().item(), x.max().item()) if known.low is None or known.high is None else (known.low, known.high)
+
+
+def _grid(x: Tensor, run: TrainedRun) -> Any:
     from matplotlib.figure import Figure
 
     images = x if x.ndim == 4 else x.unsqueeze(1)
     columns = math.ceil(math.sqrt(len(images)))
     n_rows = math.ceil(len(images) / columns)
-    low, high = data.train.min().item(), data.train.max().item()
+    low, high = _range(x.flatten(), run)
     outside = ((x < low) | (x > high)).double().mean().item()
     if outside:
         print(f"{outside:.2%} of the values are outside the range of the data, {low:g} to {high:g}: the picture clips them")
@@ -120,17 +128,18 @@ def _grid(x: Tensor, data: Any) -> Any:
     return figure
 
 
-def _contours(x: Tensor, energy: nn.Module, data: Any) -> Any:
+def _contours(x: Tensor, run: TrainedRun, label: Sequence[float] | None) -> Any:
     import torch
     from matplotlib.figure import Figure
 
-    both = torch.cat([x, data.test])
-    low, high = both.min(0).values, both.max(0).values
-    margin = 0.1 * (high - low)
-    ticks = [torch.linspace(a, b, 200) for a, b in zip(low - margin, high + margin, strict=True)]
+    ticks = []
+    for column in x.T:
+        low, high = _range(column, run)
+        low, high = min(low, column.min().item()), max(high, column.max().item())
+        margin = 0.1 * (high - low)
+        ticks.append(torch.linspace(low - margin, high + margin, 200))
     grid = torch.cartesian_prod(*ticks)
-    with torch.no_grad():
-        energies = energy.eval()(grid.to(x.dtype)).view(200, 200).T
+    energies = -run.score(grid, label).view(200, 200).T
     figure = Figure(figsize=(6, 5))
     axis = figure.subplots()
     depth = energies - energies.min()  # where it is more, the density is below e^-12 of its mode's

@@ -17,10 +17,11 @@ def train(arguments: Sequence[str]) -> None:
     from ebmcore.training.preparation import require_train_extra
 
     require_train_extra()
-    from ebmcore.cli.options import PARTS, create, create_metrics
-    from ebmcore.cli.runs import CONFIG, SavedConfig, build, check_plugins, evaluation, measure, measuring, run_config
+    from ebmcore.cli.runs import SavedConfig, measure, measuring
     from ebmcore.training import BaseObserver, fit
+    from ebmcore.training.configuration import PARTS, create, create_metrics
     from ebmcore.training.numbers import refusing_sizes
+    from ebmcore.training.runs import CONFIG, build, check_plugins, evaluation, run_config
 
     arguments, resume = _split_off_resume(arguments)
     if resume in (None, "auto"):
@@ -55,7 +56,8 @@ def train(arguments: Sequence[str]) -> None:
 
 
 def _new_config(arguments: Sequence[str]) -> dict[str, Any]:
-    from ebmcore.cli.options import REQUIRED, parse
+    from ebmcore.cli.options import parse
+    from ebmcore.training.configuration import REQUIRED
 
     config = parse(_PROG, arguments)
     missing = [f"--{part}" for part in (*REQUIRED, "out") if not config.get(part)]
@@ -68,7 +70,7 @@ def _new_config(arguments: Sequence[str]) -> dict[str, Any]:
 
 def _resumed_config(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
     from ebmcore.cli.options import parse
-    from ebmcore.cli.runs import check_plugins, run_config
+    from ebmcore.training.runs import check_plugins, run_config
 
     base = {**run_config(run), "out": str(run)}
     check_plugins(run)
@@ -81,9 +83,12 @@ def _resumed_config(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _refuse_changes(config: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    from ebmcore.training.options import CHANGEABLE
+    from ebmcore.training.options import CHANGEABLE, PLACES
 
-    changed = [name for name in config if name not in CHANGEABLE and config[name] != saved.get(name)]
+    def kept(value: Any) -> Any:
+        return {k: v for k, v in value.items() if k not in PLACES} if isinstance(value, Mapping) else value
+
+    changed = [name for name in config if name not in CHANGEABLE and kept(config[name]) != kept(saved.get(name))]
     if changed:
         raise UsageError(f"a resumed run keeps its {', '.join(changed)}: start another run to change that")
 

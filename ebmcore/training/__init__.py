@@ -9,7 +9,9 @@ from ebmcore.training.data import DataSource, check_compatible
 from ebmcore.training.fit import FitResult, fit
 from ebmcore.training.observers import BaseObserver
 from ebmcore.training.origins import check_installed, warn_of_other_versions
+from ebmcore.training.pretrained import from_pretrained
 from ebmcore.training.run import Run, flat_config
+from ebmcore.training.runs import TrainedRun, load_run
 from ebmcore.training.stopping import InterruptedRun
 
 __all__ = [
@@ -18,12 +20,15 @@ __all__ = [
     "FitResult",
     "InterruptedRun",
     "Run",
+    "TrainedRun",
     "check_compatible",
     "check_installed",
     "copy_energy",
     "fit",
     "flat_config",
+    "from_pretrained",
     "latest_checkpoint",
+    "load_run",
     "read_checkpoint",
     "read_info",
     "stream_generator",

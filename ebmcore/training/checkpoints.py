@@ -40,16 +40,19 @@ _INFO = "checkpoint.json"
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a run one after another and removes all but the last two. Collective: every rank uses it alike.
+    """Writes the checkpoints of a run one after another and removes earlier ones. Collective: every rank uses it alike.
 
     Args:
         directory: Where the run keeps its checkpoints.
         background: Whether training continues while a checkpoint is written. The tensors are copied first, so the checkpoint
             holds the state at that step in either case.
+        keep: Number of checkpoints that stay: the last ones, and beside them the one of the largest ``best`` value, if
+            ``best: {metric, value}`` is among their further content.
     """
 
-    def __init__(self, directory: Path, *, background: bool = False) -> None:
+    def __init__(self, directory: Path, *, background: bool = False, keep: int = KEPT) -> None:
         self.directory = directory
+        self.keep = keep
         self._thread = ThreadPoolExecutor(1) if background else None
         self._group: Any = None
         self._pending: Future[Path] | None = None
@@ -68,7 +71,7 @@ class CheckpointWriter:
         self.take(wait=True)
         if self._thread is not None and self._group is None and world_size() > 1:
             self._group = dist.new_group(backend="gloo")  # its messages must not meet those of training
-        arguments = (self.directory, step, {name: _copy(t) for name, t in tensors.items()}, info, self._group)
+        arguments = (self.directory, step, {name: _copy(t) for name, t in tensors.items()}, info, self.keep, self._group)
         if self._thread is not None:
             self._pending = self._thread.submit(_write, *arguments)
         else:
@@ -96,7 +99,7 @@ class CheckpointWriter:
             self._group = None
 
 
-def _write(directory: Path, step: int, tensors: dict[str, Tensor], info: Mapping[str, Any], group: Any) -> Path:
+def _write(directory: Path, step: int, tensors: dict[str, Tensor], info: Mapping[str, Any], keep: int, group: Any) -> Path:
     final = directory / f"step-{step:08d}"
     try:
         temporary = on_first_rank(lambda: _begin(final), group)
@@ -112,7 +115,7 @@ def _write(directory: Path, step: int, tensors: dict[str, Tensor], info: Mapping
                 raise one from None  # an interrupt is not an error of the disk
         raise _write_error(final, temporary, _reason(error)) from error
     try:
-        on_first_rank(lambda: _complete(temporary, final, {"step": step, **info}), group)
+        on_first_rank(lambda: _complete(temporary, final, {"step": step, **info}, keep), group)
     except OSError as error:
         raise _write_error(final, temporary, str(error)) from error
     return final
@@ -140,7 +143,7 @@ def _copy(tensor: Any) -> Tensor:
     return DTensor.from_local(local, mesh, tensor.placements, shape=tensor.shape, stride=tensor.stride())
 
 
-def _complete(temporary: Path, final: Path, record: dict[str, Any]) -> None:
+def _complete(temporary: Path, final: Path, record: dict[str, Any], keep: int) -> None:
     names = _names(temporary)
     record = {"format": _FORMAT, **record, "bytes": {name: _size(temporary / name) for name in names}}
     record["sha256"] = {name: _digest(temporary / name) for name in names}
@@ -151,8 +154,24 @@ def _complete(temporary: Path, final: Path, record: dict[str, Any]) -> None:
         _discard(final)
     os.replace(temporary, final)
     _sync(final.parent)  # the new name is on the disk before those are removed that it makes superfluous
-    for old in _checkpoints(final.parent)[:-KEPT]:
-        _discard(old)
+    found = _checkpoints(final.parent)
+    best = _best(found, record["best"]["metric"]) if "best" in record else None
+    for old in found[:-keep]:
+        if old != best:
+            _discard(old)
+
+
+def _best(found: list[Path], metric: str) -> Path | None:
+    """The checkpoint with the largest value of the metric, the first of equal ones."""
+    values = {}
+    for path in found:
+        try:
+            record = read_info(path).get("best")
+            if record is not None and record["metric"] == metric and math.isfinite(record["value"]):
+                values[path] = record["value"]
+        except (CheckpointError, TypeError, KeyError):  # a damaged one is none to keep
+            continue
+    return max(values, key=values.__getitem__, default=None)
 
 
 def _discard(checkpoint: Path) -> None:
@@ -179,6 +198,21 @@ def latest_checkpoint(directory: Path) -> Path | None:
     if others:
         raise CheckpointError(f"{others[0]} has no checkpoint's name (step-00000720): rename it, or move it out of the run")
     return found[-1] if found else None
+
+
+def find_checkpoint(directory: Path, step: int | None = None) -> Path | None:
+    """Return the checkpoint of a run after ``step`` steps; without a step the newest, `None` if there is none.
+
+    Raises:
+        CheckpointError: If there is none of that step; the message names those that there are.
+    """
+    if step is None:
+        return latest_checkpoint(directory)
+    found = {int(path.name.removeprefix("step-")): path for path in _checkpoints(directory)}
+    if step not in found:
+        there = f"it has those of step {', '.join(map(str, found))}" if found else "there is none"
+        raise CheckpointError(f"{directory.parent} has no checkpoint of step {step}: {there}")
+    return found[step]
 
 
 def read_info(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ebmcore.host.origin import is_out_of_memory
 from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_seed
 from ebmcore.training.averaging import refresh_spectral_norms
-from ebmcore.training.checkpoints import latest_checkpoint
+from ebmcore.training.checkpoints import KEPT, latest_checkpoint
 from ebmcore.training.data import DataSource
 from ebmcore.training.directory import owned
 from ebmcore.training.launch import Strategy, launch, on_first_rank
@@ -83,6 +83,7 @@ def fit(
     log_every: int = 10,
     checkpoint_every: int = 500,
     checkpoint_async: bool = False,
+    keep: int | str = KEPT,
     measure: Callable[[nn.Module], Mapping[str, float]] | None = None,
     measure_every: int | None = None,
     compile: bool = False,
@@ -136,6 +137,9 @@ def fit(
         log_every: Steps between two logged metrics.
         checkpoint_every: Steps between two checkpoints; one more is written at the end.
         checkpoint_async: Write checkpoints while training continues, from a copy of the state in memory.
+        keep: Number of checkpoints that are kept, the last ones; or ``"best METRIC"``, which keeps the last two and the one with
+            the largest value of that metric, by its name in ``metrics.csv`` (``"best -METRIC"``: the smallest). It is then
+            read, and ``measure`` called, at each checkpoint.
         measure: Returns named numbers for the energy, or for its moving average where one is kept, on the first rank; they are
             logged with the metrics of that step.
         measure_every: Steps between two measurements; `None` makes none.
@@ -185,6 +189,7 @@ def fit(
         "log_every": log_every,
         "checkpoint_every": checkpoint_every,
         "checkpoint_async": checkpoint_async,
+        "keep": keep,
         "measure": measure,
         "measure_every": measure_every,
         "compile": compile,
@@ -372,11 +377,13 @@ def _after_step(training: Training, due: Due, readings: Mapping[str, Tensor]) ->
             with _saying_when_memory_ends(lambda: f"while measuring after step {done}; {training.kept}"):
                 training.metrics |= options.measure(training.shown)
         notify(training.watching, "on_log", training.run(), training.metrics)
+        if done == training.first + 1:
+            training.best()  # raises now, not at the first checkpoint
     ending = _ends(training, due)
     if (due.save or ending) and training.writer is not None:
         _check_finite(training)
         _share_buffers(training)
-        info = origins(training.components, options.observers) | training.state.info()
+        info = origins(training.components, options.observers) | training.state.info() | training.best()
         _take_checkpoint(training, wait=True)
         training.writer.write(done, training.state.tensors(), info)
     _take_checkpoint(training)

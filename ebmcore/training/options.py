@@ -12,7 +12,9 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from ebmcore.errors import CheckpointError, UsageError
+from ebmcore.training.checkpoints import KEPT
 from ebmcore.training.launch import Strategy
+from ebmcore.training.numbers import Bounds
 from ebmcore.training.observers import BaseObserver
 from ebmcore.training.optimizers import OptimizerChoice
 from ebmcore.training.run import flat_config
@@ -23,11 +25,15 @@ Precision = Literal["32-true", "64-true", "16-true", "bf16-true", "16-mixed", "b
 # Options that may differ in a resumed run; any other would make it another run.
 CHANGEABLE = {
     "epochs", "steps", "metric", "observer", "lr", "schedules", "clip_grad", "accelerator", "devices", "num_nodes", "strategy",
-    "precision", "num_workers", "log_every", "checkpoint_every", "checkpoint_async", "measure", "measure_every", "compile",
-    "progress",
+    "precision", "num_workers", "log_every", "checkpoint_every", "checkpoint_async", "keep", "measure", "measure_every",
+    "compile", "progress",
 }  # fmt: skip
 
-_NAMES = {f"{part}.name" for part in ("data", "energy", "sampler", "loss")}
+# Options that say where the data are, which may be another place by now: the digest of the data is compared.
+PLACES = {"path", "directory"}
+
+_NOT_COMPARED = {f"{part}.name" for part in ("data", "energy", "sampler", "loss")} | {f"data.{place}" for place in PLACES}
+KEEP = Bounds(1)
 _MISSING = object()
 _FLAG = bool, "True or False"
 _KINDS: dict[str, tuple[Any, str]] = {
@@ -69,6 +75,7 @@ class Options:
     log_every: int
     checkpoint_every: int
     checkpoint_async: bool
+    keep: int | str
     measure: Callable[[nn.Module], Mapping[str, float]] | None
     measure_every: int | None
     compile: bool
@@ -90,6 +97,19 @@ class Options:
         for option in self.schedules:
             if not isinstance(option, str):
                 raise UsageError(f"schedules must have names of options as keys, got {option!r}")
+
+        _ = self.kept
+
+    @property
+    def kept(self) -> tuple[int, str | None]:
+        """How many of the last checkpoints are kept, and the metric whose best is kept beside them."""
+        if not isinstance(self.keep, str):
+            KEEP.check("keep", self.keep)
+            return int(self.keep), None
+        word, _, metric = self.keep.partition(" ")
+        if word != "best" or not metric.strip():
+            raise UsageError(f"keep must be a whole number, or 'best METRIC', got {self.keep!r}")
+        return KEPT, metric.strip()
 
     def number_of_steps(self, batches_per_epoch: int | None) -> int:
         """Optimizer steps of the whole run; the last of ``epochs`` may reach into another pass."""
@@ -163,7 +183,7 @@ def check_options(recorded: Any, config: Mapping[str, Any], where: Path) -> None
     now = flat_config(_kept(config))
     for name, value in then.items():
         # Names of components have more than one spelling: their origins are compared, by `ebmcore.training.origins`.
-        if now.get(name, _MISSING) != value and name not in _NAMES:
+        if now.get(name, _MISSING) != value and name not in _NOT_COMPARED:
             given = f"not {now[name]!r}" if name in now else "which is not given"
             raise CheckpointError(f"{where} is of a run with {name}={value!r}, {given}: resume with that one")
 

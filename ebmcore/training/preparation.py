@@ -23,6 +23,7 @@ from ebmcore.training.averaging import moving_average
 from ebmcore.training.batches import Batch, Examples, Reading, loader_batch_size, open_examples
 from ebmcore.training.checkpoints import CheckpointWriter
 from ebmcore.training.data import DataSource, check_compatible
+from ebmcore.training.examples import TrainingExamples
 from ebmcore.training.observers import BaseObserver, MetricsFile, ProgressBar, TensorBoard
 from ebmcore.training.optimizers import create_optimizer
 from ebmcore.training.options import Options, binding, options_of
@@ -111,9 +112,22 @@ class Training:
     def due(self, done: int) -> Due:
         """Return whether to log, measure and save after ``done`` steps."""
         options, last = self.options, done == self.n_steps
-        measure = options.measure is not None and options.measure_every is not None and done % options.measure_every == 0
         save = options.out is not None and (done % options.checkpoint_every == 0 or last)
-        return Due(log=done % options.log_every == 0 or last or measure, measure=measure, save=save)
+        read = options.out is not None and options.kept[1] is not None and (save or done == self.first + 1)
+        measure = options.measure is not None and (
+            read or (options.measure_every is not None and done % options.measure_every == 0)
+        )
+        return Due(log=done % options.log_every == 0 or last or measure or read, measure=measure, save=save)
+
+    def best(self) -> dict[str, Any]:
+        """Return what a checkpoint records where the best one is kept: the metric, and a value of which more is better."""
+        metric = self.options.kept[1]
+        if metric is None or self.options.out is None or self.fabric.global_rank:
+            return {}
+        name, sign = metric.removeprefix("-"), -1 if metric.startswith("-") else 1
+        if name not in self.metrics:
+            raise UsageError(f"keep={self.options.keep!r} names no metric of this run: it has {', '.join(self.metrics)}")
+        return {"best": {"metric": metric, "value": sign * float(self.metrics[name])}}
 
     def stop(self) -> None:
         """End the run with the next step whose metrics are logged."""
@@ -200,7 +214,15 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
         if options.config is None:  # which would hold those of the components
             config |= {kind: options_of(part) for kind, part in components.items() if kind != "dataset" and part is not None}
         bound = None if out is None else binding(config, {"shape": list(shape), **examples.description()})
-        state = TrainingState(loss, wrapped_optimizer.optimizer, average, components, scheduled.optimizer_options, bound)
+        state = TrainingState(
+            loss,
+            wrapped_optimizer.optimizer,
+            average,
+            components,
+            scheduled.optimizer_options,
+            bound,
+            TrainingExamples.of(data, first.args[0]),
+        )
         if energy is not loss:
             _probe(loss, energy, first, fabric)
         if out is not None:
@@ -223,7 +245,9 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
             scheduled=scheduled,
             state=state,
             watching=_all_observers(options) if rank == 0 else [],
-            writer=None if out is None else CheckpointWriter(out / "checkpoints", background=options.checkpoint_async),
+            writer=None
+            if out is None
+            else CheckpointWriter(out / "checkpoints", background=options.checkpoint_async, keep=options.kept[0]),
         )
 
 
@@ -252,6 +276,13 @@ def floating_dtype(energy: nn.Module, precision: str) -> torch.dtype:
     if precision == "64-true":
         return torch.float64
     return next((p.dtype for p in energy.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
+
+def describe_data(data: DataSource, loss: BaseLoss, precision: str) -> dict[str, Any]:
+    """What a checkpoint records of the data of a run; see `ebmcore.training.options.binding`."""
+    dtype = floating_dtype(getattr(loss, "energy", loss), precision)
+    examples = open_examples(data, loss, Reading(dtype=dtype, space=data.state_space))
+    return {"shape": list(data.shape), **examples.description()}
 
 
 def _initialise_lazy(loss: BaseLoss, energy: nn.Module, batch: Batch, seed: int) -> None:

@@ -15,6 +15,7 @@ from ebmcore.errors import CheckpointError, EbmcoreError
 from ebmcore.host.origin import is_out_of_memory
 from ebmcore.losses import BaseLoss
 from ebmcore.training.checkpoints import read_checkpoint
+from ebmcore.training.examples import TrainingExamples
 from ebmcore.training.options import check_binding
 from ebmcore.training.origins import check_same, warn_of_other_versions
 from ebmcore.training.sharding import like
@@ -30,6 +31,7 @@ class TrainingState:
         components: The components by kind, whose origins a checkpoint records.
         scheduled: Names of the optimizer's options whose values follow from the step.
         binding: Options and digest of the data of the run, which a checkpoint is bound to.
+        examples: What the run is trained on.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class TrainingState:
         components: Mapping[str, object],
         scheduled: Collection[str] = (),
         binding: Mapping[str, Any] | None = None,
+        examples: TrainingExamples | None = None,
     ) -> None:
         self.loss = loss
         self.scheduled = scheduled
@@ -47,6 +50,7 @@ class TrainingState:
         self.average = average
         self.components = components
         self.binding = binding or {}
+        self.examples = examples
         self.groups = self._groups()
 
     def check(self) -> None:
@@ -74,7 +78,7 @@ class TrainingState:
         ]
 
     def info(self) -> dict[str, Any]:
-        """The binding, and numbers that optimizers count or change in their groups, as JSON."""
+        """The binding, the examples, and numbers that optimizers count or change in their groups, as JSON."""
         changed = [
             {name: value for name, value in now.items() if repr(value) != repr(before.get(name))}  # because nan != nan
             for before, now in zip(self.groups, self._groups(), strict=True)
@@ -83,7 +87,8 @@ class TrainingState:
             _refuse(
                 self.optimizer, [n for n, v in group.items() if not isinstance(v, int | float | str | tuple | list | None)]
             )
-        return {"run": self.binding, "optimizer_groups": changed}
+        examples = {} if self.examples is None else {"examples": self.examples.as_json()}
+        return {"run": self.binding, **examples, "optimizer_groups": changed}
 
     def load(self, path: Path) -> int:
         """Load a checkpoint; return the number of steps done."""
@@ -100,14 +105,7 @@ class TrainingState:
         if bool(groups["average"]) != (self.average is not None):
             kept = "keeps a" if groups["average"] else "keeps no"
             raise CheckpointError(f"{path} {kept} moving average of the parameters: resume with the ema_decay of its run")
-        own_kinds = {name: _kind(tensor) for name, tensor in self.tensors().items()}
-        counts = (".chains.id", ".chains.age")  # of chains, which a new loss has none of yet
-        own_kinds |= {name: (False, False, torch.int64) for name in flat if name.endswith(counts)}
-        other = [name for name, tensor in flat.items() if own_kinds.get(name, _kind(tensor)) != _kind(tensor)]
-        other += [name for name, tensor in flat.items() if name.endswith(counts) and tensor.ndim != 1]
-        if other:
-            found = flat[other[0]]
-            raise CheckpointError(f"{path} holds {other[0]} as {found.dtype} {tuple(found.shape)}: it is not of this run")
+        check_kinds(flat, self.tensors(), path)
         try:
             # With both names of a tensor that has two, as a checkpoint has them.
             held: dict[str, Tensor] = dict(self.loss.named_buffers(remove_duplicate=False))
@@ -157,6 +155,18 @@ class TrainingState:
         if changed:
             raise CheckpointError(f"{path} changes {min(changed)} of the optimizer, which does not change in this run")
         return changes
+
+
+def check_kinds(flat: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
+    """Raise `CheckpointError` if a tensor of a checkpoint is of another kind than the run's own of that name."""
+    own_kinds = {name: _kind(tensor) for name, tensor in own.items()}
+    counts = (".chains.id", ".chains.age")  # of chains, which a new loss has none of yet
+    own_kinds |= {name: (False, False, torch.int64) for name in flat if name.endswith(counts)}
+    other = [name for name, tensor in flat.items() if own_kinds.get(name, _kind(tensor)) != _kind(tensor)]
+    other += [name for name, tensor in flat.items() if name.endswith(counts) and tensor.ndim != 1]
+    if other:
+        found = flat[other[0]]
+        raise CheckpointError(f"{path} holds {other[0]} as {found.dtype} {tuple(found.shape)}: it is not of this run")
 
 
 def _kind(tensor: Tensor) -> tuple[bool, bool, torch.dtype | None]:

@@ -94,9 +94,9 @@ def test_built_in_command_cannot_be_shadowed(commands, capsys):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("porbe", "there is no command 'porbe'; did you mean probe?"),
+        ("porbe", "there is no command 'porbe'; did you mean probe or score?"),
         ("trian", "there is no command 'trian'; did you mean train?"),
-        ("xyz", "the commands are train, evaluate, sample, list, plugins, show, new, doctor, check, probe"),
+        ("xyz", "the commands are train, evaluate, sample, score, export, list, plugins, show, new, doctor, check, probe"),
         ("ebm-plugin-none:probe", "pip install ebm-plugin-none"),
     ],
 )

@@ -16,7 +16,7 @@ from commands import MOONS, RBM, ebmcore, tensors, train
 from small_runs import table
 
 import ebmcore as ebmcore_
-from ebmcore.training import latest_checkpoint
+from ebmcore.training import latest_checkpoint, load_run
 
 DIGITS = "--energy rbm --energy.hidden 26 --sampler gibbs --loss cd --data digits --progress false"
 
@@ -98,13 +98,11 @@ def test_component_error_names_it(tmp_path, option, doing):
 
 
 def test_the_moving_average_is_what_is_evaluated(moons):
-    from ebmcore.cli.runs import load_run
-
-    _, parts, step = load_run(moons)
+    run = load_run(moons)
     saved = tensors(moons)
-    assert step == 5
-    assert torch.equal(parts.energy.net[1].weight, saved["average.module.net.1.weight"])
-    assert not torch.equal(parts.energy.net[1].weight, saved["loss.energy.net.1.weight"])
+    assert run.step == 5
+    assert torch.equal(run.energy.net[1].weight, saved["average.module.net.1.weight"])
+    assert not torch.equal(run.energy.net[1].weight, saved["loss.energy.net.1.weight"])
 
 
 def test_a_damaged_checkpoint_is_one_clear_line(run, tmp_path, capsys):
@@ -170,8 +168,9 @@ def test_measuring_is_on_the_cpu():
 PATH = os.pathsep.join([str(Path(__file__).resolve().parents[1] / "helpers"), os.environ.get("PYTHONPATH", "")])
 ELSEWHERE = """
 import second_device
-from ebmcore.cli.options import create_metrics
-from ebmcore.cli.runs import build, measuring
+from ebmcore.cli.runs import measuring
+from ebmcore.training.configuration import create_metrics
+from ebmcore.training.runs import build
 config = {"data": {"name": "bars-and-stripes", "side": 2}, "energy": {"name": "rbm", "hidden": 3}, "sampler": {"name": "gibbs"},
           "loss": {"name": "cd"}, "metric": [{"name": "exact-ll"}, {"name": "ais-ll", "n_temperatures": 5}]}
 parts = build(config)

@@ -58,6 +58,7 @@ out: run
 log_every: 10
 checkpoint_every: 500
 checkpoint_async: false
+keep: 2
 measure_every: null
 compile: false
 progress: false

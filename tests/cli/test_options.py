@@ -54,7 +54,7 @@ WRONG = {
     "unknown kind": ("list lose", "the kinds are loss, sampler"),
     "unknown component to show": ("show pdc", "did you mean pcd?"),
     "unknown flag": ("list --jsom", "see 'ebmcore list --help'"),
-    "picture of an unknown format": ("sample nothing --out samples.gif", "must end in .png or .npy"),
+    "picture of an unknown format": ("sample nothing --out samples.gif", "must end in .png, .npy, .npz, .safetensors"),
     "part that is no name": ("train --config part.yaml", "the configuration's 'energy' must be a name"),
     "file that is no text": ("train --config bytes.yaml", "bytes.yaml is not text in UTF-8"),
     "resume in a file": ("train --config resume.yaml", "resume is no option of a configuration file"),

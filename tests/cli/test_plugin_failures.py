@@ -12,8 +12,8 @@ from commands import ebmcore, train
 
 import ebmcore as ebmcore_
 from ebmcore.cli import main
-from ebmcore.cli.runs import write_text
 from ebmcore.testing import Quadratic
+from ebmcore.training.directory import write_text
 
 PLUGIN = r"ebmcore: the plugin ebm-plugin-failing 0 \(\S+test_plugin_failures\.py:\d+\) failed: "
 

@@ -23,7 +23,7 @@ from ebmcore.training import checkpoints, latest_checkpoint
 def test_training_writes_its_files(run):
     """Training leaves its configuration metrics checkpoint and evaluation."""
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config["energy"] == {"name": "rbm", "hidden": 4, "weight_std": 0.01, "centered": False}
+    assert config["energy"] == {"name": "rbm", "hidden": 4, "weight_std": 0.01, "centered": False, "visible_bias": "zero"}
     assert config["loss"]["n_chains"] == 10
     assert config["optimizer"]["name"] == "sgd"  # recommended by the energy
     assert config["schedules"] == {"optimizer.lr": "linear(end=0)"}
