@@ -25,7 +25,6 @@ def sample(arguments: Sequence[str]) -> None:
         prog,
         description="Draw samples from a trained energy and picture them.",
         epilog="--sampler NAME [--sampler.OPTION ...]: another sampler than the run's, or one for a run that has none",
-        allow_abbrev=False,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="directory of the run")
     parser.add_argument("-n", type=int, default=64, metavar="N", help="number of samples (64)")
@@ -33,6 +32,9 @@ def sample(arguments: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the chains (0)")
     parser.add_argument("--out", type=Path, required=True, help="a .png file, or .npy for the array (N, *shape)")
     options, rest = parser.parse_known_args(arguments)
+    unknown = [flag for flag in rest if flag.startswith("--") and not flag.startswith(("--sampler", "--config"))]
+    if unknown:
+        parser.error(f"unrecognized arguments: {unknown[0]}")
     if options.out.suffix not in (".png", ".npy"):
         raise UsageError(f"--out must end in .png or .npy, got {options.out}")
     if options.out.exists():

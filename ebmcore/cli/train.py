@@ -95,7 +95,7 @@ _EXAMPLE = (
 
 
 def _split_off_resume(arguments: Sequence[str]) -> tuple[list[str], str | None]:
-    parser = Parser(_PROG, add_help=False, allow_abbrev=False)
+    parser = Parser(_PROG, add_help=False)
     parser.add_argument("--resume")
     options, rest = parser.parse_known_args(list(arguments))
     return rest, options.resume

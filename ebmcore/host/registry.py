@@ -142,11 +142,10 @@ class Registry:
         nobody = f"no installed plugin provides the {kind} {name!r}"
         distribution, _, bare = name.rpartition(":")
         known = known_plugins()
-        if distribution in {SESSION, *(c.distribution for c in self.components())}:
-            distribution = ""
-        distribution = distribution or known.get((kind, bare), "")
-        if distribution:
-            return f"{nobody}: pip install {distribution}"
+        provider = known.get((kind, bare))
+        # A name may be a stranger's on the package index, so that none is advised but those that are known.
+        if provider and distribution in ("", provider):
+            return f"{nobody}: pip install {provider}"
         installed = [c.name for c in self.components(kind)]
         elsewhere = {n: plugin for (k, n), plugin in known.items() if k == kind and n not in installed}
         close = difflib.get_close_matches(bare, [*installed, *elsewhere], n=3)

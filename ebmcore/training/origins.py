@@ -13,6 +13,7 @@ from importlib_metadata import version
 
 from ebmcore import host
 from ebmcore.errors import CheckpointError
+from ebmcore.host.registry import known_plugins
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*")  # of a distribution or a version, nothing that a shell obeys
 
@@ -32,15 +33,19 @@ def origins(components: Mapping[str, object], observers: Sequence[object] = ()) 
 
 
 def check_installed(info: Mapping[str, Any], where: Path) -> None:
-    """Raise `CheckpointError` with the install command if a distribution that a checkpoint was written with is missing.
+    """Raise `CheckpointError` with what to install if a distribution that a checkpoint was written with is missing.
 
     Args:
         info: Result of `origins` at that time.
         where: The checkpoint, for messages.
     """
-    missing = [f"{distribution}=={then}" for distribution, then, now in _versions(info, where) if now is None]
-    if missing:
-        raise CheckpointError(f"{where} needs plugins that are not installed: pip install {' '.join(missing)}")
+    missing = {distribution: f"{distribution}=={then}" for distribution, then, now in _versions(info, where) if now is None}
+    known = [line for distribution, line in missing.items() if distribution in known_plugins().values()]
+    others = [line for line in missing.values() if line not in known]  # whose names may be a stranger's on the package index
+    advice = [f"pip install {' '.join(known)}"] if known else []
+    advice += [f"get {', '.join(others)} from who made the run"] if others else []
+    if advice:
+        raise CheckpointError(f"{where} needs plugins that are not installed: {'; '.join(advice)}")
 
 
 def warn_of_other_versions(info: Mapping[str, Any], where: Path) -> None:
