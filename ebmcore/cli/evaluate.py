@@ -13,8 +13,9 @@ def evaluate(arguments: Sequence[str]) -> None:
     from ebmcore.training.preparation import require_train_extra
 
     require_train_extra()
+    from ebmcore.cli.code import split_off_flag
     from ebmcore.cli.options import create_metrics, parse
-    from ebmcore.cli.runs import load_run, measure
+    from ebmcore.cli.runs import admit_code, load_run, measure
     from ebmcore.training.numbers import refusing_sizes
 
     prog = "ebmcore evaluate"
@@ -26,6 +27,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     asked = parse(prog, rest, parts=("metric",))
     if "metric" not in asked:
         raise UsageError(f"name a metric: {prog} {run} --metric NAME (see 'ebmcore list metric')")
+    admit_code(Path(run), allowed=split_off_flag(rest)[1])
     config, parts, step = load_run(Path(run))
     metrics = create_metrics(asked)
     with refusing_sizes():

@@ -6,6 +6,8 @@ The optimizers of ``torch.optim`` are named in the same way: ``--optimizer adamw
 ``--metric`` may be given several times, and ``--metric.OPTION`` belongs to the metric named before it; in a file they are a list.
 A schedule is the same text in both: ``--schedules.sampler.step_size "cosine(0.1, 0.01)"`` on the command line is
 ``schedules: {sampler.step_size: "cosine(0.1, 0.01)"}`` in a file.
+In place of a component's name, a user's own class has its place, ``model.py:MyEnergy`` (`ebmcore.cli.code`), and a data set the
+file that it reads (`ebmcore.cli.files`).
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from ebmcore import host
+from ebmcore._keywords import constructor_keywords
+from ebmcore.cli import code
+from ebmcore.cli.files import name_reader, reader
 from ebmcore.energies import supports
 from ebmcore.errors import EbmcoreError, MissingCapabilityError, UsageError
 from ebmcore.training import fit
@@ -46,7 +51,7 @@ PARTS: dict[str, tuple[str, set[str | int]]] = {
     "optimizer": ("optimizer", {"params", "lr"}),
 }
 REQUIRED = ("data", "energy", "loss")
-_COMMAND_LINE_ONLY = ("config", "recipe", "resume")
+_COMMAND_LINE_ONLY = ("config", "recipe", "resume", "allow-code")
 _NOT_OPTIONS: set[str | int] = {"loss", "data", "resume", "observers", "optimizer", "measure", "schedules", "config"}
 
 
@@ -58,14 +63,20 @@ def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(P
     Raises:
         UsageError: For an unknown name or option or a value of the wrong type, in one line.
     """
+    arguments, allowed = code.split_off_flag(arguments)
     arguments, loaded = _split_off_files(_spelled_out(arguments))
     arguments, schedules = _split_off_schedules(arguments)
     _check_arguments(arguments)
     sources = [_named_parts(config) for config in (base or {}, *loaded, {"schedules": schedules} if schedules else {})]
     known = [metrics for source in sources if (metrics := source.pop("metric", None))][-1:]
-    normal, metrics = _split_off_metrics(_name_parts(arguments, parts), known[0] if known else [])
-    named = _names_in(normal, parts)
-    energy = named.get("energy") or _merge(*sources).get("energy", {}).get("name")
+    arguments = name_reader(_name_parts(arguments, parts))
+    normal, metrics = _split_off_metrics(arguments, known[0] if known else [])
+    written = _names_in(arguments, parts)
+    named = {part: name for part, name in written if part != "metric"}
+    chosen = _merge(*sources) | {part: {"name": name} for part, name in named.items()}
+    chosen["metric"] = [options for options, _ in metrics]
+    code.admit(components(chosen), given=[(PARTS[part][0], name) for part, name in written], allowed=allowed)
+    energy = chosen.get("energy", {}).get("name")
     if base is None and "loss" in parts:
         recommended = getattr(host.load("energy", energy), "training_defaults", {}) if energy else {}
         sources = [_named_parts(recommended), *sources]
@@ -87,7 +98,8 @@ def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(P
     if metrics:  # for the help
         names["metric"] = metrics[0][0]["name"]
     config = _parsed(prog, names, parts, merged, normal)
-    config.pop("resume", None)  # in the parser for its help alone
+    for option in ("resume", "allow_code"):  # in the parser for their help alone
+        config.pop(option, None)
     config = {key: value for key, value in config.items() if not (key in PARTS and not value.get("name"))}
     config.pop("metric", None)
     if "loss" in parts:
@@ -238,9 +250,14 @@ def _split_off_metrics(arguments: Sequence[str], known: list[Config]) -> tuple[l
 def create(config: Config, part: str, **given: Any) -> Any:
     """The component of one part of a run, made with its options.
 
+    Args:
+        given: What the run passes to its constructor; ``shape`` only where it takes one.
+
     Raises:
         UsageError: If its constructor refuses a value.
     """
+    if "shape" in given and "shape" not in constructor_keywords(host.load(PARTS[part][0], config[part]["name"])):
+        del given["shape"]
     return _create(PARTS[part][0], config[part], **given)
 
 
@@ -294,6 +311,7 @@ def read_config(path: Path) -> Config:
 def _parser(prog: str, names: dict[str, str], parts: Sequence[str], *, for_help: bool) -> ArgumentParser:
     parser = ArgumentParser(prog=prog, exit_on_error=False, description=__doc__, print_config=None, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with these options; the command line overrides it")
+    parser.add_argument(code.FLAG, action="store_true", help=code.HELP)
     training = "loss" in parts
     if training:
         parser.add_argument(
@@ -307,8 +325,11 @@ def _parser(prog: str, names: dict[str, str], parts: Sequence[str], *, for_help:
         parser.add_argument(f"--{part}.name", type=str, metavar="NAME", help=f"the {kind}; also --{part} NAME{shown}")
         if part in names:
             cls = optimizer_class(names[part]) if part == "optimizer" else host.load(kind, names[part])
-            parser.add_class_arguments(cls, part, skip=given, sub_configs=False, as_group=True)
+            added = parser.add_class_arguments(cls, part, skip=given, sub_configs=False, as_group=True, fail_untyped=False)
+            mandatory = {f"{part}.{name}" for name, p in constructor_keywords(cls).items() if p.default is p.empty}
             for action in parser._actions:
+                if action.dest in mandatory.intersection(added):  # one without a type would be None where it is not given
+                    action.required = True
                 if action.option_strings == [f"--{part}"]:  # it would take a file; here it takes a name
                     action.help = argparse.SUPPRESS
     if training:
@@ -355,14 +376,23 @@ def _name_parts(arguments: Sequence[str], parts: Sequence[str]) -> list[str]:
     return [f"{flag}.name{sign}{value}" if flag in flags else f"{flag}{sign}{value}" for flag, sign, value in pieces]
 
 
-def _names_in(arguments: Sequence[str], parts: Sequence[str]) -> dict[str, str]:
-    names = {}
+def components(config: Config) -> list[code.KindAndName]:
+    """Kind and name of each component of a configuration; an optimizer is torch's."""
+    named = [(part, config.get(part)) for part in PARTS if part not in ("metric", "optimizer")]
+    named += [("metric", metric) for metric in config.get("metric", [])]
+    return [(PARTS[part][0], one["name"]) for part, one in named if isinstance(one, dict) and "name" in one]
+
+
+def _names_in(arguments: Sequence[str], parts: Sequence[str]) -> list[tuple[str, str]]:
+    """Part and name of each component that is named, a part as often as it is."""
+    names = []
     for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
         flag, sign, value = argument.partition("=")
         part = flag.removeprefix("--").removesuffix(".name")
         if part in parts and flag.endswith(".name"):
-            names[part] = value if sign else following
-            if not names[part] or names[part].startswith("-"):
+            name = value if sign else following
+            names.append((part, name))
+            if not name or name.startswith("-"):
                 where = ", ".join(OPTIMIZERS) if part == "optimizer" else f"see 'ebmcore list {PARTS[part][0]}'"
                 raise UsageError(f"--{part} needs the name of a component of the kind {PARTS[part][0]}: {where}")
     return names
@@ -387,7 +417,10 @@ def _named(part: str, value: Any) -> Config:
     name = value.get("name", part) if isinstance(value, dict) else value
     if not isinstance(name, str) or not name:
         raise UsageError(f"the configuration's {part!r} must be a name, or a mapping with one under 'name'; got {value!r}")
-    return {"name": value} if isinstance(value, str) else value
+    if isinstance(value, dict):
+        return value
+    file = reader(value) if part == "data" else None
+    return {"name": value} if file is None else {"name": file, "path": value}
 
 
 def _merge(*configs: Config) -> Config:

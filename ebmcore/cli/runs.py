@@ -15,7 +15,8 @@ import yaml
 from torch import nn
 
 from ebmcore import host
-from ebmcore.cli.options import PARTS, REQUIRED, Config, create, fitting_energies, read_config
+from ebmcore.cli.code import admit
+from ebmcore.cli.options import PARTS, REQUIRED, Config, components, create, fitting_energies, read_config
 from ebmcore.errors import AmbiguousComponentError, CheckpointError, EbmcoreError, MissingCapabilityError, UsageError
 from ebmcore.training import (
     BaseObserver,
@@ -105,6 +106,12 @@ def load_run(run: Path) -> tuple[Config, Parts, int]:
             f"{checkpoint} holds parameters that are NaN or infinite: start the run again with another --out"
         )
     return config, parts, int(info["step"])
+
+
+def admit_code(run: Path, *, allowed: bool) -> None:
+    """Register a user's own classes among the parts of a run, if that is allowed; see `ebmcore.cli.code`."""
+    config = run_config(run)
+    admit(components({part: config.get(part) for part in (*REQUIRED, "sampler")}), allowed=allowed)
 
 
 def check_plugins(run: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebmcore.cli import printable
+from ebmcore.cli.code import FLAG, HELP
 from ebmcore.cli.listing import Parser
 from ebmcore.errors import UsageError
 
@@ -31,6 +32,7 @@ def sample(arguments: Sequence[str]) -> None:
     parser.add_argument("--steps", type=int, default=1000, help="transitions of each chain (1000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the chains (0)")
     parser.add_argument("--out", type=Path, required=True, help="a .png file, or .npy for the array (N, *shape)")
+    parser.add_argument(FLAG, action="store_true", help=HELP)
     options, rest = parser.parse_known_args(arguments)
     unknown = [flag for flag in rest if flag.startswith("--") and not flag.startswith(("--sampler", "--config"))]
     if unknown:
@@ -43,7 +45,7 @@ def sample(arguments: Sequence[str]) -> None:
 
     require_train_extra()
     from ebmcore.cli.options import create, parse
-    from ebmcore.cli.runs import load_run
+    from ebmcore.cli.runs import admit_code, load_run
     from ebmcore.training import check_compatible, stream_generator
     from ebmcore.training.directory import writing
     from ebmcore.training.numbers import BOUNDS, Bounds, refusing_sizes
@@ -51,7 +53,8 @@ def sample(arguments: Sequence[str]) -> None:
     Bounds(1).check("-n", options.n)
     BOUNDS["steps"].check("--steps", options.steps)
     BOUNDS["seed"].check("--seed", options.seed)
-    asked = parse(prog, rest, parts=("sampler",)) if rest else {}
+    asked = parse(prog, [*rest, *([FLAG] if options.allow_code else [])], parts=("sampler",)) if rest else {}
+    admit_code(options.run, allowed=options.allow_code)
     _, parts, _ = load_run(options.run)
     sampler = create(asked, "sampler") if asked else parts.sampler
     if sampler is None:

@@ -60,17 +60,29 @@ def warn_of_other_versions(info: Mapping[str, Any], where: Path) -> None:
 
 
 def check_same(info: Mapping[str, Any], components: Mapping[str, object], where: Path) -> None:
-    """Raise `CheckpointError` if a run is resumed with another component than it was started with."""
+    """Raise `CheckpointError` if a run is resumed with another component than it was started with.
+
+    Warn where the file of a user's own class has changed.
+    """
     for kind, part in components.items():
-        then, now = recorded_id(info, kind, where), host.provenance(part)["id"] if part is not None else None
-        if then and now and then != now:
-            raise CheckpointError(f"{where} was written with the {kind} {then}, not with {now}: resume with that one")
+        then, now = _recorded_origin(info, kind, where), host.provenance(part) if part is not None else {}
+        if then.get("id") and now.get("id") and then["id"] != now["id"]:
+            raise CheckpointError(
+                f"{where} was written with the {kind} {then['id']}, not with {now['id']}: resume with that one"
+            )
+        if then.get("sha256") != now.get("sha256") and then.get("id") and now.get("id"):
+            text = f"{where} was written with another version of the file of {now['id']}: results may differ"
+            warnings.warn(text, UserWarning, stacklevel=2)
 
 
 def recorded_id(info: Mapping[str, Any], kind: str, where: Path) -> str | None:
     """Return the canonical id of the component of that kind which a checkpoint was written with, if it had one."""
-    found: str | None = next((one["id"] for of, one in _recorded(info, where) if of == kind), None)
+    found: str | None = _recorded_origin(info, kind, where).get("id")
     return found
+
+
+def _recorded_origin(info: Mapping[str, Any], kind: str, where: Path) -> Mapping[str, Any]:
+    return next((one for of, one in _recorded(info, where) if of == kind), {})
 
 
 def _versions(info: Mapping[str, Any], where: Path) -> list[tuple[str, str, str | None]]:
