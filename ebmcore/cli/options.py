@@ -317,6 +317,8 @@ def _parser(prog: str, names: dict[str, str], parts: Sequence[str], *, for_help:
         parser.add_argument(
             "--resume", metavar="RUN", help="resume the run in that directory; auto: the one in --out, if any"
         )
+        text = "start a new run from the weights and chains of that one"
+        parser.add_argument("--from", type=str | None, metavar="RUN", help=text)
         parser.add_argument("--recipe", metavar="NAME", help="start from that configuration; all other options override it")
     for part in parts:
         kind, given = PARTS[part]

@@ -19,7 +19,7 @@ def train(arguments: Sequence[str]) -> None:
     require_train_extra()
     from ebmcore.cli.options import PARTS, create, create_metrics
     from ebmcore.cli.runs import CONFIG, SavedConfig, build, check_plugins, evaluation, measure, measuring, run_config
-    from ebmcore.training import BaseObserver, fit
+    from ebmcore.training import BaseObserver, fit, latest_checkpoint, start_from
     from ebmcore.training.numbers import refusing_sizes
 
     arguments, resume = _split_off_resume(arguments)
@@ -35,12 +35,14 @@ def train(arguments: Sequence[str]) -> None:
         config = _resumed_config(run, arguments)
     with refusing_sizes():
         parts = build(config)
+    if config["from"] is not None and not (resuming and latest_checkpoint(run / "checkpoints")):
+        start_from(parts.loss, config["from"])
     metrics = create_metrics(config)  # a wrong option raises before training, not after it
     if config["measure_every"] is not None and not metrics:
         raise UsageError("--measure_every needs a metric: name it with --metric NAME")
     if resuming and metrics:
         evaluation(run)  # likewise
-    options = {name: value for name, value in config.items() if name not in PARTS or name == "optimizer"}
+    options = {name: value for name, value in config.items() if name not in {*PARTS, "from"} or name == "optimizer"}
     observers: list[BaseObserver] = [SavedConfig()]
     if "observer" in config:
         observers.append(create(config, "observer"))

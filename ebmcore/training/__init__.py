@@ -9,6 +9,7 @@ from ebmcore.training.fit import FitResult, fit
 from ebmcore.training.observers import BaseObserver
 from ebmcore.training.origins import check_installed, warn_of_other_versions
 from ebmcore.training.run import Run
+from ebmcore.training.start import start_from
 
 __all__ = [
     "BaseObserver",
@@ -21,6 +22,7 @@ __all__ = [
     "latest_checkpoint",
     "read_checkpoint",
     "read_info",
+    "start_from",
     "stream_generator",
     "stream_seed",
     "warn_of_other_versions",

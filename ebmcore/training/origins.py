@@ -49,9 +49,9 @@ def check_installed(info: Mapping[str, Any], where: Path) -> None:
 
 
 def warn_of_other_versions(info: Mapping[str, Any], where: Path) -> None:
-    """Warn of each distribution that has another version than when a checkpoint was written."""
+    """Warn of each installed distribution that has another version than when a checkpoint was written."""
     for distribution, then, now in _versions(info, where):
-        if now != then:
+        if now not in (then, None):
             warnings.warn(
                 f"{where} was written with {distribution} {then}, but {now} is installed: results may differ",
                 UserWarning,

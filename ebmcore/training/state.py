@@ -100,14 +100,7 @@ class TrainingState:
         if bool(groups["average"]) != (self.average is not None):
             kept = "keeps a" if groups["average"] else "keeps no"
             raise CheckpointError(f"{path} {kept} moving average of the parameters: resume with the ema_decay of its run")
-        own_kinds = {name: _kind(tensor) for name, tensor in self.tensors().items()}
-        counts = (".chains.id", ".chains.age")  # of chains, which a new loss has none of yet
-        own_kinds |= {name: (False, False, torch.int64) for name in flat if name.endswith(counts)}
-        other = [name for name, tensor in flat.items() if own_kinds.get(name, _kind(tensor)) != _kind(tensor)]
-        other += [name for name, tensor in flat.items() if name.endswith(counts) and tensor.ndim != 1]
-        if other:
-            found = flat[other[0]]
-            raise CheckpointError(f"{path} holds {other[0]} as {found.dtype} {tuple(found.shape)}: it is not of this run")
+        check_kinds(flat, self.tensors(), path)
         try:
             held = dict(self.loss.named_parameters()) | dict(self.loss.named_buffers())
             self.loss.load_state_dict({name: like(t, held.get(name)) for name, t in groups["loss"].items()})
@@ -155,6 +148,18 @@ class TrainingState:
         if changed:
             raise CheckpointError(f"{path} changes {min(changed)} of the optimizer, which does not change in this run")
         return changes
+
+
+def check_kinds(flat: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
+    """Raise `CheckpointError` if a checkpoint holds another kind of number under a name than the run has there."""
+    own_kinds = {name: _kind(tensor) for name, tensor in own.items()}
+    counts = (".chains.id", ".chains.age")  # of chains, which a new loss has none of yet
+    own_kinds |= {name: (False, False, torch.int64) for name in flat if name.endswith(counts)}
+    other = [name for name, tensor in flat.items() if own_kinds.get(name, _kind(tensor)) != _kind(tensor)]
+    other += [name for name, tensor in flat.items() if name.endswith(counts) and tensor.ndim != 1]
+    if other:
+        found = flat[other[0]]
+        raise CheckpointError(f"{path} holds {other[0]} as {found.dtype} {tuple(found.shape)}: it is not of this run")
 
 
 def _kind(tensor: Tensor) -> tuple[bool, bool, torch.dtype | None]:

@@ -42,6 +42,7 @@ ROADS = {
     "auto": f"train {OPTIONS} --steps 5 --out run --resume auto",
     "evaluate": "evaluate run --metric exact-ll",
     "sample": "sample run --out a.npy -n 2 --steps 1",
+    "from": f"train {OPTIONS} --steps 1 --from run --out new",
 }
 
 # What each road takes from the run; whatever becomes of the rest does not concern it.
@@ -51,6 +52,7 @@ TAKES = {
     "auto": CHECKPOINT | {"metrics.csv", "evaluation.json", ".lock", "tensorboard"},
     "evaluate": CHECKPOINT | {"evaluation.json"},
     "sample": CHECKPOINT,
+    "from": CHECKPOINT - {"config.yaml"},
 }
 FILES = [
     "config.yaml", "metrics.csv", "evaluation.json", ".lock", "tensorboard/events", f"{OLD}/checkpoint.json", f"{OLD}/{SHARD}",
@@ -250,7 +252,7 @@ REPLACEMENTS = [
 
 def roads_for(place):
     """The roads that take a file or directory, and one that does not."""
-    return ["resume", "evaluate", "sample"] if place in TAKES["evaluate"] else ["resume", "sample"]
+    return ["resume", "evaluate", "sample", "from"] if place in TAKES["evaluate"] else ["resume", "sample"]
 
 
 @pytest.mark.parametrize("place", [*FILES, *DIRECTORIES])
@@ -357,7 +359,7 @@ def test_added_file_is_refused(case, name, make):
 @pytest.mark.parametrize("make", ["directory", "link", "copy", "file"])
 def test_added_checkpoint_is_not_read(case, name, make):
     """A directory beside the checkpoints of a run is refused where it would be the last one, or has no checkpoint's name."""
-    for road in ("resume", "sample"):
+    for road in ("resume", "sample", "from"):
         case.renew()
         path = case.run / "checkpoints" / name
         if make == "directory":
@@ -585,7 +587,8 @@ def test_weights_of_another_kind_are_refused(case, dtype):
     tensors = load_file(case.run / LAST / SHARD)
     save_file(tensors | {WEIGHT: tensors[WEIGHT].to(dtype)}, case.run / LAST / SHARD)
     forge(case.run / LAST)
-    assert case.command("resume") == 2
+    for road in ("resume", "from"):
+        assert case.command(road) == 2, road
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1e38])
@@ -638,6 +641,7 @@ def test_other_tensors_are_refused(case, name, change):
     save_file(tensors, case.run / LAST / SHARD)
     forge(case.run / LAST)
     assert case.command("evaluate") == (2 if name == WEIGHT else 0)
+    assert case.command("from") == (2 if name.startswith("loss.") else 0)
     assert case.command("resume") == 2
 
 
@@ -675,7 +679,7 @@ def test_checkpoint_of_another_run_is_refused(case, option):
     assert main(other.split()) == 0
     shutil.move("other/checkpoints/step-00000006", case.run / "checkpoints")
     shutil.rmtree("other")
-    for road in ROADS:
+    for road in ROADS.keys() - {"from"}:  # a new run may have other options
         assert case.command(road) == 2, road
 
 
