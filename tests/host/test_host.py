@@ -321,7 +321,7 @@ def test_unknown_distribution_is_not_advised(plugin, name):
     """No name that a user or a stranger made up draws the advice to install a package of that name."""
     with pytest.raises(UnknownComponentError, match=f"no installed plugin provides the loss '{name}'") as error:
         manager(plugin("test-plugin-a", GOOD)).find("loss", name)
-    assert f"pip install {name.partition(':')[0]}" not in str(error.value)
+    assert ": pip install" not in str(error.value)  # a close name that is known may be offered
 
 
 def test_a_close_first_party_name_is_offered_with_its_distribution(plugin):
