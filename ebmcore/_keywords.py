@@ -19,6 +19,18 @@ def accepted_keywords(function: Callable[..., Any]) -> list[str] | None:
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "self"]
 
 
+def constructor_keywords(cls: type[Any]) -> dict[str, inspect.Parameter]:
+    """Keywords that a constructor takes, those included that its ``**kwargs`` hand on to the one above it."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(vars(base)["__init__"]).parameters
+            found = {**parameters, **found}
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                break
+    return {name: p for name, p in found.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name != "self"}
+
+
 def reject_unknown(owner: str, function: Callable[..., Any], given: Iterable[str]) -> None:
     """Raise `UnknownKeywordError` if ``given`` holds a name that ``function`` does not take."""
     accepted = accepted_keywords(function)

@@ -12,6 +12,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     from ebmcore.training.preparation import require_train_extra
 
     require_train_extra()
+    from ebmcore.cli.code import split_off_flag
     from ebmcore.cli.options import parse
     from ebmcore.cli.runs import measure
     from ebmcore.training import load_run
@@ -27,7 +28,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     asked = parse(prog, rest, parts=("metric",))
     if "metric" not in asked:
         raise UsageError(f"name a metric: {prog} {run} --metric NAME (see 'ebmcore list metric')")
-    trained = load_run(run, checkpoint=asked.get("checkpoint"))
+    trained = load_run(run, checkpoint=asked.get("checkpoint"), allow_code=split_off_flag(rest)[1])
     metrics = create_metrics(asked)
     with refusing_sizes():
         measure(trained.config, metrics, trained, trained.directory, trained.step)

@@ -7,16 +7,14 @@ from pathlib import Path
 
 from ebmcore.cli import printable
 from ebmcore.cli.listing import Parser
-from ebmcore.cli.sample import add_checkpoint
+from ebmcore.cli.sample import add_run_options
 
 
 def export(arguments: Sequence[str]) -> None:
     """Write the energy of a run as a ``state_dict()``, a torch program, or a directory with a model card."""
-    parser = Parser(
-        "ebmcore export", description="Write the trained energy of a run for other programs.", allow_abbrev=False
-    )
+    parser = Parser("ebmcore export", description="Write the trained energy of a run for other programs.")
     parser.add_argument("run", type=Path, metavar="RUN", help="directory of the run")
-    add_checkpoint(parser)
+    add_run_options(parser)
     parser.add_argument(
         "--out",
         type=Path,
@@ -30,6 +28,6 @@ def export(arguments: Sequence[str]) -> None:
     from ebmcore.training import load_run
     from ebmcore.training.pretrained import export as write
 
-    run = load_run(options.run, checkpoint=options.checkpoint)
+    run = load_run(options.run, checkpoint=options.checkpoint, allow_code=options.allow_code)
     write(run, options.out)
     print(printable(f"the energy of step {run.step} in {options.out}"))

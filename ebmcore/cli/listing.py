@@ -17,7 +17,10 @@ from ebmcore.host.report import State
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises wrong usage as a `UsageError`, which is reported in one line like any other."""
+    """Raises wrong usage as a `UsageError`, which is reported in one line like any other; takes no abbreviated option."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see '{self.prog} --help'")

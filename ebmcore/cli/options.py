@@ -6,6 +6,8 @@ The optimizers of ``torch.optim`` are named in the same way: ``--optimizer adamw
 ``--metric`` may be given several times, and ``--metric.OPTION`` belongs to the metric named before it; in a file they are a list.
 A schedule is the same text in both: ``--schedules.sampler.step_size "cosine(0.1, 0.01)"`` on the command line is
 ``schedules: {sampler.step_size: "cosine(0.1, 0.01)"}`` in a file.
+In place of a component's name, a user's own class has its place, ``model.py:MyEnergy`` (`ebmcore.cli.code`), and a data set the
+file that it reads (`ebmcore.cli.files`).
 """
 
 from __future__ import annotations
@@ -22,9 +24,12 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from ebmcore import host
+from ebmcore._keywords import constructor_keywords
+from ebmcore.cli import code
+from ebmcore.cli.files import name_reader, reader
 from ebmcore.errors import EbmcoreError, UsageError
 from ebmcore.training import fit
-from ebmcore.training.configuration import PARTS, Config, read_config
+from ebmcore.training.configuration import PARTS, Config, admit, components, read_config
 from ebmcore.training.documents import check_text
 from ebmcore.training.numbers import check_magnitudes, check_numbers
 from ebmcore.training.optimizers import OPTIMIZERS, optimizer_class
@@ -33,7 +38,17 @@ from ebmcore.training.schedules import SCHEDULES
 # No value names code: for a parameter of a class, a function or a module jsonargparse would import what the value says.
 set_parsing_settings(import_path_denylist=["*"])
 
-_NOT_OPTIONS: set[str | int] = {"loss", "data", "resume", "observers", "optimizer", "measure", "schedules", "config"}
+_NOT_OPTIONS: set[str | int] = {
+    "loss",
+    "data",
+    "weights",
+    "resume",
+    "observers",
+    "optimizer",
+    "measure",
+    "schedules",
+    "config",
+}
 
 
 def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(PARTS), base: Config | None = None) -> Config:
@@ -44,14 +59,20 @@ def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(P
     Raises:
         UsageError: For an unknown name or option or a value of the wrong type, in one line.
     """
+    arguments, allowed = code.split_off_flag(arguments)
     arguments, loaded = _split_off_files(_spelled_out(arguments))
     arguments, schedules = _split_off_schedules(arguments)
     _check_arguments(arguments)
     sources = [_named_parts(config) for config in (base or {}, *loaded, {"schedules": schedules} if schedules else {})]
     known = [metrics for source in sources if (metrics := source.pop("metric", None))][-1:]
-    normal, metrics = _split_off_metrics(_name_parts(arguments, parts), known[0] if known else [])
-    named = _names_in(normal, parts)
-    energy = named.get("energy") or _merge(*sources).get("energy", {}).get("name")
+    arguments = name_reader(_name_parts(arguments, parts))
+    normal, metrics = _split_off_metrics(arguments, known[0] if known else [])
+    written = _names_in(arguments, parts)
+    named = {part: name for part, name in written if part != "metric"}
+    chosen = _merge(*sources) | {part: {"name": name} for part, name in named.items()}
+    chosen["metric"] = [options for options, _ in metrics]
+    admit(components(chosen), given=[(PARTS[part][0], name) for part, name in written], allowed=allowed)
+    energy = chosen.get("energy", {}).get("name")
     if base is None and "loss" in parts:
         recommended = getattr(host.load("energy", energy), "training_defaults", {}) if energy else {}
         sources = [_named_parts(recommended), *sources]
@@ -73,7 +94,8 @@ def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(P
     if metrics:  # for the help
         names["metric"] = metrics[0][0]["name"]
     config = _parsed(prog, names, parts, merged, normal)
-    config.pop("resume", None)  # in the parser for its help alone
+    for option in ("resume", "allow_code"):  # in the parser for their help alone
+        config.pop(option, None)
     config = {key: value for key, value in config.items() if not (key in PARTS and not value.get("name"))}
     config.pop("metric", None)
     if "loss" in parts:
@@ -224,11 +246,14 @@ def _split_off_metrics(arguments: Sequence[str], known: list[Config]) -> tuple[l
 def _parser(prog: str, names: dict[str, str], parts: Sequence[str], *, for_help: bool) -> ArgumentParser:
     parser = ArgumentParser(prog=prog, exit_on_error=False, description=__doc__, print_config=None, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with these options; the command line overrides it")
+    parser.add_argument(code.FLAG, action="store_true", help=code.HELP)
     training = "loss" in parts
     if training:
         parser.add_argument(
             "--resume", metavar="RUN", help="resume the run in that directory; auto: the one in --out, if any"
         )
+        text = "start a new run from the weights and chains of that one"
+        parser.add_argument("--from", type=str | None, metavar="RUN", help=text)
         parser.add_argument("--recipe", metavar="NAME", help="start from that configuration; all other options override it")
     if tuple(parts) == ("metric",):
         parser.add_argument("--checkpoint", type=int | None, metavar="STEP", help="step of the checkpoint (the last one)")
@@ -239,8 +264,11 @@ def _parser(prog: str, names: dict[str, str], parts: Sequence[str], *, for_help:
         parser.add_argument(f"--{part}.name", type=str, metavar="NAME", help=f"the {kind}; also --{part} NAME{shown}")
         if part in names:
             cls = optimizer_class(names[part]) if part == "optimizer" else host.load(kind, names[part])
-            parser.add_class_arguments(cls, part, skip=given, sub_configs=False, as_group=True)
+            added = parser.add_class_arguments(cls, part, skip=given, sub_configs=False, as_group=True, fail_untyped=False)
+            mandatory = {f"{part}.{name}" for name, p in constructor_keywords(cls).items() if p.default is p.empty}
             for action in parser._actions:
+                if action.dest in mandatory.intersection(added):  # one without a type would be None where it is not given
+                    action.required = True
                 if action.option_strings == [f"--{part}"]:  # it would take a file; here it takes a name
                     action.help = argparse.SUPPRESS
     if training:
@@ -287,14 +315,16 @@ def _name_parts(arguments: Sequence[str], parts: Sequence[str]) -> list[str]:
     return [f"{flag}.name{sign}{value}" if flag in flags else f"{flag}{sign}{value}" for flag, sign, value in pieces]
 
 
-def _names_in(arguments: Sequence[str], parts: Sequence[str]) -> dict[str, str]:
-    names = {}
+def _names_in(arguments: Sequence[str], parts: Sequence[str]) -> list[tuple[str, str]]:
+    """Part and name of each component that is named, a part as often as it is."""
+    names = []
     for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
         flag, sign, value = argument.partition("=")
         part = flag.removeprefix("--").removesuffix(".name")
         if part in parts and flag.endswith(".name"):
-            names[part] = value if sign else following
-            if not names[part] or names[part].startswith("-"):
+            name = value if sign else following
+            names.append((part, name))
+            if not name or name.startswith("-"):
                 where = ", ".join(OPTIMIZERS) if part == "optimizer" else f"see 'ebmcore list {PARTS[part][0]}'"
                 raise UsageError(f"--{part} needs the name of a component of the kind {PARTS[part][0]}: {where}")
     return names
@@ -319,7 +349,10 @@ def _named(part: str, value: Any) -> Config:
     name = value.get("name", part) if isinstance(value, dict) else value
     if not isinstance(name, str) or not name:
         raise UsageError(f"the configuration's {part!r} must be a name, or a mapping with one under 'name'; got {value!r}")
-    return {"name": value} if isinstance(value, str) else value
+    if isinstance(value, dict):
+        return value
+    file = reader(value) if part == "data" else None
+    return {"name": value} if file is None else {"name": file, "path": value}
 
 
 def _merge(*configs: Config) -> Config:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebmcore.cli import printable
+from ebmcore.cli.code import FLAG, HELP
 from ebmcore.cli.listing import Parser
 from ebmcore.errors import UsageError
 
@@ -27,13 +28,12 @@ def sample(arguments: Sequence[str]) -> None:
         prog,
         description="Draw samples from a trained energy and picture them.",
         epilog="--sampler NAME [--sampler.OPTION ...]: another sampler than the run's, or one for a run that has none",
-        allow_abbrev=False,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="directory of the run")
     parser.add_argument("-n", type=int, default=64, metavar="N", help="number of samples (64)")
     parser.add_argument("--steps", type=int, default=1000, help="transitions of each chain (1000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the chains (0)")
-    add_checkpoint(parser)
+    add_run_options(parser)
     parser.add_argument(
         "--condition", type=labels, metavar="LABELS", help="labels that the samples take in turn, e.g. 3 or 0,1,2"
     )
@@ -41,6 +41,9 @@ def sample(arguments: Sequence[str]) -> None:
         "--out", type=Path, required=True, help="a .png file; or .npy, .npz or .safetensors for the array (N, *shape)"
     )
     options, rest = parser.parse_known_args(arguments)
+    unknown = [flag for flag in rest if flag.startswith("--") and not flag.startswith(("--sampler", "--config"))]
+    if unknown:
+        parser.error(f"unrecognized arguments: {unknown[0]}")
     from ebmcore.training.preparation import require_train_extra
 
     require_train_extra()
@@ -53,8 +56,8 @@ def sample(arguments: Sequence[str]) -> None:
     if options.out.suffix not in (PICTURE, *WRITERS):
         raise UsageError(f"--out must end in {', '.join((PICTURE, *WRITERS))}, got {options.out}")
     refuse_existing(options.out)
-    asked = parse(prog, rest, parts=("sampler",)) if rest else {}
-    run = load_run(options.run, checkpoint=options.checkpoint)
+    asked = parse(prog, [*rest, *([FLAG] if options.allow_code else [])], parts=("sampler",)) if rest else {}
+    run = load_run(options.run, checkpoint=options.checkpoint, allow_code=options.allow_code)
     if run.sampler is None and not asked:
         raise UsageError(f"{options.run} was trained without a sampler: name one, '{prog} {options.run} --sampler NAME'")
     sampler = create(asked, "sampler") if asked else None
@@ -70,9 +73,10 @@ def sample(arguments: Sequence[str]) -> None:
     print(printable(f"{options.n} samples in {options.out}"))
 
 
-def add_checkpoint(parser: Any) -> None:
-    """Add the option that chooses a checkpoint of the run."""
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of commands that use a trained run."""
     parser.add_argument("--checkpoint", type=int, metavar="STEP", help="step of the checkpoint (the last one)")
+    parser.add_argument(FLAG, action="store_true", help=HELP)
 
 
 def labels(text: str) -> list[float]:

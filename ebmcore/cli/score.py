@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ebmcore.cli import printable
 from ebmcore.cli.listing import Parser
-from ebmcore.cli.sample import add_checkpoint, labels, refuse_existing
+from ebmcore.cli.sample import add_run_options, labels, refuse_existing
 from ebmcore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ def score(arguments: Sequence[str]) -> None:
     parser = Parser(
         "ebmcore score",
         description="Compute the log-density -E(x) of examples, without the normaliser, which is the same for all of them.",
-        allow_abbrev=False,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="directory of the run")
     parser.add_argument(
@@ -31,7 +30,7 @@ def score(arguments: Sequence[str]) -> None:
         metavar="FILE",
         help="examples (N, *shape): .npy, .npz or .safetensors, or a file that the data set of the run reads",
     )
-    add_checkpoint(parser)
+    add_run_options(parser)
     parser.add_argument("--condition", type=labels, metavar="LABELS", help="label of all examples, or one for each: 0,1,2")
     parser.add_argument("--out", type=Path, required=True, help="a .csv file with the columns row and score")
     options = parser.parse_args(arguments)
@@ -44,7 +43,7 @@ def score(arguments: Sequence[str]) -> None:
     from ebmcore.training import load_run
     from ebmcore.training.directory import write_text
 
-    run = load_run(options.run, checkpoint=options.checkpoint)
+    run = load_run(options.run, checkpoint=options.checkpoint, allow_code=options.allow_code)
     x, stored = _examples(run, options.file)
     scores = run.score(x, stored if options.condition is None else options.condition).tolist()
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ def train(arguments: Sequence[str]) -> None:
 
     require_train_extra()
     from ebmcore.cli.runs import SavedConfig, measure, measuring
-    from ebmcore.training import BaseObserver, fit
+    from ebmcore.training import BaseObserver, fit, latest_checkpoint, start_from
     from ebmcore.training.configuration import PARTS, create, create_metrics
     from ebmcore.training.numbers import refusing_sizes
     from ebmcore.training.runs import CONFIG, build, check_plugins, evaluation, run_config
@@ -36,12 +36,14 @@ def train(arguments: Sequence[str]) -> None:
         config = _resumed_config(run, arguments)
     with refusing_sizes():
         parts = build(config)
+    if config["from"] is not None and not (resuming and latest_checkpoint(run / "checkpoints")):
+        start_from(parts.loss, config["from"])
     metrics = create_metrics(config)  # a wrong option raises before training, not after it
     if config["measure_every"] is not None and not metrics:
         raise UsageError("--measure_every needs a metric: name it with --metric NAME")
     if resuming and metrics:
         evaluation(run)  # likewise
-    options = {name: value for name, value in config.items() if name not in PARTS or name == "optimizer"}
+    options = {name: value for name, value in config.items() if name not in {*PARTS, "from"} or name == "optimizer"}
     observers: list[BaseObserver] = [SavedConfig()]
     if "observer" in config:
         observers.append(create(config, "observer"))
@@ -100,7 +102,7 @@ _EXAMPLE = (
 
 
 def _split_off_resume(arguments: Sequence[str]) -> tuple[list[str], str | None]:
-    parser = Parser(_PROG, add_help=False, allow_abbrev=False)
+    parser = Parser(_PROG, add_help=False)
     parser.add_argument("--resume")
     options, rest = parser.parse_known_args(list(arguments))
     return rest, options.resume

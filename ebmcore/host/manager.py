@@ -19,7 +19,7 @@ from ebmcore.host.discovery import discover, forget, names_in_source
 from ebmcore.host.isolation import preserve_global_state
 from ebmcore.host.kinds import Target, check_target, load_target
 from ebmcore.host.registration import call_hooks
-from ebmcore.host.registry import SESSION, Component, Registry, known_plugins
+from ebmcore.host.registry import SESSION, Component, OwnClass, Registry, known_plugins
 from ebmcore.host.report import PluginReport, State
 from ebmcore.host.settings import Settings
 
@@ -44,6 +44,7 @@ class PluginManager:
         self._strict = False
         self._complete = False  # whether every available plugin was imported
         self._importing = threading.local()  # its ``plugin`` is the one that this thread is importing
+        self._own: dict[tuple[str, str], OwnClass] = {}
         self._loaded: dict[Component, Any] = {}
         self._broken: dict[Component, BaseException] = {}
         self.rescan(installed, environ)
@@ -88,7 +89,7 @@ class PluginManager:
         """See `ebmcore.host.find`. A name that a broken plugin should provide raises that plugin's failure."""
         registry = self._complete_registry()
         try:
-            return registry.find(kind, name)
+            return self._own.get((kind, name)) or registry.find(kind, name)
         except UnknownComponentError as unknown:
             report = self._broken_provider(kind, name)
             if report is None:
@@ -126,9 +127,8 @@ class PluginManager:
         path = f"{cls.__module__}:{cls.__qualname__}"
         found = next((c for c, loaded in list(self._loaded.items()) if loaded is cls), None)
         found = found or next((c for c in self.components() if c.import_path == path), None)
-        if found is None:
-            return {"class": path, "id": None, "distribution": None, "version": None}
-        return {"class": path, "id": found.id, "distribution": found.distribution, "version": found.version}
+        origin = found.origin if found else {"id": None, "distribution": None, "version": None}
+        return {"class": path, **origin}
 
     def register(self, kind: str, name: str, target: Target) -> None:
         """See `ebmcore.host.register`."""
@@ -138,6 +138,10 @@ class PluginManager:
             check_target(kind, target)
         self._registry.add([component])
         self._forget_loaded(lambda c: (c.kind, c.id) == (kind, component.id))  # a module may have changed behind its name
+
+    def add_own(self, component: OwnClass) -> None:
+        """Let `find` know a user's own class by its id; it is not listed, as nobody installed it."""
+        self._own[component.kind, component.id] = component
 
     @contextmanager
     def temporary(self, plugin: object, distribution: str) -> Iterator[list[Component]]:

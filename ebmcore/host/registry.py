@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Protocol
 
 from ebmcore.errors import AmbiguousComponentError, UnknownComponentError
@@ -17,11 +18,19 @@ from ebmcore.host.kinds import KINDS, Target, check_form, check_kind
 SESSION = "session"  # takes the place of the distribution in the ids of components that are registered by hand
 
 
-@functools.cache
 def known_plugins() -> dict[tuple[str, str], str]:
     """The distribution that provides each known kind and name, installed or not. Used only to advise what to install."""
-    text = (files("ebmcore.host") / "known-plugins.toml").read_text(encoding="utf-8")
-    return {(kind, name): plugin for kind, names in tomllib.loads(text).items() for name, plugin in names.items()}
+    return {(kind, name): plugin for kind in KINDS for name, plugin in _known().get(kind, {}).items()}
+
+
+def known_readers() -> dict[str, str]:
+    """The distribution that reads files of each known suffix; of a directory, the suffix is empty."""
+    return _known()["reads"]
+
+
+@functools.cache
+def _known() -> dict[str, dict[str, str]]:
+    return tomllib.loads((files("ebmcore.host") / "known-plugins.toml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,21 @@ class Component:
         if isinstance(self.target, str):
             return self.target
         return f"{self.target.__module__}:{self.target.__qualname__}"
+
+    @property
+    def origin(self) -> dict[str, str | None]:
+        """Where it comes from, for checkpoints."""
+        return {"id": self.id, "distribution": self.distribution, "version": self.version}
+
+
+class OwnClass(Component):
+    """A class in a file or module of the user: its distribution is that place, its version a digest of the file."""
+
+    @property
+    def origin(self) -> dict[str, str | None]:
+        # The file without its folder, as a run may be resumed from another one.
+        name = f"{Path(self.distribution).name}:{self.name}"
+        return {"id": name, "distribution": None, "version": None, "sha256": self.version}
 
 
 class RegisterKind(Protocol):
@@ -142,11 +166,10 @@ class Registry:
         nobody = f"no installed plugin provides the {kind} {name!r}"
         distribution, _, bare = name.rpartition(":")
         known = known_plugins()
-        if distribution in {SESSION, *(c.distribution for c in self.components())}:
-            distribution = ""
-        distribution = distribution or known.get((kind, bare), "")
-        if distribution:
-            return f"{nobody}: pip install {distribution}"
+        provider = known.get((kind, bare))
+        # A name may be a stranger's on the package index, so that none is advised but those that are known.
+        if provider and distribution in ("", provider):
+            return f"{nobody}: pip install {provider}"
         installed = [c.name for c in self.components(kind)]
         elsewhere = {n: plugin for (k, n), plugin in known.items() if k == kind and n not in installed}
         close = difflib.get_close_matches(bare, [*installed, *elsewhere], n=3)

@@ -169,7 +169,9 @@ def table(report: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the check and write its report; return 1 if something failed."""
-    parser = argparse.ArgumentParser("python -m ebmcore.testing.gpu", description="Check this machine's accelerator.")
+    parser = argparse.ArgumentParser(
+        "python -m ebmcore.testing.gpu", description="Check this machine's accelerator.", allow_abbrev=False
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("gpu-check"), help="where gpu.json and gpu.md go (default: gpu-check)"
     )

@@ -12,6 +12,7 @@ from ebmcore.training.origins import check_installed, warn_of_other_versions
 from ebmcore.training.pretrained import from_pretrained
 from ebmcore.training.run import Run, flat_config
 from ebmcore.training.runs import TrainedRun, load_run
+from ebmcore.training.start import start_from
 from ebmcore.training.stopping import InterruptedRun
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "load_run",
     "read_checkpoint",
     "read_info",
+    "start_from",
     "stream_generator",
     "stream_seed",
     "warn_of_other_versions",

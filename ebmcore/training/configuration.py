@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from ebmcore import host
+from ebmcore._keywords import constructor_keywords
 from ebmcore.energies import supports
 from ebmcore.errors import EbmcoreError, MissingCapabilityError, UsageError
+from ebmcore.host.code import is_code, register_class, what_runs
 from ebmcore.training.documents import read_yaml
 from ebmcore.training.numbers import refusing_sizes
 
@@ -24,15 +27,24 @@ PARTS: dict[str, tuple[str, set[str | int]]] = {
     "optimizer": ("optimizer", {"params", "lr"}),
 }
 REQUIRED = ("data", "energy", "loss")
-_COMMAND_LINE_ONLY = ("config", "recipe", "resume")
+_COMMAND_LINE_ONLY = ("config", "recipe", "resume", "allow-code")
+
+KindAndName = tuple[str, str]
 
 
 def create(config: Config, part: str, **given: Any) -> Any:
     """The component of one part of a run, made with its options.
 
+    Args:
+        config: The configuration.
+        part: The part, such as ``"energy"``.
+        given: What the run passes to its constructor; ``shape`` only where it takes one.
+
     Raises:
         UsageError: If its constructor refuses a value.
     """
+    if "shape" in given and "shape" not in constructor_keywords(host.load(PARTS[part][0], config[part]["name"])):
+        del given["shape"]
     return _create(PARTS[part][0], config[part], **given)
 
 
@@ -67,6 +79,38 @@ def fitting_energies(error: MissingCapabilityError) -> str:
         except EbmcoreError:  # a broken plugin offers nothing
             continue
     return f"Energies that have it: {', '.join(fitting)}." if fitting else "No installed energy has it."
+
+
+def components(config: Config) -> list[KindAndName]:
+    """Kind and name of each component of a configuration; an optimizer is torch's."""
+    named = [(part, config.get(part)) for part in PARTS if part not in ("metric", "optimizer")]
+    named += [("metric", metric) for metric in config.get("metric", [])]
+    return [(PARTS[part][0], one["name"]) for part, one in named if isinstance(one, dict) and "name" in one]
+
+
+def admit(names: Collection[KindAndName], *, given: Collection[KindAndName] = (), allowed: bool) -> None:
+    """Register the user's own classes among the components of a run, by which their files and modules are run.
+
+    Code comes from code, never from data: a name on the command line is run, and one from a file of options or from a run's
+    ``config.yaml`` only with leave (``--allow-code``).
+
+    Args:
+        names: Kind and name of each component.
+        given: Those of them that the command line names.
+        allowed: Whether the others may be run too.
+
+    Raises:
+        UsageError: If one may not be run, before any is; or if it cannot be.
+    """
+    own = [(kind, name) for kind, name in names if is_code(name)]
+    for kind, name in own:
+        if not allowed and (kind, name) not in given:
+            raise UsageError(
+                f"the configuration names the {kind} {name}, for which {what_runs(name)} would be run: add "
+                "--allow-code (in Python allow_code=True) if you trust it"
+            )
+    for kind, name in own:
+        register_class(kind, name)
 
 
 def read_config(path: Path) -> Config:

@@ -67,7 +67,7 @@ BOUNDS = {
     "checkpoint_every": Bounds(1),
     "measure_every": Bounds(1, optional=True),
     "seed": Bounds(-INT64 - 1),
-    "num_workers": Bounds(0, 1024),
+    "num_workers": Bounds(0, 512),
     "devices": Bounds(1, 128, optional=True),  # each is a process of its own, and no machine has more
     "num_nodes": Bounds(1, 2**16, optional=True),
     "lr": Bounds(0, 1e6, whole=False, above=True),

@@ -13,6 +13,7 @@ from importlib_metadata import version
 
 from ebmcore import host
 from ebmcore.errors import CheckpointError
+from ebmcore.host.registry import known_plugins
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*")  # of a distribution or a version, nothing that a shell obeys
 
@@ -32,21 +33,25 @@ def origins(components: Mapping[str, object], observers: Sequence[object] = ()) 
 
 
 def check_installed(info: Mapping[str, Any], where: Path) -> None:
-    """Raise `CheckpointError` with the install command if a distribution that a checkpoint was written with is missing.
+    """Raise `CheckpointError` with what to install if a distribution that a checkpoint was written with is missing.
 
     Args:
         info: Result of `origins` at that time.
         where: The checkpoint, for messages.
     """
-    missing = [f"{distribution}=={then}" for distribution, then, now in _versions(info, where) if now is None]
-    if missing:
-        raise CheckpointError(f"{where} needs plugins that are not installed: pip install {' '.join(missing)}")
+    missing = {distribution: f"{distribution}=={then}" for distribution, then, now in _versions(info, where) if now is None}
+    known = [line for distribution, line in missing.items() if distribution in known_plugins().values()]
+    others = [line for line in missing.values() if line not in known]  # whose names may be a stranger's on the package index
+    advice = [f"pip install {' '.join(known)}"] if known else []
+    advice += [f"get {', '.join(others)} from who made the run"] if others else []
+    if advice:
+        raise CheckpointError(f"{where} needs plugins that are not installed: {'; '.join(advice)}")
 
 
 def warn_of_other_versions(info: Mapping[str, Any], where: Path) -> None:
-    """Warn of each distribution that has another version than when a checkpoint was written."""
+    """Warn of each installed distribution that has another version than when a checkpoint was written."""
     for distribution, then, now in _versions(info, where):
-        if now != then:
+        if now not in (then, None):
             warnings.warn(
                 f"{where} was written with {distribution} {then}, but {now} is installed: results may differ",
                 UserWarning,
@@ -55,17 +60,29 @@ def warn_of_other_versions(info: Mapping[str, Any], where: Path) -> None:
 
 
 def check_same(info: Mapping[str, Any], components: Mapping[str, object], where: Path) -> None:
-    """Raise `CheckpointError` if a run is resumed with another component than it was started with."""
+    """Raise `CheckpointError` if a run is resumed with another component than it was started with.
+
+    Warn where the file of a user's own class has changed.
+    """
     for kind, part in components.items():
-        then, now = recorded_id(info, kind, where), host.provenance(part)["id"] if part is not None else None
-        if then and now and then != now:
-            raise CheckpointError(f"{where} was written with the {kind} {then}, not with {now}: resume with that one")
+        then, now = _recorded_origin(info, kind, where), host.provenance(part) if part is not None else {}
+        if then.get("id") and now.get("id") and then["id"] != now["id"]:
+            raise CheckpointError(
+                f"{where} was written with the {kind} {then['id']}, not with {now['id']}: resume with that one"
+            )
+        if then.get("sha256") != now.get("sha256") and then.get("id") and now.get("id"):
+            text = f"{where} was written with another version of the file of {now['id']}: results may differ"
+            warnings.warn(text, UserWarning, stacklevel=2)
 
 
 def recorded_id(info: Mapping[str, Any], kind: str, where: Path) -> str | None:
     """Return the canonical id of the component of that kind which a checkpoint was written with, if it had one."""
-    found: str | None = next((one["id"] for of, one in _recorded(info, where) if of == kind), None)
+    found: str | None = _recorded_origin(info, kind, where).get("id")
     return found
+
+
+def _recorded_origin(info: Mapping[str, Any], kind: str, where: Path) -> Mapping[str, Any]:
+    return next((one for of, one in _recorded(info, where) if of == kind), {})
 
 
 def _versions(info: Mapping[str, Any], where: Path) -> list[tuple[str, str, str | None]]:

@@ -22,7 +22,7 @@ from ebmcore.errors import AmbiguousComponentError, CheckpointError, EbmcoreErro
 from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_generator, stream_seed
 from ebmcore.training.checkpoints import find_checkpoint, read_checkpoint, read_info
-from ebmcore.training.configuration import PARTS, REQUIRED, Config, create, read_config
+from ebmcore.training.configuration import PARTS, REQUIRED, Config, admit, components, create, read_config
 from ebmcore.training.data import DataSource, as_floating, check_compatible, check_values
 from ebmcore.training.directory import check_file, read_text
 from ebmcore.training.documents import MAX_JSON, load_json
@@ -276,14 +276,16 @@ class TrainedRun:
         return Normal(torch.zeros(shape))
 
 
-def load_run(path: str | os.PathLike[str], *, checkpoint: int | None = None) -> TrainedRun:
+def load_run(path: str | os.PathLike[str], *, checkpoint: int | None = None, allow_code: bool = False) -> TrainedRun:
     """Load a trained run from the directory that ``ebmcore train --out`` wrote, to sample from it or score with it.
 
-    Reading a run runs no code of it. Its data are not needed, and its plugins must be installed.
+    Reading a run runs no code, unless ``allow_code`` is given. Its data are not needed, and its plugins must be installed.
 
     Args:
         path: The run's directory.
         checkpoint: Step of the checkpoint to load; by default the last one.
+        allow_code: Whether the files and modules may be run that the run names for classes of one's own
+            (``energy: model.py:MyEnergy``).
 
     Raises:
         UsageError: If it is not the directory of a run.
@@ -306,6 +308,7 @@ def load_run(path: str | os.PathLike[str], *, checkpoint: int | None = None) -> 
     require_train_extra()
     run = Path(path)
     config = run_config(run, checkpoint)
+    admit(components({part: config.get(part) for part in (*REQUIRED, "sampler")}), allowed=allow_code)
     check_plugins(run, checkpoint)
     found = find_checkpoint(run / "checkpoints", checkpoint)
     if found is None:

@@ -158,7 +158,7 @@ class TrainingState:
 
 
 def check_kinds(flat: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
-    """Raise `CheckpointError` if a tensor of a checkpoint is of another kind than the run's own of that name."""
+    """Raise `CheckpointError` if a checkpoint holds another kind of number under a name than the run has there."""
     own_kinds = {name: _kind(tensor) for name, tensor in own.items()}
     counts = (".chains.id", ".chains.age")  # of chains, which a new loss has none of yet
     own_kinds |= {name: (False, False, torch.int64) for name in flat if name.endswith(counts)}

@@ -97,7 +97,7 @@ def test_built_in_command_cannot_be_shadowed(commands, capsys):
         ("porbe", "there is no command 'porbe'; did you mean probe or score?"),
         ("trian", "there is no command 'trian'; did you mean train?"),
         ("xyz", "the commands are train, evaluate, sample, score, export, list, plugins, show, new, doctor, check, probe"),
-        ("ebm-plugin-none:probe", "pip install ebm-plugin-none"),
+        ("ebm-plugin-none:probe", "no installed plugin provides the command 'ebm-plugin-none:probe'; did you mean probe?"),
     ],
 )
 def test_unknown_command_names_close_ones(commands, capsys, given, message):

@@ -41,6 +41,7 @@ loss: {name: pcd, k_steps: 1, data_noise: 0.0, n_chains: 10, restart_prob: 0.0, 
   joint_forward: true}
 optimizer: {name: adamw, betas: [0.9, 0.999], eps: 1.0e-08, weight_decay: 0.01, amsgrad: false, maximize: false,
   foreach: false, capturable: false, differentiable: false, fused: false}
+from: null
 epochs: null
 steps: 1
 batch_size: 8
@@ -89,7 +90,7 @@ CONFIGS = {name: copy.deepcopy(CONFIGS["moons"]) | config for name, config in CO
 
 # The keys for which such a value has a meaning; true has one where the value is true or false.
 WORKS = {
-    "null": "optimizer schedules metric epochs clip_grad ema_decay measure_every sampler.clip_grad sampler.betas loss.betas "
+    "null": "optimizer schedules metric epochs clip_grad from ema_decay measure_every sampler.clip_grad sampler.betas loss.betas "
     "optimizer.foreach optimizer.fused devices num_nodes",
     "list": "energy.hidden metric",
     "mapping": "optimizer schedules",

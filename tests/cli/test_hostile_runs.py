@@ -45,6 +45,7 @@ ROADS = {
     "sample": "sample run --out a.npy -n 2 --steps 1",
     "score": "score run ../x.npy --out a.csv",
     "export": "export run --out model",
+    "from": f"train {OPTIONS} --steps 1 --from run --out new",
 }
 
 # What each road takes from the run; whatever becomes of the rest does not concern it.
@@ -56,6 +57,7 @@ TAKES = {
     "sample": CHECKPOINT,
     "score": CHECKPOINT,
     "export": CHECKPOINT | {"evaluation.json"},
+    "from": CHECKPOINT - {"config.yaml"},
 }
 FILES = [
     "config.yaml", "metrics.csv", "evaluation.json", ".lock", "tensorboard/events", f"{OLD}/checkpoint.json", f"{OLD}/{SHARD}",
@@ -365,7 +367,7 @@ def test_added_file_is_refused(case, name, make):
 @pytest.mark.parametrize("make", ["directory", "link", "copy", "file"])
 def test_added_checkpoint_is_not_read(case, name, make):
     """A directory beside the checkpoints of a run is refused where it would be the last one, or has no checkpoint's name."""
-    for road in ("resume", "sample"):
+    for road in ("resume", "sample", "from"):
         case.renew()
         path = case.run / "checkpoints" / name
         if make == "directory":
@@ -584,7 +586,8 @@ def test_weights_of_another_kind_are_refused(case, dtype):
     tensors = load_file(case.run / LAST / SHARD)
     save_file(tensors | {WEIGHT: tensors[WEIGHT].to(dtype)}, case.run / LAST / SHARD)
     forge(case.run / LAST)
-    assert case.command("resume") == 2
+    for road in ("resume", "from"):
+        assert case.command(road) == 2, road
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1e38])
@@ -637,6 +640,7 @@ def test_other_tensors_are_refused(case, name, change):
     save_file(tensors, case.run / LAST / SHARD)
     forge(case.run / LAST)
     assert case.command("evaluate") == (2 if name.startswith("loss.") else 0)
+    assert case.command("from") == (2 if name.startswith("loss.") else 0)
     assert case.command("resume") == 2
 
 
@@ -674,7 +678,7 @@ def test_checkpoint_of_another_run_is_refused(case, option):
     assert main(other.split()) == 0
     shutil.move("other/checkpoints/step-00000006", case.run / "checkpoints")
     shutil.rmtree("other")
-    for road in ROADS:
+    for road in ROADS.keys() - {"from"}:  # a new run may have other options
         assert case.command(road) == 2, road
 
 

@@ -311,9 +311,17 @@ def test_a_first_party_name_that_is_not_installed_names_its_distribution(plugin)
         manager(plugin("test-plugin-a", GOOD)).find("loss", "pcd")
 
 
-def test_a_canonical_id_that_is_not_installed_names_its_distribution(plugin):
-    with pytest.raises(UnknownComponentError, match="the loss 'ebm-plugin-x:y': pip install ebm-plugin-x"):
-        manager(plugin("test-plugin-a", GOOD)).find("loss", "ebm-plugin-x:y")
+def test_known_id_names_its_distribution(plugin):
+    with pytest.raises(UnknownComponentError, match="the loss 'ebm-plugin-pcd:pcd': pip install ebm-plugin-pcd"):
+        manager(plugin("test-plugin-a", GOOD)).find("loss", "ebm-plugin-pcd:pcd")
+
+
+@pytest.mark.parametrize("name", ["ebm-plugin-x:y", "my_energy:Net", "stranger:pcd", "torch:nn"])
+def test_unknown_distribution_is_not_advised(plugin, name):
+    """No name that a user or a stranger made up draws the advice to install a package of that name."""
+    with pytest.raises(UnknownComponentError, match=f"no installed plugin provides the loss '{name}'") as error:
+        manager(plugin("test-plugin-a", GOOD)).find("loss", name)
+    assert ": pip install" not in str(error.value)  # a close name that is known may be offered
 
 
 def test_a_close_first_party_name_is_offered_with_its_distribution(plugin):
