@@ -19,8 +19,9 @@ from ebmcore.distributions import BaseDistribution
 from ebmcore.errors import MissingCapabilityError
 
 __all__ = [
-    "SupportsBlockGibbs", "SupportsDataStatistics", "SupportsEnumeration", "SupportsInitialDistribution",
-    "SupportsValueAndGrad", "check_energies", "frozen", "gradient", "require", "supports", "value_and_grad",
+    "SupportsBlockGibbs", "SupportsDataStatistics", "SupportsEnumeration", "SupportsHiddenUnits",
+    "SupportsInitialDistribution", "SupportsValueAndGrad", "check_energies", "frozen", "gradient", "require", "supports",
+    "value_and_grad",
 ]  # fmt: skip
 
 
@@ -44,6 +45,14 @@ class SupportsBlockGibbs(Protocol):
 
     def sample_visible(self, hidden: Tensor, *, beta: Tensor | None = None, generator: Generator | None = None) -> Tensor:
         """Draws the visible units ``(N, *shape)`` given the hidden ones ``(N, hidden)``."""
+
+
+@runtime_checkable
+class SupportsHiddenUnits(Protocol):
+    """Binary hidden units, whose probabilities given an example are features of it."""
+
+    def hidden_logits(self, x: Tensor) -> Tensor:
+        """Returns the hidden units' log-odds ``(N, hidden)`` given ``x`` ``(N, *shape)``."""
 
 
 @runtime_checkable

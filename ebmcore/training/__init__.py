@@ -8,7 +8,7 @@ from ebmcore.training.data import DataSource, check_compatible
 from ebmcore.training.fit import FitResult, fit
 from ebmcore.training.observers import BaseObserver
 from ebmcore.training.origins import check_installed, warn_of_other_versions
-from ebmcore.training.run import Run
+from ebmcore.training.run import Run, flat_config
 
 __all__ = [
     "BaseObserver",
@@ -18,6 +18,7 @@ __all__ = [
     "check_compatible",
     "check_installed",
     "fit",
+    "flat_config",
     "latest_checkpoint",
     "read_checkpoint",
     "read_info",

@@ -193,6 +193,8 @@ def _fit(loss: BaseLoss, data: DataSource | Tensor | Dataset[Any], options: Opti
             with training.state.first_step(training.checkpoint) if step == training.first else nullcontext():
                 readings = _train_step(training, step, read=due.log)
             _after_step(training, due, readings)
+            if training.stopped and due.log:
+                break
         _take_checkpoint(training, wait=True)
         if training.bare is not None:
             make_whole(training.loss, training.bare)
@@ -318,7 +320,8 @@ def _after_step(training: Training, due: Due, readings: Mapping[str, Tensor]) ->
         if due.measure and options.measure is not None and training.fabric.global_rank == 0:
             training.metrics |= options.measure(training.shown)
         notify(training.watching, "on_log", training.run(), training.metrics)
-    if due.save and training.writer is not None:
+        training.stopped = on_first_rank(lambda: training.stopped)
+    if (due.save or (due.log and training.stopped)) and training.writer is not None:
         _check_finite(training.fabric, training.energy, done)
         info = origins(training.components, options.observers) | training.state.info()
         _take_checkpoint(training, wait=True)

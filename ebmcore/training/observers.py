@@ -14,7 +14,7 @@ from typing import Any
 from ebmcore import host
 from ebmcore.errors import EbmcoreError, PluginError, UsageError
 from ebmcore.training.directory import check_directory, open_to_append, read_text, write_text
-from ebmcore.training.run import Run
+from ebmcore.training.run import Run, flat_config
 
 _MOST_METRICS = 2**28  # bytes
 
@@ -151,12 +151,13 @@ def _rows_until(last: int, rows: Iterable[dict[str, str]]) -> Iterator[dict[str,
 
 
 class TensorBoard(BaseObserver):
-    """Scalars for TensorBoard, where it is installed (`available`)."""
+    """Scalars and hyper-parameters for TensorBoard, where it is installed (`available`)."""
 
     available = importlib.util.find_spec("tensorboard") is not None
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.described = False
 
     def on_start(self, run: Run) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -169,8 +170,19 @@ class TensorBoard(BaseObserver):
         )
 
     def on_log(self, run: Run, metrics: Mapping[str, float]) -> None:
+        if not self.described:
+            self._describe(run, metrics)
         for name, value in metrics.items():
             self.writer.add_scalar(name, value, run.step)
+
+    def _describe(self, run: Run, metrics: Mapping[str, float]) -> None:
+        """Write the table of hyper-parameters, which names the metrics too. ``add_hparams`` would make a run of its own."""
+        from torch.utils.tensorboard.summary import hparams
+
+        plain = {k: v if isinstance(v, bool | int | float) else str(v) for k, v in flat_config(run.config).items()}
+        for summary in hparams(plain, dict(metrics)):
+            self.writer._get_file_writer().add_summary(summary)
+        self.described = True
 
     def on_end(self, run: Run) -> None:
         self.writer.close()

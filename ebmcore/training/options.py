@@ -16,6 +16,7 @@ from ebmcore.training.data import data_digest
 from ebmcore.training.launch import Strategy
 from ebmcore.training.observers import BaseObserver
 from ebmcore.training.optimizers import OptimizerChoice
+from ebmcore.training.run import flat_config
 from ebmcore.training.schedules import SCHEDULES, Schedule, as_text
 
 Precision = Literal["32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"]
@@ -144,12 +145,12 @@ def check_binding(recorded: Any, now: Mapping[str, Any], where: Path) -> None:
 def check_options(recorded: Any, config: Mapping[str, Any], where: Path) -> None:
     """Raise `CheckpointError` if a checkpoint is of a run with other options, before anything is made with these."""
     try:
-        then = _flat(recorded["options"])
+        then = flat_config(recorded["options"])
         if not then or "data" not in recorded:
             raise KeyError("options")
     except (TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{where} does not say which run wrote it: it is not a checkpoint of ebmcore") from error
-    now = _flat(_kept(config))
+    now = flat_config(_kept(config))
     for name, value in then.items():
         # Names of components have more than one spelling: their origins are compared, by `ebmcore.training.origins`.
         if now.get(name, _MISSING) != value and name not in _NAMES:
@@ -170,11 +171,3 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if value is None or isinstance(value, str | int | float) else str(value)
-
-
-def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options as ``{"energy.hidden": 64}``."""
-    flat: dict[str, Any] = {}
-    for name, value in options.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {f"{prefix}{name}": value}
-    return flat

@@ -52,6 +52,7 @@ class Training:
         train: Training examples.
         order: In which order they are visited.
         components: The components by kind, whose origins a checkpoint records.
+        stopped: Whether an observer has asked to end the run.
         metrics: The last logged ones.
     """
 
@@ -75,6 +76,7 @@ class Training:
     visited: Iterator[Batch] = field(default_factory=lambda: iter(()))
     first: int = 0
     step: int = 0
+    stopped: bool = False
     checkpoint: Path | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -95,6 +97,10 @@ class Training:
         save = options.out is not None and (done % options.checkpoint_every == 0 or last)
         return Due(log=done % options.log_every == 0 or last or measure, measure=measure, save=save)
 
+    def stop(self) -> None:
+        """End the run with the next step whose metrics are logged."""
+        self.stopped = True
+
     def run(self) -> Run:
         """Return the run as observers receive it."""
         options = self.options
@@ -108,6 +114,7 @@ class Training:
             n_steps=self.n_steps,
             rank=self.fabric.global_rank,
             directory=options.out,
+            stop=self.stop,
         )
 
 

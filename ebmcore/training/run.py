@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ class Run:
         n_steps: Number of optimizer steps of the whole run.
         rank: Rank of this process; observers are called on rank 0 alone.
         directory: Where the run writes its files; `None` if it writes none.
+        stop: Ends the run, on all ranks, at the step whose metrics are logged, or the next such step; a checkpoint is written
+            there, and no error is raised.
     """
 
     config: Mapping[str, Any]
@@ -38,3 +40,18 @@ class Run:
     n_steps: int
     rank: int
     directory: Path | None
+    stop: Callable[[], None]
+
+
+def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested options by dotted names, for trackers that take one table.
+
+    Example:
+        >>> flat_config({"energy": {"name": "rbm", "hidden": 64}, "lr": 0.1})
+        {'energy.name': 'rbm', 'energy.hidden': 64, 'lr': 0.1}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        nested = isinstance(value, Mapping) and value
+        flat |= flat_config(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return flat

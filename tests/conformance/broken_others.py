@@ -14,7 +14,7 @@ from ebm_plugin_likelihood.pseudo import PseudoLogLikelihood
 from ebm_plugin_nets.mlp import MLP
 from ebm_plugin_rbm.rbm import RBM
 from ebmcore.errors import UsageError
-from ebmcore.testing import Identity
+from ebmcore.testing import EnumerableRBM, Identity
 from ebmcore.training import BaseObserver
 
 
@@ -126,6 +126,13 @@ class ColdConditional(RBM):
 
     def sample_visible(self, hidden, *, beta=None, generator=None):
         return super().sample_visible(hidden, generator=generator)
+
+
+class ProbabilitiesForLogits(EnumerableRBM):
+    """Gives probabilities of the hidden units in place of their log-odds."""
+
+    def hidden_logits(self, x):
+        return self._hidden_logits(x).sigmoid()
 
 
 class WrongTempering(RBM):

@@ -223,6 +223,7 @@ WRONG = {
         (others.WrongGradient, "check_value_and_grad_agree_with_forward"),
         (others.WrongConditional, "check_the_conditionals_agree_with_the_energy"),
         (others.ColdConditional, "check_the_conditionals_agree_with_the_energy_at_each_temperature"),
+        (others.ProbabilitiesForLogits, "check_hidden_logits_are_those_of_its_draws"),
         (others.WrongTempering, "check_tempering_ends_at_the_energy"),
         (others.OneTemperature, "check_tempering_ends_at_the_energy"),
         (others.WrongNormaliser, "check_log_partition_is_the_sum_over_all_states"),

@@ -25,10 +25,10 @@ def quiet(loss, x, **options):
     return fit(loss, x, **({"progress": False, "accelerator": "cpu", "batch_size": 16, "lr": 1e-2} | options))
 
 
-def run_at(step, n_steps=10, directory=None):
+def run_at(step, n_steps=10, directory=None, stop=lambda: None):
     """A run as observers see it after ``step`` steps."""
     loss = pcd()
-    return Run({}, loss, loss.energy, data(), loss.sampler, step, n_steps, rank=0, directory=directory)
+    return Run({}, loss, loss.energy, data(), loss.sampler, step, n_steps, 0, directory, stop)
 
 
 def table(path):

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from forks import end_of, fork
 from small_runs import data, pcd, quiet
 
-from ebmcore.training import checkpoints
+from ebmcore.training import BaseObserver, checkpoints
 
 
 def in_a_group_of_two(work, folder):
@@ -65,3 +65,17 @@ def test_sharded_state_needs_no_group(tmp_path):
             checkpoints._copy(tensor)
 
     assert in_a_group_of_two(work, tmp_path) == ["groups: 1"] * 2
+
+
+def test_stop_ends_all_ranks(tmp_path):
+    """A run that an observer on the first rank stops ends at the same step on the other."""
+
+    class Stop(BaseObserver):
+        def on_log(self, run, metrics):
+            run.stop()
+
+    def work():
+        result = quiet(pcd(), data(), steps=8, log_every=2, out=tmp_path / "run", observers=[Stop()])
+        sys.stdout.write(f"{result.step} {result.checkpoint.name} ")
+
+    assert in_a_group_of_two(work, tmp_path) == ["2 step-00000002 groups: 1"] * 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from small_runs import data, pcd, quiet, run_at, table
+from small_runs import data, pcd, quiet, run_at, same_state, table
 
 import ebmcore
 from ebmcore.errors import DivergenceError, PluginError
@@ -22,6 +22,21 @@ def test_tensorboard_gets_the_metrics(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [e.step for e in events.Scalars("loss")] == [2, 4]
+
+
+def test_tensorboard_gets_the_hyperparameters(tmp_path):
+    """The options of the run are its hyper-parameters, by their dotted names."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    config = {"energy": {"name": "mlp"}, "lr": 0.25, "schedules": {}}
+    quiet(pcd(), data(), steps=4, log_every=2, out=tmp_path, config=config)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    found = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert (found["energy.name"].string_value, found["lr"].number_value) == ("mlp", 0.25)
 
 
 def test_new_metric_gets_a_column(tmp_path):
@@ -104,3 +119,41 @@ def test_reason_for_the_end_comes_first():
     with pytest.raises(DivergenceError, match="training stopped at step 1") as caught:
         quiet(loss, data(), steps=3, log_every=1, observers=[Diary(fails="on_end")])
     assert "the observer Diary failed in on_end" in caught.value.__notes__[0]
+
+
+class StopAt(BaseObserver):
+    """Stops the run at a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_log(self, run, metrics):
+        if run.step == self.step:
+            run.stop()
+
+
+def test_stop_ends_with_a_checkpoint(tmp_path):
+    """A run that an observer stops ends at that step, with a checkpoint of it, and can be resumed."""
+    diary = Diary()
+    stopped = quiet(pcd(), data(), steps=8, log_every=2, out=tmp_path, observers=[StopAt(4), diary])
+    assert (stopped.step, stopped.checkpoint.name) == (4, "step-00000004")
+    assert diary.heard == ["on_start", "on_log", "on_log", "on_end"]
+    resumed = pcd()
+    quiet(resumed, data(), steps=8, log_every=2, out=tmp_path, resume=True)
+    whole = pcd()
+    quiet(whole, data(), steps=8, log_every=2)
+    assert same_state(resumed, whole)
+
+
+def test_stop_needs_no_directory():
+    assert quiet(pcd(), data(), steps=8, log_every=2, observers=[StopAt(2)]).step == 2
+
+
+def test_stop_between_logs_waits():
+    """An observer that stops the run when no metrics are due ends it at the next step whose metrics are."""
+
+    class AtOnce(BaseObserver):
+        def on_start(self, run):
+            run.stop()
+
+    assert quiet(pcd(), data(), steps=8, log_every=3, observers=[AtOnce()]).step == 3

@@ -11,6 +11,7 @@ from ebmcore import tempered
 from ebmcore.energies import (
     SupportsBlockGibbs,
     SupportsEnumeration,
+    SupportsHiddenUnits,
     SupportsInitialDistribution,
     SupportsValueAndGrad,
 )
@@ -207,6 +208,17 @@ def _expect_invariant(target: Enumerable, what: str) -> None:
     matrix, p = transition_matrix(_Sweep(), target), target.probabilities()
     off = float((p @ matrix - p).abs().max())
     expect(off < 1e-12, f"{what} moves a probability by {off:.3g} (bound 1e-12)")
+
+
+@check(has(SupportsBlockGibbs), has(SupportsHiddenUnits), since="0.1")
+def check_hidden_logits_are_those_of_its_draws(case: EnergyCase) -> None:
+    """Of 20,000 draws of the hidden units given an example, sigmoid(hidden_logits) of each are 1, within 6 standard errors."""
+    energy, x = case.make().double(), case.batch(1).double()
+    p = energy.hidden_logits(x).detach().sigmoid()
+    drawn = energy.sample_hidden(x.expand(20_000, *x.shape[1:]), generator=generator(4)).double()
+    expect(tuple(p.shape) == (1, drawn.shape[1]), f"hidden_logits are {tuple(p.shape)} for {drawn.shape[1]} hidden units")
+    off = float(((drawn.mean(0) - p[0]).abs() / (p[0] * (1 - p[0]) / len(drawn)).sqrt().clamp_min(1e-6)).max())
+    expect(off < 6, f"the share of ones among its draws is {off:.0f} standard errors off sigmoid(hidden_logits)")
 
 
 @check(has(SupportsTempering), since="0.1")

@@ -57,6 +57,7 @@ def example_run(directory: Path) -> SimpleNamespace:
         n_steps=2,
         rank=0,
         directory=directory,
+        stop=lambda: None,
     )
 
 
