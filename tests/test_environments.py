@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from environments import declared
+from environments import declared, linked
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = "ebmcore train --energy rbm --energy.hidden 4 --sampler gibbs --loss pcd --data bars-and-stripes --steps 2 --out"
@@ -188,4 +188,14 @@ def test_a_plugin_asks_only_for_what_it_needs(wheels):
     assert needs.pop("ebmcore") == {"torch>=2.10", "pluggy>=1.5", "importlib-metadata<10,>=8", "packaging>=23"}
     assert needs.pop("ebm-plugin-datasets") == base | {"scikit-learn>=1.4", "numpy>=1.26"}
     assert needs.pop("ebm-plugin-files") == base | {"numpy>=1.26", "pillow>=10", "safetensors>=0.5"}
+    training = base - {"ebmcore>=0.1"} | {"ebmcore[train]>=0.1", "numpy>=1.26"}
+    assert needs.pop("ebm-plugin-observers") == training | {"safetensors>=0.5", "matplotlib>=3.8"}
+    plugins = {"ebm-plugin-langevin", "ebm-plugin-nets", "ebm-plugin-pcd"}
+    assert needs.pop("ebm-plugin-sklearn") == training | plugins | {"scikit-learn>=1.6"}
     assert all(needed == base for needed in needs.values()), needs
+
+
+def test_files_of_two_distributions_are_linked(tmp_path):
+    """The files of one that is declared, though another that is not holds them too."""
+    pytest.importorskip("pytorch_lightning")  # which holds those of lightning-fabric
+    assert (linked(["lightning-fabric"], tmp_path) / "lightning_fabric/plugins/environments/slurm.py").is_file()

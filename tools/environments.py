@@ -60,6 +60,7 @@ def linked(names: Sequence[str], folder: Path) -> Path:
         for distribution in metadata.distributions(path=[str(SITE)]):
             files = chosen if canonicalize_name(distribution.name) in names else others
             files.update(PurePath(file).parts for file in distribution.files or [])
+        others -= chosen  # some hold the files of another, as pytorch-lightning those of lightning-fabric
         making.mkdir(parents=True)
         _link(chosen, others, SITE, making)
         try:

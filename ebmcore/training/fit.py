@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -397,7 +398,8 @@ def _ends(training: Training, due: Due) -> bool:
     if not due.log:
         return False
     asked = torch.tensor(float(training.stopped), device=training.fabric.device)
-    return bool(training.fabric.all_reduce(asked, reduce_op="sum").item())
+    dist.all_reduce(asked)
+    return bool(asked.item())
 
 
 def _end_by(training: Training) -> str:

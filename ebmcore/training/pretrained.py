@@ -12,10 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from importlib_metadata import version
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ebmcore import host
@@ -53,6 +51,8 @@ def export(run: TrainedRun, out: Path) -> None:
         raise UsageError(f"{out} exists: choose another --out")
     if out.suffix and out.suffix not in SUFFIXES:
         raise UsageError(f"--out must end in {', '.join(SUFFIXES)}, or be a directory without an ending, got {out}")
+    import safetensors.torch  # of the extra, which a bare kernel has not
+
     if out.suffix == ".pt2":
         content = _program(run)
     else:
@@ -100,6 +100,8 @@ def from_pretrained(directory: str | os.PathLike[str]) -> nn.Module:
         torch.Size([3])
     """
     require_train_extra()
+    import safetensors.torch
+
     where = Path(directory)
     check_directory(where)
     config = where / _CONFIG
@@ -109,7 +111,7 @@ def from_pretrained(directory: str | os.PathLike[str]) -> nn.Module:
             tensors = safetensors.torch.load(file.read())
     except OSError as error:
         raise UsageError(f"{where} holds no exported energy: {error.filename} cannot be read ({error.strerror})") from error
-    except (SafetensorError, ValueError, TypeError, KeyError, OverflowError) as error:
+    except (safetensors.SafetensorError, ValueError, TypeError, KeyError, OverflowError) as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"{where / _WEIGHTS} is damaged ({error}): export it again") from error

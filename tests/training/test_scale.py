@@ -96,12 +96,12 @@ def test_step_of_shards_exchanges_what_the_page_says(counted_shards, loss):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_nothing_is_exchanged_between_steps_unless_due(counted, loss):
-    """Steps without logging and checkpoints exchange nothing more; logging averages 8 bytes for each metric."""
+    """Steps that do not log or save exchange nothing more; a log averages 8 bytes for each metric, and 4 say whether to end."""
     found = counted[loss]
     assert len(found["nothing"]) == 4
     assert [after for after, _ in found["nothing"] if after] == []
     for after, n_metrics in found["log"][:2]:
-        assert after == [("barrier", 1), ("allreduce", 8 * n_metrics)]
+        assert after == [("barrier", 1), ("allreduce", 8 * n_metrics), ("allreduce", 4)]
     for after, _ in found["save"]:
         assert f"{len(after)} small collectives" in PAGE
 

@@ -1,0 +1,42 @@
+"""One thread, so that results repeat and neighbours do not matter; MLflow's files, since making its database takes seconds."""
+
+import pytest
+import torch
+
+from ebmcore import BaseContrastiveDivergence
+from ebmcore.testing import ExactGaussian, Quadratic
+from ebmcore.training import fit
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+
+class CD(BaseContrastiveDivergence):
+    """Contrastive divergence."""
+
+    def forward(self, x, *args, **kwargs):
+        pred_x = self.draw_negatives(x)
+        return self.compute_loss(x, pred_x), pred_x
+
+    def compute_loss(self, x, pred_x, *args, **kwargs):
+        return self.energy_gap(x, pred_x)
+
+
+@pytest.fixture
+def train():
+    """Trains a small energy and returns it."""
+
+    def run(*observers, shape=(2,), **options):
+        loss = CD(Quadratic(shape), ExactGaussian())
+        data = torch.randn(40, *shape, generator=torch.Generator().manual_seed(0))
+        options = {"batch_size": 8, "log_every": 1, "accelerator": "cpu", "progress": False} | options
+        fit(loss, data, observers=observers, **options)
+        return loss.energy
+
+    return run

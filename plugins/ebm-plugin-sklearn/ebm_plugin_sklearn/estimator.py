@@ -1,0 +1,318 @@
+"""The estimator."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
+from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+import ebmcore
+from ebmcore import host
+from ebmcore.distributions import Normal
+from ebmcore.energies import SupportsEnumeration, SupportsHiddenUnits, SupportsInitialDistribution, supports
+from ebmcore.errors import EbmcoreError, UsageError
+from ebmcore.training import check_compatible, fit, stream_generator, stream_seed
+
+_ROWS = 4096  # evaluated at once
+_STARTS = 1024  # rows from which chains can start
+_LANGEVIN = {"name": "langevin", "step_size": 0.01}
+
+
+@dataclass
+class Table:
+    """Training examples as a data set of ebmcore."""
+
+    train: Tensor
+    test: Tensor
+    shape: tuple[int, ...]
+    state_space: str
+    train_weights: Tensor | None
+
+
+def _has_hidden_units(estimator: EnergyBasedModel) -> bool:
+    given = getattr(estimator.loss, "energy", None) if estimator.energy is None else estimator.energy
+    try:
+        kind = host.load("energy", _named(given)["name"]) if isinstance(given, str | Mapping) else given
+    except EbmcoreError:  # which `fit` raises
+        return False
+    return supports(kind, SupportsHiddenUnits)
+
+
+class EnergyBasedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator):
+    r"""An energy-based model :math:`p(x) = e^{-E(x)} / Z` of the rows of a table, as a scikit-learn density estimator.
+
+    Energy, loss and sampler are components of installed plugins or objects of your own. Each is a name, ``"mlp"``; a mapping with
+    the name and its options, ``{"name": "mlp", "hidden": (64, 64)}``, as a parameter grid varies them; or an instance, of which a
+    copy is used. Training is `ebmcore.training.fit`.
+
+    ``Z`` is known for few energies. Where it is not, scores are those of :math:`e^{-E(x)}`: they rank examples under one model,
+    but the scores of two models cannot be compared, neither by hand nor by ``GridSearchCV``, which then needs another
+    ``scoring``. `log_partition_` shows whether it is known.
+
+    With energies that have binary hidden units (`ebmcore.energies.SupportsHiddenUnits`), such as ``rbm``, the estimator is a
+    transformer too.
+
+    Args:
+        energy: The energy; `None` is that of ``loss``, if that is an instance.
+        loss: The loss. An instance brings its own energy and sampler: set both to `None`.
+        sampler: The sampler. `None` is ``{"name": "langevin", "step_size": 0.01}`` for a loss that needs one, which suits
+            standardised features.
+        shape: Shape of one example, for energies of images or one-hot categories: a row is reshaped to it. `None` is one axis.
+        state_space: ``"continuous"``, ``"binary"`` or ``"categorical"``; `None` is that of the energy or the sampler, otherwise
+            continuous.
+        epochs: Passes through the data.
+        batch_size: Examples in a batch.
+        optimizer: As in `ebmcore.training.fit`.
+        lr: Learning rate.
+        fit_options: Further options of `ebmcore.training.fit`, such as ``{"ema_decay": 0.999, "accelerator": "gpu"}``.
+        random_state: Seed or generator, of the initial parameters and of training.
+
+    Attributes:
+        energy_: The trained energy, on the CPU in float64 and in evaluation mode.
+        loss_: The loss.
+        sampler_: The sampler, or `None`.
+        log_partition_: :math:`\log Z` in nats where the energy can compute it, otherwise `None`.
+        n_features_in_: Number of features.
+
+    Source: Y. LeCun, S. Chopra, R. Hadsell, M. Ranzato and F. J. Huang (2006), "A tutorial on energy-based learning".
+
+    Example:
+        >>> X = np.random.default_rng(0).normal(size=(200, 2))
+        >>> model = EnergyBasedModel({"name": "mlp", "hidden": (16,)}, epochs=20, lr=0.01, random_state=0).fit(X)
+        >>> inside, outside = model.score_samples([[0.0, 0.0], [6.0, 6.0]])
+        >>> bool(inside > outside)
+        True
+        >>> model.sample(5, n_steps=10, random_state=0).shape
+        (5, 2)
+    """
+
+    energy_: torch.nn.Module
+    log_partition_: float | None
+
+    def __init__(
+        self,
+        energy: Any = "mlp",
+        loss: Any = "pcd",
+        sampler: Any = None,
+        *,
+        shape: Sequence[int] | None = None,
+        state_space: str | None = None,
+        epochs: int | None = 10,
+        batch_size: int = 64,
+        optimizer: Any = "adam",
+        lr: float = 1e-3,
+        fit_options: Mapping[str, Any] | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.energy = energy
+        self.loss = loss
+        self.sampler = sampler
+        self.shape = shape
+        self.state_space = state_space
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.optimizer = optimizer
+        self.lr = lr
+        self.fit_options = fit_options
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> EnergyBasedModel:
+        """Trains a new model.
+
+        Args:
+            X: Examples ``(n_samples, n_features)``.
+            y: Ignored.
+            sample_weight: Weights of the examples ``(n_samples,)``, at least 0; `None` weighs all alike.
+        """
+        x = self._examples(X, reset=True)
+        self._make(tuple(x.shape[1:]))
+        return self._train(x, sample_weight, self.epochs)
+
+    def partial_fit(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> EnergyBasedModel:
+        """Trains on with one pass through ``X``; the optimizer starts afresh each time. Arguments are those of `fit`."""
+        first = not hasattr(self, "loss_")
+        x = self._examples(X, reset=first)
+        if first:
+            self._make(tuple(x.shape[1:]))
+        return self._train(x, sample_weight, 1)
+
+    def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Returns the log-density ``-E(x) - log Z`` ``(n_samples,)`` in nats, or ``-E(x)`` where `log_partition_` is `None`."""
+        return -self._of_rows(self._fitted().energy_, X) - (self.log_partition_ or 0.0)
+
+    def score(self, X: ArrayLike, y: Any = None) -> float:
+        """Returns the mean of `score_samples`. Values of two models compare only where `log_partition_` is known for both."""
+        return float(self.score_samples(X).mean())
+
+    def transform(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Returns the probabilities of the hidden units ``(n_samples, n_hidden)`` given the examples."""
+        energy: Any = self._fitted().energy_
+        return self._of_rows(lambda x: energy.hidden_logits(x).sigmoid(), X)
+
+    def sample(
+        self, n_samples: int = 1, *, n_steps: int = 1000, random_state: int | np.random.RandomState | None = None
+    ) -> NDArray[np.float64]:
+        """Draws samples ``(n_samples, n_features)``: each is the end of a chain of its own.
+
+        Args:
+            n_samples: Number of samples.
+            n_steps: Transitions of each chain, which starts where the loss starts its chains.
+            random_state: Seed or generator.
+
+        Raises:
+            UsageError: If there is no sampler, or a chain is NaN or infinite.
+        """
+        sampler = self._fitted().sampler_
+        if sampler is None:
+            raise UsageError(f"the loss {self.loss!r} needs no sampler, and none was given: EnergyBasedModel(sampler=...)")
+        for name, value in {"n_samples": n_samples, "n_steps": n_steps}.items():
+            if value < 1:
+                raise UsageError(f"{name} must be at least 1, got {value!r}")
+        generator = stream_generator(_seed(random_state), "sample")
+        start = self._initial.sample(n_samples, generator=generator).double()
+        x = ebmcore.sample(sampler, self.energy_, start, n_steps, generator=generator)
+        if not x.isfinite().all():
+            raise UsageError("some chains are NaN or infinite: lower the sampler's step size, or take fewer n_steps")
+        return x.flatten(1).numpy()
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        if not _has_hidden_units(self):
+            tags.transformer_tags = None
+        return tags
+
+    def _fitted(self) -> EnergyBasedModel:
+        check_is_fitted(self)
+        return self
+
+    def _examples(self, X: ArrayLike, *, reset: bool) -> Tensor:
+        rows = torch.tensor(validate_data(self, X, reset=reset, dtype=np.float64))
+        shape = tuple(rows.shape[1:] if self.shape is None else self.shape)
+        if math.prod(shape) != rows.shape[1]:
+            raise UsageError(f"shape {shape} has {math.prod(shape)} values, but X has {rows.shape[1]} features")
+        return rows.view(-1, *shape)
+
+    def _make(self, shape: tuple[int, ...]) -> None:
+        """Makes energy, sampler and loss, untrained."""
+        self._training_seed = _seed(self.random_state)
+        with torch.random.fork_rng():
+            torch.manual_seed(stream_seed(self._training_seed, "init"))
+            if isinstance(self.loss, str | Mapping):
+                self._make_by_name(shape)
+            elif self.energy is None and self.sampler is None:
+                self.loss_ = copy.deepcopy(self.loss)
+                self.sampler_ = getattr(self.loss_, "sampler", None)
+            else:
+                raise UsageError(
+                    "loss is an instance, which has its own energy and sampler: pass energy=None and sampler=None"
+                )
+
+    def _make_by_name(self, shape: tuple[int, ...]) -> None:
+        if self.energy is None:
+            raise UsageError("energy is None, and no instance of a loss brings one: name an energy, such as 'mlp'")
+        needs_sampler = host.load("loss", _named(self.loss)["name"]).needs_sampler
+        energy = _created("energy", self.energy, shape=shape)
+        self.sampler_ = None
+        if needs_sampler or self.sampler is not None:
+            self.sampler_ = _created("sampler", _LANGEVIN if self.sampler is None else self.sampler)
+        self.loss_ = _created("loss", self.loss, energy=energy, **({"sampler": self.sampler_} if needs_sampler else {}))
+
+    def _train(self, x: Tensor, sample_weight: ArrayLike | None, epochs: int | None) -> EnergyBasedModel:
+        loss, options = self.loss_, {"progress": False, **(self.fit_options or {})}
+        own = {"epochs", "batch_size", "optimizer", "lr", "seed"} & options.keys()
+        if own:
+            raise UsageError(
+                f"fit_options must not hold {', '.join(sorted(own))}: set the estimator's own (random_state for seed)"
+            )
+        x, weights = x.float(), None if sample_weight is None else _weights(sample_weight, x)
+        energy = getattr(loss, "energy", loss)
+        spaces = (self.state_space, getattr(energy, "state_space", None), getattr(self.sampler_, "state_space", None))
+        space = next((one for one in spaces if one is not None), "continuous")
+        table = Table(x, x[:0], tuple(x.shape[1:]), space, weights)
+        check_compatible(energy, self.sampler_, table, loss)
+        result = fit(
+            loss,
+            table,
+            epochs=epochs,
+            batch_size=self.batch_size,
+            optimizer=self.optimizer,
+            lr=self.lr,
+            seed=self._training_seed,
+            **options,
+        )
+        loss.to("cpu")
+        self.energy_ = copy.deepcopy(result.energy).cpu().double().eval()
+        self._initial = _initial_distribution(loss, self.energy_, x[:_STARTS])
+        self.log_partition_ = _log_partition(self.energy_)
+        if supports(self.energy_, SupportsHiddenUnits):
+            self._n_features_out = self.energy_.hidden_logits(x[:1].double()).shape[1]  # type: ignore[operator]
+        return self
+
+    def _of_rows(self, function: Callable[[Tensor], Tensor], X: ArrayLike) -> NDArray[np.float64]:
+        with torch.no_grad():
+            return torch.cat([function(rows) for rows in self._examples(X, reset=False).split(_ROWS)]).numpy()
+
+
+# What scikit-learn's base classes make of a transformer is there only with hidden units.
+for _name in ("transform", "fit_transform", "get_feature_names_out", "set_output"):
+    setattr(EnergyBasedModel, _name, available_if(_has_hidden_units)(getattr(EnergyBasedModel, _name)))
+
+
+def _named(given: str | Mapping[str, Any]) -> dict[str, Any]:
+    """The name and the options of a component."""
+    chosen = {"name": given} if isinstance(given, str) else dict(given)
+    if "name" not in chosen:
+        raise UsageError(
+            f"a mapping of options must hold the name of the component, such as {{'name': 'mlp'}}, got {chosen!r}"
+        )
+    return chosen
+
+
+def _created(kind: str, given: Any, **more: Any) -> Any:
+    """The component that a parameter stands for: made by its name, or a copy of an instance."""
+    if not isinstance(given, str | Mapping):
+        return copy.deepcopy(given)
+    options = _named(given)
+    return host.create(kind, options.pop("name"), **more, **options)
+
+
+def _weights(sample_weight: ArrayLike, x: Tensor) -> Tensor:
+    weights = column_or_1d(sample_weight, dtype=np.float64)
+    check_consistent_length(x, weights)
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
+        raise UsageError(
+            "sample_weight must be finite, at least 0 and not all zero: leave it out to weigh all examples alike"
+        )
+    return torch.tensor(weights).float()
+
+
+def _seed(random_state: Any) -> int:
+    return int(check_random_state(random_state).randint(2**31 - 1))
+
+
+def _initial_distribution(loss: Any, energy: Any, x: Tensor) -> Any:
+    if hasattr(loss, "initial_distribution"):
+        return loss.initial_distribution(x.shape[1:], x)
+    if supports(energy, SupportsInitialDistribution):
+        return energy.initial_distribution(x.shape[1:])
+    return Normal(torch.zeros(x.shape[1:]))
+
+
+def _log_partition(energy: Any) -> float | None:
+    if not supports(energy, SupportsEnumeration):
+        return None
+    try:
+        return float(energy.log_partition())
+    except UsageError:  # too many states
+        return None
