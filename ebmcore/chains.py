@@ -164,10 +164,10 @@ class PersistentChains(nn.Module):
         for name, tensor in names.items():
             held = self.tensors.get(name)
             if held is None or held.shape[1:] != tensor.shape[1:]:
-                raise UsageError(
-                    f"the sampler's state has {name} of shape {tuple(tensor.shape[1:])} for each chain, the store does not: its "
-                    "chains were made by another sampler or with other options; use that one, or allocate new chains"
+                wanted = (
+                    f"the sampler's state has {name} of shape {tuple(tensor.shape[1:])} for each chain, the store does not"
                 )
+                raise UsageError(f"{wanted}: its chains were made by another sampler; use that one, or allocate new chains")
         n_local, device = len(self.ids), self.ids.device
         if n > n_local:
             raise UsageError(f"cannot draw {n} different chains from {n_local}")
@@ -309,8 +309,9 @@ def _as_sharded(tensor: Tensor, n_chains: int) -> Tensor:
     # Of the group that is there: init_device_mesh may make one each time.
     mesh = DeviceMesh.from_group(torch.distributed.group.WORLD, tensor.device.type)  # type: ignore[arg-type]
     size = torch.Size((n_chains, *tensor.shape[1:]))
-    stride = torch.empty(size, device="meta").stride()
-    return DTensor.from_local(tensor.detach(), mesh, [Shard(0)], shape=size, stride=stride)
+    return DTensor.from_local(
+        tensor.detach(), mesh, [Shard(0)], shape=size, stride=torch.empty(size, device="meta").stride()
+    )
 
 
 def _refuse_inference_mode() -> None:

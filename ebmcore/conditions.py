@@ -31,9 +31,7 @@ def name_conditions(args: tuple[Any, ...], kwargs: Mapping[str, Any], x: Tensor)
     for name, value in conditions.items():
         if not isinstance(value, Tensor) or value.shape[:1] != x.shape[:1]:
             given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"condition {name!r} must be a tensor with a row for each of the {len(x)} examples, not {given}"
-            )
+            raise ValueError(f"condition {name!r} must be a tensor with a row for each of {len(x)} examples, not {given}")
     return conditions
 
 
@@ -52,8 +50,7 @@ def repeat_conditions(energy: nn.Module, n: int) -> nn.Module:
     """Returns ``energy`` for ``n`` rows of each chain: row ``i * n + j`` has the conditions of chain ``i``."""
     if not isinstance(energy, Conditioned):
         return energy
-    repeated = {name: t.repeat_interleave(n, 0) for name, t in energy.conditions.items()}
-    return Conditioned(energy.energy, repeated)
+    return Conditioned(energy.energy, {name: t.repeat_interleave(n, 0) for name, t in energy.conditions.items()})
 
 
 class Conditioned(nn.Module):
@@ -66,13 +63,11 @@ class Conditioned(nn.Module):
 
     def __init__(self, energy: nn.Module, conditions: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.energy = energy
-        self.conditions = conditions
+        self.energy, self.conditions = energy, conditions
         self.args, self.kwargs = split_conditions(conditions)
 
     def forward(self, x: Tensor) -> Tensor:
-        energies: Tensor = self.energy(x, *self.args, **self.kwargs)
-        return energies
+        return self.energy(x, *self.args, **self.kwargs)  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> Any:
         modules = self.__dict__.get("_modules", {})
@@ -89,11 +84,7 @@ class Conditioned(nn.Module):
         function = getattr(called, "__func__", called)
         if not _takes_conditions(function, function is not called, len(self.args), tuple(self.kwargs)):
             return attribute
-
-        def conditioned(first: Any, *args: Any, **kwargs: Any) -> Any:
-            return attribute(first, *self.args, *args, **self.kwargs, **kwargs)
-
-        return conditioned
+        return lambda first, *args, **kwargs: attribute(first, *self.args, *args, **self.kwargs, **kwargs)
 
 
 @lru_cache  # every step of a chain asks; bounded, so that classes made in a notebook can be freed

@@ -44,8 +44,7 @@ class Normal:
     """
 
     def __init__(self, mean: Tensor, std: Tensor | float = 1.0) -> None:
-        self.mean = mean
-        self.std = torch.as_tensor(std, dtype=mean.dtype, device=mean.device)
+        self.mean, self.std = mean, torch.as_tensor(std, dtype=mean.dtype, device=mean.device)
 
     def sample(self, n: int, *, generator: Generator | None = None) -> Tensor:
         mean = self.mean
@@ -53,8 +52,7 @@ class Normal:
 
     def log_prob(self, x: Tensor) -> Tensor:
         z = (x - self.mean) / self.std
-        log_density = -0.5 * (z.square() + torch.log(2 * torch.pi * self.std.square()))  # broadcast to the shape of z
-        return log_density.flatten(1).sum(1)
+        return -0.5 * (z.square() + torch.log(2 * torch.pi * self.std.square())).flatten(1).sum(1)
 
 
 class Uniform:
@@ -73,9 +71,7 @@ class Uniform:
     def __init__(self, like: Tensor, low: float = -1.0, high: float = 1.0) -> None:
         if not low < high:
             raise ValueError(f"low must be below high, got {low!r} and {high!r}")
-        self.like = like
-        self.low = low
-        self.high = high
+        self.like, self.low, self.high = like, low, high
 
     def sample(self, n: int, *, generator: Generator | None = None) -> Tensor:
         like, span = self.like, self.high - self.low
@@ -107,8 +103,7 @@ class Bernoulli:
         return uniform.lt_(wide.sigmoid()).to(self.logits.dtype)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        log_density = x * logsigmoid(self.logits) + (1 - x) * logsigmoid(-self.logits)
-        return log_density.flatten(1).sum(1)
+        return (x * logsigmoid(self.logits) + (1 - x) * logsigmoid(-self.logits)).flatten(1).sum(1)
 
 
 class Categorical:

@@ -19,9 +19,8 @@ from ebmcore.distributions import BaseDistribution
 from ebmcore.errors import MissingCapabilityError
 
 __all__ = [
-    "SupportsBlockGibbs", "SupportsDataStart", "SupportsDataStatistics", "SupportsEnumeration", "SupportsHiddenUnits",
-    "SupportsInitialDistribution", "SupportsValueAndGrad", "check_energies", "frozen", "gradient", "require", "supports",
-    "value_and_grad",
+    "SupportsBlockGibbs", "SupportsDataStatistics", "SupportsEnumeration", "SupportsHiddenUnits", "SupportsInitialDistribution",
+    "SupportsValueAndGrad", "check_energies", "frozen", "gradient", "require", "supports", "value_and_grad",
 ]  # fmt: skip
 
 
@@ -81,22 +80,6 @@ class SupportsDataStatistics(Protocol):
 
     def observe_data(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
         """Updates the statistics with a batch ``(B, *shape)`` and its conditions, in training, before negatives are drawn."""
-
-
-@runtime_checkable
-class SupportsDataStart(Protocol):
-    """Initial parameters that depend on the data, such as an RBM's visible biases.
-
-    `ebmcore.training.fit` lets the energy set them before the first step; a training loop by hand calls `start_from_data` itself.
-
-    Attributes:
-        awaits_data: Whether they are still to be set. Keep it in ``state_dict()``: a resumed or copied energy is not set again.
-    """
-
-    awaits_data: bool
-
-    def start_from_data(self, x: Tensor, weights: Tensor | None = None) -> None:
-        """Sets them from all training examples ``(N, *shape)`` and, where these have some, their weights ``(N,)``."""
 
 
 def supports(energy: object, capability: type) -> bool:
@@ -189,8 +172,7 @@ def frozen(energy: nn.Module) -> Iterator[None]:
         raise RuntimeError("sampling takes gradients, which torch.inference_mode() forbids: use torch.no_grad() instead")
     modules = [(m, m.training) for m in energy.modules()]
     parameters = [(p, p.requires_grad) for m, _ in modules for p in m._parameters.values() if p is not None]
-    held = [(m, name, b) for m, _ in modules for name, b in m._buffers.items() if b is not None]
-    buffers = [(m, name, b, b.detach().clone(), b._version) for m, name, b in held]
+    buffers = [(m, n, b, b.detach().clone(), b._version) for m, _ in modules for n, b in m._buffers.items() if b is not None]
     try:
         for module, training in modules:
             if training:

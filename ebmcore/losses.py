@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ebmcore._keywords import StrictKeywords
 from ebmcore.chains import PersistentChains, assert_async
@@ -85,9 +84,8 @@ class BaseLoss(StrictKeywords, nn.Module, ABC):
         super().__init__()
         self.metrics: dict[str, Tensor] = {}
         self.generator: Generator | None = None
-        self.step = 0
+        self.step, self.built = 0, False
         self.data_weights: Tensor | None = None
-        self.built = False
         self.transitions: Transitions = eager_transitions
 
     @abstractmethod
@@ -143,7 +141,7 @@ class BaseContrastiveDivergence(BaseLoss):
         energy_l2: Weight of the mean squared energies of data and negatives, a regulariser (Du and Mordatch, 2019). With it the
             loss is no longer invariant to a constant added to the energy.
         joint_forward: Score data and negatives in one forward of the concatenated batch, which is faster on small batches and
-            gives both the same batch statistics. `False` saves memory, and lets no example depend on the other half.
+            gives both the same batch statistics. `False` saves memory; batch normalisation in training is then refused.
 
     Attributes:
         persistent: Whether chains continue where they stopped in the last call. The constructor then takes ``n_chains``.
@@ -245,8 +243,8 @@ class BaseContrastiveDivergence(BaseLoss):
 
     def _allocate_chains(self, shape: Sequence[int], x: Tensor | None) -> Tensor:
         with self._rank_generator():
-            initial, like = self.initial_distribution(shape[1:], x), self._parameter
-            return self.chains.allocate(shape, initial, dtype=like.dtype, device=like.device, generator=self.generator)
+            initial = self.initial_distribution(shape[1:], x)
+            return self.chains.allocate(shape, initial, dtype=self.dtype, device=self.device, generator=self.generator)
 
     def draw_negatives(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Starts chains, makes ``k_steps`` transitions and keeps the chains; returns their positions, detached.
@@ -307,8 +305,7 @@ class BaseContrastiveDivergence(BaseLoss):
             x: Real data ``(B, *shape)``.
             pred_x: Negative samples ``(M, *shape)``. A row that is NaN or infinite has weight 0.
             args: Conditions of the data, by position or (``kwargs``) by name.
-            data_weights: Weights of the data ``(B,)``, at least 0, normalised here. The default is `data_weights`, which then
-                weigh the negatives too where each started at an example.
+            data_weights: Weights of the data ``(B,)``, at least 0, normalised here. `None` takes those that `fit` has set.
             negative_weights: Weights of the negatives ``(M,)``, at least 0, normalised here.
             negative_conditions: Conditions of the negatives by name (``"0"`` is the first positional one). The default is those
                 of the last draw (`negatives`) where chains persist, otherwise those of the data, row by row.
@@ -319,7 +316,7 @@ class BaseContrastiveDivergence(BaseLoss):
         self._check_batch(x)
         if pred_x.shape[1:] != x.shape[1:]:
             raise UsageError(f"data and negatives must be of one shape, got {tuple(x.shape)} and {tuple(pred_x.shape)}")
-        if data_weights is None and self.data_weights is not None:
+        if data_weights is None:
             data_weights = self.data_weights
             if negative_weights is None and self.starts_at_data and not self.persistent:
                 negative_weights = data_weights  # a chain counts as the example that it started at
@@ -352,7 +349,7 @@ class BaseContrastiveDivergence(BaseLoss):
         if self.joint_forward:
             args, kwargs = split_conditions({name: torch.cat([t, of_negatives[name]]) for name, t in of_data.items()})
             return self.energies(torch.cat([x, pred_x]), *args, **kwargs)
-        if any(isinstance(m, _BatchNorm) and m.training for m in self.energy.modules()):
+        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.energy.modules()):
             raise UsageError(
                 "joint_forward=False gives data and negatives other batch statistics: leave it out, or the BatchNorm"
             )
@@ -404,8 +401,8 @@ def _normalised(weights: Tensor | None, counted: Tensor, dtype: torch.dtype, not
         raise UsageError(f"weights must be {tuple(counted.shape)}, one for each example, got {tuple(weights.shape)}")
     else:
         weights = torch.where(counted, weights.detach().double(), 0)  # those of annealed chains may exceed float32
-        fit = (weights >= 0) & weights.isfinite()
-        assert_async(fit.all(), UsageError("a weight is negative, NaN or infinite: weights must be finite and at least 0"))
+        wrong = UsageError("a weight is negative, NaN or infinite: weights must be finite and at least 0")
+        assert_async(((weights >= 0) & weights.isfinite()).all(), wrong)
     total = weights.sum()
     assert_async(total, DivergenceError(nothing_left))
     return (weights / total).to(dtype)

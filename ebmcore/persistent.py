@@ -95,8 +95,7 @@ class BasePersistentContrastiveDivergence(BaseContrastiveDivergence):
 
         The store is filled from the initial distribution at first use. A chain that restarts has the conditions of its row of x.
         """
-        chains, conditions = self.chains, name_conditions(args, kwargs, x)
-        shape = (self.n_chains, *x.shape[1:])
+        chains, conditions, shape = self.chains, name_conditions(args, kwargs, x), (self.n_chains, *x.shape[1:])
         if chains.x is not None and not chains.matches(shape):
             held = f"the loss holds chains {(len(chains), *chains.x.shape[1:])}, not {shape}"
             raise UsageError(f"{held}: make a new loss, or start new ones by initialize_persistent_chain({shape})")

@@ -1,8 +1,7 @@
 """Samplers: Markov kernels with explicit state, and `run`, the one driver of all of them.
 
 A sampler is three pure functions, ``init``, ``step`` and ``refresh``; what a chain carries from step to step lies in its
-`ChainState`. The rules that are easy to get wrong (frozen parameters, evaluation mode, detaching, chains that become NaN or
-infinite) belong to `run`, so that a new sampler is only its mathematics.
+`ChainState`. `run` freezes parameters, sets evaluation mode, detaches and finds chains that became NaN or infinite.
 """
 
 from __future__ import annotations
@@ -63,10 +62,9 @@ class ChainState:
 
     def finite(self) -> Tensor:
         """Returns ``(N,)`` bool: which chains hold no NaN and no infinity, their conditions aside."""
-        moving = [t for n, t in self.tensors().items() if t.is_floating_point() and not n.startswith(CONDITION)]
-        return (
-            reduce(torch.logical_and, map(finite_rows, moving)) if moving else self.x.new_ones(len(self), dtype=torch.bool)
-        )
+        tensors = self.tensors().items()
+        rows = [finite_rows(t) for name, t in tensors if t.is_floating_point() and not name.startswith(CONDITION)]
+        return reduce(torch.logical_and, rows) if rows else self.x.new_ones(len(self), dtype=torch.bool)
 
 
 def conditions_among(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -268,8 +266,7 @@ def sample(
     check_sampler(sampler, energy)
     conditions = name_conditions((), conditions or {}, x)
     with frozen(energy), torch.no_grad():
-        state = sampler.init(condition(energy, conditions), x.detach().clone(), generator=generator)
-    state = replace(state, conditions=conditions)
+        state = replace(sampler.init(condition(energy, conditions), x.clone(), generator=generator), conditions=conditions)
     return run(sampler, energy, state, n_steps, generator=generator, transitions=transitions)[0].x
 
 

@@ -26,9 +26,7 @@ class Tempered(nn.Module):
 
     def __init__(self, energy: nn.Module, beta: Tensor, base: BaseDistribution | None = None) -> None:
         super().__init__()
-        self.energy = energy
-        self.beta = beta
-        self.base = base
+        self.energy, self.beta, self.base = energy, beta, base
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         energies: Tensor = self.beta * self.energy(x, *args, **kwargs)

@@ -178,7 +178,7 @@ def test_conditions_keep_order_and_names():
 
 @pytest.mark.parametrize("bad", [3, torch.zeros(3), torch.zeros(())])
 def test_conditions_need_a_row_per_example(bad):
-    with pytest.raises(ValueError, match="a row for each of the 2 examples"):
+    with pytest.raises(ValueError, match="a row for each of 2 examples"):
         name_conditions((bad,), {}, torch.zeros(2, 1))
 
 

@@ -330,7 +330,7 @@ def test_sample_needs_a_condition_per_chain(given):
         def forward(self, x, shift):
             return super().forward(x - shift)
 
-    with pytest.raises(ValueError, match="a row for each of the 2 examples"):
+    with pytest.raises(ValueError, match="a row for each of 2 examples"):
         sample(Identity(), Shifted(), torch.zeros(2, 2), 1, conditions={"0": given})
 
 

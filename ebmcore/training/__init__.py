@@ -5,7 +5,7 @@ from __future__ import annotations
 from ebmcore.random import stream_generator, stream_seed
 from ebmcore.training.averaging import copy_energy
 from ebmcore.training.checkpoints import latest_checkpoint, read_checkpoint, read_info
-from ebmcore.training.data import DataSource, check_compatible
+from ebmcore.training.data import DataSource, SupportsDataStart, check_compatible
 from ebmcore.training.fit import FitResult, fit
 from ebmcore.training.observers import BaseObserver
 from ebmcore.training.origins import check_installed, warn_of_other_versions
@@ -21,6 +21,7 @@ __all__ = [
     "FitResult",
     "InterruptedRun",
     "Run",
+    "SupportsDataStart",
     "TrainedRun",
     "check_compatible",
     "check_installed",

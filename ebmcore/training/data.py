@@ -35,6 +35,22 @@ class DataSource(Protocol):
     state_space: str
 
 
+@runtime_checkable
+class SupportsDataStart(Protocol):
+    """Initial parameters that depend on the data, such as an RBM's visible biases.
+
+    `ebmcore.training.fit` lets the energy set them before the first step; a training loop by hand calls `start_from_data` itself.
+
+    Attributes:
+        awaits_data: Whether they are still to be set. Keep it in ``state_dict()``: a resumed or copied energy is not set again.
+    """
+
+    awaits_data: bool
+
+    def start_from_data(self, x: Tensor, weights: Tensor | None = None) -> None:
+        """Sets them from all training examples ``(N, *shape)`` and, where these have some, their weights ``(N,)``."""
+
+
 def check_compatible(energy: nn.Module, sampler: object, data: object, loss: object = None) -> str | None:
     """Check that energy, sampler, loss and data live in one state space; return it, `None` if none of them declares one.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
-from ebmcore.energies import SupportsDataStart, check_energies, frozen, supports
+from ebmcore.energies import check_energies, frozen, supports
 from ebmcore.errors import UsageError
 from ebmcore.host.origin import is_out_of_memory
 from ebmcore.losses import BaseLoss
@@ -22,7 +22,7 @@ from ebmcore.random import stream_seed
 from ebmcore.training.averaging import moving_average
 from ebmcore.training.batches import Batch, Examples, Reading, loader_batch_size, open_examples
 from ebmcore.training.checkpoints import CheckpointWriter
-from ebmcore.training.data import DataSource, check_compatible
+from ebmcore.training.data import DataSource, SupportsDataStart, check_compatible
 from ebmcore.training.examples import TrainingExamples
 from ebmcore.training.observers import BaseObserver, MetricsFile, ProgressBar, TensorBoard
 from ebmcore.training.optimizers import create_optimizer
