@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import itertools
+import logging
 import os
 import sys
 import time
@@ -164,7 +165,12 @@ def _join_under_torchrun() -> None:
         )
         prefix = f"ebmcore-{os.environ.get('TORCHELASTIC_RESTART_COUNT')}-{next(_groups)}"
         prefixed = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
-        dist.init_process_group(store=prefixed, rank=int(os.environ["RANK"]), world_size=n_processes)
+        own = int(os.environ["RANK"])
+        dist.init_process_group(store=prefixed, rank=own, world_size=n_processes)
+        # As Fabric says it where it makes the group.
+        logging.getLogger("lightning_fabric").info(
+            f"Initializing distributed: GLOBAL_RANK: {own}, MEMBER: {own + 1}/{n_processes}"
+        )
 
 
 _groups = itertools.count()  # made in this process, of which every other one of the run makes as many
