@@ -22,7 +22,7 @@ from ebmcore.random import stream_seed
 from ebmcore.training.averaging import moving_average
 from ebmcore.training.batches import Batch, Examples, Reading, loader_batch_size, open_examples
 from ebmcore.training.checkpoints import CheckpointWriter
-from ebmcore.training.data import DataSource, SupportsDataStart, check_compatible
+from ebmcore.training.data import DataSource, SupportsDataStart, as_floating, check_compatible, check_values
 from ebmcore.training.examples import TrainingExamples
 from ebmcore.training.observers import BaseObserver, MetricsFile, ProgressBar, TensorBoard
 from ebmcore.training.optimizers import create_optimizer
@@ -180,6 +180,9 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
         world=fabric.world_size,
     )
     examples = open_examples(data, loss, reading, weights)
+    if isinstance(data, DataSource) and isinstance(data.test, Tensor) and len(data.test):  # which metrics measure at the end
+        what = "the test data"
+        check_values(as_floating(data.test, reading.dtype, reading.space, what, warn=False), reading.space, what)
     n_steps = options.number_of_steps(examples.steps_per_epoch)
     visited = examples.starting_at(loss.step * options.accumulate)
     first = next(visited)

@@ -445,3 +445,25 @@ def test_asynchronous_checkpoint_that_fails_is_reported(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"step-00000004 cannot be written \(.*No space left.*step-00000002"):
         quiet(pcd(), data(), steps=100, checkpoint_every=2, out=tmp_path, checkpoint_async=True)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_run_is_written_where_directories_cannot_be_opened(tmp_path, monkeypatch):
+    """As on Windows: a directory cannot be opened, and only a file that is open to write can be synced."""
+    opened, synced, read_only = os.open, os.fsync, set()
+
+    def windows_open(path, flags, *rest, **more):
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        descriptor = opened(path, flags, *rest, **more)
+        (read_only.discard if flags & (os.O_WRONLY | os.O_RDWR) else read_only.add)(descriptor)
+        return descriptor
+
+    def windows_fsync(descriptor):
+        if descriptor in read_only:
+            raise OSError(9, "Bad file descriptor")
+        synced(descriptor)
+
+    monkeypatch.setattr(os, "open", windows_open)
+    monkeypatch.setattr(os, "fsync", windows_fsync)
+    quiet(pcd(), data(), steps=4, out=tmp_path, checkpoint_every=2)
+    assert quiet(pcd(), data(), steps=6, out=tmp_path, resume=True).step == 6

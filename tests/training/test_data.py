@@ -141,6 +141,15 @@ def test_nan_says_where_it_is():
         check_values(x, None, "they")
 
 
+def test_test_data_are_checked_too():
+    """What a metric measures at the end is looked at before the first step."""
+    x, broken = torch.randn(20, 3), torch.randn(10, 3)
+    broken[4, 1] = torch.nan
+    source = SimpleNamespace(train=x, test=broken, shape=(3,), state_space="continuous")
+    with pytest.raises(UsageError, match="^the test data hold 1 NaN"):
+        trained("continuous", source)
+
+
 def test_constant_column_is_named():
     """A column that a scaling divided by 0 is named as such."""
     x = np.random.default_rng(0).normal(size=(20, 3))
