@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 from dataclasses import dataclass, replace
 
 import pytest
@@ -463,6 +464,7 @@ def test_run_is_written_where_directories_cannot_be_opened(tmp_path, monkeypatch
             raise OSError(9, "Bad file descriptor")
         synced(descriptor)
 
+    monkeypatch.setattr(shutil, "_use_fd_functions", False)
     monkeypatch.setattr(os, "open", windows_open)
     monkeypatch.setattr(os, "fsync", windows_fsync)
     quiet(pcd(), data(), steps=4, out=tmp_path, checkpoint_every=2)
