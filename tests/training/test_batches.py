@@ -351,3 +351,38 @@ def test_weighted_examples_are_those_repeated():
     twice = gap(x[[0, 0, 1]], None)
     assert torch.allclose(gap(x, torch.tensor([2.0, 1.0])), twice)
     assert not torch.allclose(gap(x, None), twice)
+
+
+class Columns:
+    """What the library `datasets` gives: rows as mappings, of Python's numbers unless another format is asked for."""
+
+    column_names = ("x", "label")
+
+    def __init__(self, x, labels, as_tensors=False):
+        self.x, self.labels, self.as_tensors = x, labels, as_tensors
+
+    def with_format(self, kind):
+        assert kind == "torch"
+        return Columns(self.x, self.labels, as_tensors=True)
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, row):
+        item = {"x": self.x[row], "label": self.labels[row]}
+        return item if self.as_tensors else {name: value.tolist() for name, value in item.items()}
+
+
+def test_columns_of_a_table_are_named_conditions():
+    """A column x holds the examples, and the others are conditions by name."""
+
+    class Named(Quadratic):
+        def forward(self, x, *, label):
+            return super().forward(x - label[:, None])
+
+    loss = ebmcore.create_loss("cd", Named((2,)), Identity())
+    given = Columns(data(20), torch.arange(20) % 3)
+    batch = next(opened(given, loss).starting_at(0))
+    rows = [int((given.x == x).all(1).nonzero()) for x in batch.args[0]]
+    assert torch.equal(batch.named["label"], given.labels[rows])
+    assert quiet(loss, given, steps=2).step == 2
