@@ -79,7 +79,7 @@ def fit(
     num_nodes: int | None = None,
     strategy: Strategy = "auto",
     precision: Precision = "32-true",
-    out: str | os.PathLike[str] | None = None,
+    out: Path | str | None = None,
     resume: bool = False,
     log_every: int = 10,
     checkpoint_every: int = 500,

@@ -36,7 +36,7 @@ CONFIGS = {
     "moons": """
 data: {name: two-moons, n_train: 20, n_test: 10, noise: 0.2, seed: 0}
 energy: {name: mlp, hidden: [8], spectral_norm: false}
-sampler: {name: langevin, step_size: 0.01, temperature: 1.0, clip_grad: 1.0}
+sampler: {name: langevin, step_size: 0.01, temperature: 1.0, clip_grad: 1.0, bounds: [-9.0, 9.0], noise: null}
 loss: {name: pcd, k_steps: 1, data_noise: 0.0, n_chains: 10, restart_prob: 0.0, initial: model, energy_l2: 0.0,
   joint_forward: true}
 optimizer: {name: adamw, betas: [0.9, 0.999], eps: 1.0e-08, weight_decay: 0.01, amsgrad: false, maximize: false,
@@ -50,6 +50,7 @@ lr: 0.001
 clip_grad: 1.0
 ema_decay: 0.9
 seed: 0
+num_workers: 0
 accelerator: cpu
 devices: 1
 num_nodes: 1
@@ -67,7 +68,7 @@ schedules: {optimizer.lr: linear(end=0)}
 """,
     "ring": """
 data: {name: ring-of-gaussians, n_modes: 8, radius: 2.0, std: 0.2, n_train: 20, n_test: 10, seed: 0}
-energy: {name: gaussian-rbm, hidden: 3, weight_std: 0.01, std: 1.0, learn_variance: true}
+energy: {name: gaussian-rbm, hidden: 3, weight_std: 0.01, std: 1.0, learn_variance: true, visible_bias: zero}
 sampler: {name: tempering, inner: mala, inner_options: {step_size: 0.01}, n_rungs: 2, min_beta: 0.1, betas: [1.0, 0.5],
   adapt: 0.0}
 loss: {name: fpcd, k_steps: 1, fast_lr: 0.01, fast_decay: 0.95, n_chains: 10, restart_prob: 0.0, initial: model,
@@ -77,7 +78,7 @@ metric:
 """,
     "bars": """
 data: {name: bars-and-stripes, side: 2}
-energy: {name: rbm, hidden: 3, weight_std: 0.01, centered: false}
+energy: {name: rbm, hidden: 3, weight_std: 0.01, centered: false, visible_bias: zero}
 sampler: {name: gibbs}
 loss: {name: ptcd, k_steps: 1, n_rungs: 2, min_beta: 0.1, betas: null, adapt: 0.0, n_chains: 4, restart_prob: 0.0,
   initial: model, energy_l2: 0.0, joint_forward: true}
@@ -90,7 +91,8 @@ CONFIGS = {name: copy.deepcopy(CONFIGS["moons"]) | config for name, config in CO
 
 # The keys for which such a value has a meaning; true has one where the value is true or false.
 WORKS = {
-    "null": "optimizer schedules metric epochs clip_grad from ema_decay measure_every sampler.clip_grad sampler.betas loss.betas "
+    "null": "optimizer schedules metric epochs clip_grad from ema_decay measure_every sampler.clip_grad sampler.bounds sampler.noise sampler.temperature "
+    "sampler.betas loss.betas "
     "optimizer.foreach optimizer.fused devices num_nodes",
     "list": "energy.hidden metric",
     "mapping": "optimizer schedules",

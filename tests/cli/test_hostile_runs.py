@@ -453,7 +453,7 @@ MEANINGS = {
     ("components", "loss", "version"): {"null", "text"}, ("ebmcore",): {"null", "text"},
     ("run", "options", "loss", "k_steps"): {"true"}, ("optimizer_groups", 0): {"mapping", "itself"},
     ("examples", "low"): {"number", "negative", "large", "real"},
-    ("examples", "n_classes"): {"null", "number", "large"},
+    ("examples", "state_space"): {"null"}, ("examples", "n_classes"): {"null", "number", "large"},
 }  # fmt: skip
 
 

@@ -207,7 +207,7 @@ def test_sampling_takes_another_sampler(tmp_path):
 
 def test_sampling_knows_no_abbreviation(tmp_path, capsys):
     assert call(f"sample {tmp_path} --ste 3 --out {tmp_path / 'a.npy'}") == 2
-    assert "unknown option --ste" in capsys.readouterr().err
+    assert "unrecognized arguments: --ste" in capsys.readouterr().err
 
 
 def test_accumulated_run_logs_steps(tmp_path):

@@ -50,7 +50,7 @@ class Clipped(Langevin):
 class WithoutReverse(MALA):
     """Acceptance without the reverse term."""
 
-    def _log_reverse(self, state, proposal):
+    def _log_reverse(self, state, y, grad):
         return torch.zeros(len(state), dtype=torch.float64)
 
 
@@ -64,7 +64,7 @@ class ClippedProposal(MALA):
         value, grad = value_and_grad(energy, y)
         proposal = replace(state, x=y, energy=value, grad=grad)
         log_accept = (state.energy - value).double() / self.temperature
-        log_accept += self._log_reverse(state, proposal)
+        log_accept += self._log_reverse(state, proposal.x, proposal.grad)
         uniform = torch.rand(len(state), generator=generator, dtype=torch.float64)
         return select_chains(uniform.log() < log_accept, proposal, state), {}
 
@@ -93,7 +93,7 @@ class StaleAfterRejection(MALA):
         y = state.x - self.step_size * state.grad + math.sqrt(2 * self.step_size) * noise
         value, grad = value_and_grad(energy, y)
         proposal = replace(state, x=y, energy=value, grad=grad)
-        log_accept = state.energy - value + self._log_reverse(state, proposal)
+        log_accept = state.energy - value + self._log_reverse(state, proposal.x, proposal.grad)
         accepted = torch.rand(len(state), generator=generator, dtype=torch.float64).log() < log_accept
         return replace(proposal, x=select_chains(accepted, proposal, state).x), {}
 
@@ -436,7 +436,7 @@ class HalfAcceptance(MALA):
         value, grad = value_and_grad(energy, y)
         proposal = replace(state, x=y, energy=value, grad=grad)
         log_accept = (state.energy - value) / self.temperature
-        log_accept = log_accept + self._log_reverse(state, proposal)
+        log_accept = log_accept + self._log_reverse(state, proposal.x, proposal.grad)
         uniform = torch.rand(len(y), generator=generator)
         return select_chains(uniform.log() < log_accept.bfloat16(), proposal, state), {}
 

@@ -10,6 +10,8 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
+# For a process that forks others, as threads do not survive that: those of torch, and of pyarrow, which pandas imports if it can.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 SECONDS = 60  # until a process counts as one that hangs
 
 

@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from forks import end_of, fork, kill
+from forks import ONE_THREAD, end_of, fork, kill
 from small_runs import data, pcd, quiet, table
 
 from ebmcore.training import checkpoints, latest_checkpoint, read_checkpoint
@@ -121,7 +121,7 @@ class Kills:
     def __init__(self, folder, seed):
         self.folder, self.rng, self.counts = folder, random.Random(seed), Counter()
         train(folder / "whole")  # imports everything
-        assert len(os.listdir("/proc/self/task")) == 1, "threads do not survive a fork: set OMP_NUM_THREADS=1"
+        assert len(os.listdir("/proc/self/task")) == 1, f"threads do not survive a fork: set {ONE_THREAD}"
         self.actions = count_actions(folder) * EVERY / STEPS
         start = time.monotonic()
         assert end_of(fork(lambda: train(folder / "timed"), folder / "timed.txt")) == 0

@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 from commands import MOONS
-from forks import end_of, fork, kill
+from forks import ONE_THREAD, end_of, fork, kill
 from small_runs import table
 
 from ebmcore.cli import main as ebmcore
@@ -107,7 +107,7 @@ def main(repetitions, seed=0):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         assert ebmcore([*TRAIN, str(folder / "first"), "--steps", "2"]) == 0  # imports everything
-        assert len(os.listdir("/proc/self/task")) == 1, "threads do not survive a fork: set OMP_NUM_THREADS=1"
+        assert len(os.listdir("/proc/self/task")) == 1, f"threads do not survive a fork: set {ONE_THREAD}"
         for i in range(int(repetitions)):
             strategies = ("ddp", "fsdp", "ddp", "fsdp") if i % 2 else ("fsdp", "ddp", "fsdp", "ddp")
             train(folder / f"run-{i}", rng, background=i % 2 == 1, strategies=strategies, counts=counts)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import yaml
 from commands import MOONS
-from forks import end_of, fork
+from forks import ONE_THREAD, end_of, fork
 from small_runs import table
 
 from ebmcore.cli import main as ebmcore
@@ -130,7 +130,7 @@ def main(repetitions, seed=0):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         assert ebmcore(COMMANDS["out"](folder / "first")) == 0  # imports everything
-        assert len(os.listdir("/proc/self/task")) == 1, "threads do not survive a fork: set OMP_NUM_THREADS=1"
+        assert len(os.listdir("/proc/self/task")) == 1, f"threads do not survive a fork: set {ONE_THREAD}"
         killed = killed_run(folder)
         for i in range(int(repetitions)):
             for place, *commands in MEETINGS:

@@ -8,6 +8,7 @@ from pathlib import Path
 import killed_runs
 import killed_worlds
 from broken_plugins import python
+from forks import ONE_THREAD
 from small_runs import data, pcd, quiet
 
 from ebmcore.training import checkpoints
@@ -18,7 +19,7 @@ def test_killed_run_is_bit_for_bit():
 
     ``python tests/helpers/killed_runs.py 60`` tries longer.
     """
-    done = python([Path(killed_runs.__file__), "12"], OMP_NUM_THREADS="1")
+    done = python([Path(killed_runs.__file__), "12"], **ONE_THREAD)
     assert done.returncode == 0, done.stderr
 
 
@@ -27,7 +28,7 @@ def test_each_chain_survives_kills_once():
 
     ``python tests/helpers/killed_worlds.py 10`` tries longer.
     """
-    done = python([Path(killed_worlds.__file__), "2"], OMP_NUM_THREADS="1")
+    done = python([Path(killed_worlds.__file__), "2"], **ONE_THREAD)
     assert done.returncode == 0, done.stderr
 
 

@@ -12,6 +12,7 @@ import owners_meeting
 import pytest
 from broken_plugins import python
 from commands import MOONS, ebmcore
+from forks import ONE_THREAD
 
 from ebmcore.errors import UsageError
 from ebmcore.training import checkpoints, directory
@@ -23,7 +24,7 @@ def test_one_of_two_goes_on():
 
     ``python tests/helpers/owners_meeting.py 50`` tries longer.
     """
-    done = python([Path(owners_meeting.__file__), "1"], OMP_NUM_THREADS="1")
+    done = python([Path(owners_meeting.__file__), "1"], **ONE_THREAD)
     assert done.returncode == 0, done.stderr
 
 

@@ -134,7 +134,7 @@ def test_only_components_are_loaded(model):
 
 def test_missing_plugin_is_named(model):
     edit(model, lambda record: record["components"]["energy"].update(distribution="ebm-plugin-x", version="3.1"))
-    with pytest.raises(EbmcoreError, match=r"pip install ebm-plugin-x==3\.1"):
+    with pytest.raises(EbmcoreError, match=r"get ebm-plugin-x==3\.1 from who made the run"):
         from_pretrained(model)
 
 

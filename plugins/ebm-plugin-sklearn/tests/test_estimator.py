@@ -192,7 +192,7 @@ def test_grid_search_chooses_by_likelihood():
         ({"fit_options": {"lr": 0.1, "seed": 1}}, "fit_options must not hold lr, seed"),
         ({"epochs": 0}, "epochs must be"),
         ({"sampler": "gibbs", "state_space": "binary"}, "the sampler|SupportsBlockGibbs"),
-        ({"state_space": "binary"}, "moves in a continuous space"),
+        ({"state_space": "binary"}, "is for continuous data"),
         ({"loss": ebmcore.create_loss("pcd", Quadratic((2,)), ExactGaussian(), n_chains=10)}, "pass energy=None"),
     ],
 )
