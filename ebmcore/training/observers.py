@@ -85,9 +85,8 @@ def notify(observers: Sequence[BaseObserver], event: str, run: Run, *args: Any) 
         try:
             method(run, *args)
         except (Exception, SystemExit) as error:
-            if isinstance(error, EbmcoreError | OSError) and type(observer).__module__.startswith(
-                ("ebmcore.training.", "ebmcore.cli.")
-            ):
+            own = type(observer).__module__.startswith(("ebmcore.training.", "ebmcore.cli."))
+            if own and isinstance(error, EbmcoreError | OSError):
                 raise  # these messages say what to do
             known = host.provenance(observer)
             plugin = f" of {known['distribution']} {known['version']}" if known["distribution"] else ""

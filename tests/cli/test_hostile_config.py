@@ -91,9 +91,8 @@ CONFIGS = {name: copy.deepcopy(CONFIGS["moons"]) | config for name, config in CO
 
 # The keys for which such a value has a meaning; true has one where the value is true or false.
 WORKS = {
-    "null": "optimizer schedules metric epochs clip_grad from ema_decay measure_every sampler.clip_grad sampler.bounds sampler.noise sampler.temperature "
-    "sampler.betas loss.betas "
-    "optimizer.foreach optimizer.fused devices num_nodes",
+    "null": "optimizer schedules metric epochs clip_grad from ema_decay measure_every sampler.clip_grad sampler.bounds "
+    "sampler.noise sampler.temperature sampler.betas loss.betas optimizer.foreach optimizer.fused devices num_nodes",
     "list": "energy.hidden metric",
     "mapping": "optimizer schedules",
     "text": "out", "dotted": "out", "escape": "out",
