@@ -3,7 +3,8 @@
 ``--energy rbm --energy.hidden 64`` on the command line is ``energy: {name: rbm, hidden: 64}`` in a YAML file. The options of
 a component, their types and their help come from its own constructor, so a third-party plugin's appear by themselves.
 The optimizers of ``torch.optim`` are named in the same way: ``--optimizer adamw --optimizer.betas "[0.0, 0.999]"``.
-``--metric`` may be given several times, and ``--metric.OPTION`` belongs to the metric named before it; in a file they are a list.
+``--metric`` and ``--observer`` may be given several times, and ``--metric.OPTION`` belongs to the metric named before it; in a
+file they are lists.
 A schedule is the same text in both: ``--schedules.sampler.step_size "cosine(0.1, 0.01)"`` on the command line is
 ``schedules: {sampler.step_size: "cosine(0.1, 0.01)"}`` in a file.
 In place of a component's name, a user's own class has its place, ``model.py:MyEnergy`` (`ebmcore.cli.code`), and a data set the
@@ -29,7 +30,7 @@ from ebmcore.cli import code
 from ebmcore.cli.files import name_reader, reader
 from ebmcore.errors import EbmcoreError, UsageError
 from ebmcore.training import fit
-from ebmcore.training.configuration import PARTS, Config, admit, components, read_config
+from ebmcore.training.configuration import LISTED, PARTS, Config, admit, components, read_config
 from ebmcore.training.documents import check_text
 from ebmcore.training.numbers import check_magnitudes, check_numbers
 from ebmcore.training.optimizers import OPTIMIZERS, optimizer_class
@@ -64,13 +65,15 @@ def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(P
     arguments, schedules = _split_off_schedules(arguments)
     _check_arguments(arguments)
     sources = [_named_parts(config) for config in (base or {}, *loaded, {"schedules": schedules} if schedules else {})]
-    known = [metrics for source in sources if (metrics := source.pop("metric", None))][-1:]
-    arguments = name_reader(_name_parts(arguments, parts))
-    normal, metrics = _split_off_metrics(arguments, known[0] if known else [])
+    known = {part: [listed for source in sources if (listed := source.pop(part, None))][-1:] for part in LISTED}
+    arguments = normal = name_reader(_name_parts(arguments, parts))
+    several: dict[str, list[tuple[Config, list[str]]]] = {}
+    for part in LISTED:
+        normal, several[part] = _split_off(part, normal, known[part][0] if known[part] else [])
     written = _names_in(arguments, parts)
-    named = {part: name for part, name in written if part != "metric"}
+    named = {part: name for part, name in written if part not in LISTED}
     chosen = _merge(*sources) | {part: {"name": name} for part, name in named.items()}
-    chosen["metric"] = [options for options, _ in metrics]
+    chosen |= {part: [options for options, _ in listed] for part, listed in several.items()}
     admit(components(chosen), given=[(PARTS[part][0], name) for part, name in written], allowed=allowed)
     energy = chosen.get("energy", {}).get("name")
     if base is None and "loss" in parts:
@@ -91,20 +94,18 @@ def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(P
     for part in parts:  # another component than the base's takes none of the base's options
         if merged.get(part, {}).get("name") not in (None, names[part]):
             merged[part] = {"name": names[part]}
-    if metrics:  # for the help
-        names["metric"] = metrics[0][0]["name"]
+    names |= {part: listed[0][0]["name"] for part, listed in several.items() if listed}  # for the help
     config = _parsed(prog, names, parts, merged, normal)
     for option in ("resume", "allow_code"):  # in the parser for their help alone
         config.pop(option, None)
     config = {key: value for key, value in config.items() if not (key in PARTS and not value.get("name"))}
-    config.pop("metric", None)
+    config = {key: value for key, value in config.items() if key not in LISTED}
     if "loss" in parts:
         config["schedules"] = schedules
-    if metrics:
-        parsed = [
-            _parsed(prog, {"metric": options["name"]}, ("metric",), {"metric": options}, given) for options, given in metrics
-        ]
-        config["metric"] = [metric["metric"] for metric in parsed]
+    for part, listed in several.items():
+        parsed = [_parsed(prog, {part: one["name"]}, (part,), {part: one}, given) for one, given in listed]
+        if parsed:
+            config[part] = [one[part] for one in parsed]
     return config
 
 
@@ -217,30 +218,33 @@ def recipe_config(name: str) -> Config:
     return dict(recipe) if isinstance(recipe, Mapping) else read_config(Path(recipe))
 
 
-def _split_off_metrics(arguments: Sequence[str], known: list[Config]) -> tuple[list[str], list[tuple[Config, list[str]]]]:
-    """Arguments without those of metrics; and each metric with the options that it has already, and its arguments."""
+_ONE = {"metric": "a metric", "observer": "an observer"}
+
+
+def _split_off(part: str, arguments: Sequence[str], known: list[Config]) -> tuple[list[str], list[tuple[Config, list[str]]]]:
+    """Arguments without those of metrics, or of observers; and each with the options that it has already, and its arguments."""
     rest: list[str] = []
-    metrics: list[tuple[Config, list[str]]] = []
+    listed: list[tuple[Config, list[str]]] = []
     following = iter(arguments)
     for argument in following:
         flag, sign, value = argument.partition("=")
-        if not flag.startswith("--metric."):
+        if not flag.startswith(f"--{part}."):
             rest.append(argument)
             continue
         value = value if sign else next(following, "")
-        if flag == "--metric.name":
+        if flag == f"--{part}.name":
             if not value or value.startswith("-"):
-                raise UsageError("--metric needs the name of a metric: see 'ebmcore list metric'")
-            if value in (options["name"] for options, _ in metrics):
-                raise UsageError(f"--metric {value} is given twice: name it once, with its options after it")
-            metrics.append((next((m for m in known if m["name"] == value), {"name": value}), []))
+                raise UsageError(f"--{part} needs the name of {_ONE[part]}: see 'ebmcore list {part}'")
+            if value in (options["name"] for options, _ in listed):
+                raise UsageError(f"--{part} {value} is given twice: name it once, with its options after it")
+            listed.append((next((one for one in known if one["name"] == value), {"name": value}), []))
             continue
-        if not metrics:
+        if not listed:
             if len(known) != 1:
-                raise UsageError(f"{flag} belongs to a metric: name it before, --metric NAME {flag} {value}")
-            metrics.append((known[0], []))
-        metrics[-1][1].append(f"{flag}={value}")
-    return rest, metrics or [(options, []) for options in known]
+                raise UsageError(f"{flag} belongs to {_ONE[part]}: name it before, --{part} NAME {flag} {value}")
+            listed.append((known[0], []))
+        listed[-1][1].append(f"{flag}={value}")
+    return rest, listed or [(options, []) for options in known]
 
 
 def _parser(prog: str, names: dict[str, str], parts: Sequence[str], *, for_help: bool) -> ArgumentParser:
@@ -331,17 +335,17 @@ def _names_in(arguments: Sequence[str], parts: Sequence[str]) -> list[tuple[str,
 
 
 def _named_parts(config: Config) -> Config:
-    """``energy: rbm`` as ``energy: {name: rbm}``, and ``metric`` as a list of these."""
+    """``energy: rbm`` as ``energy: {name: rbm}``, and ``metric`` and ``observer`` as lists of these."""
     config = {key: value for key, value in config.items() if not (key in PARTS and value is None)}
-    named: Config = {part: _named(part, config[part]) for part in PARTS if part in config and part != "metric"}
-    if "metric" in config:
-        metrics = config["metric"] if isinstance(config["metric"], list) else [config["metric"]]
-        named["metric"] = [_named("metric", metric) for metric in metrics]
-        if not all("name" in metric for metric in named["metric"]):
-            raise UsageError("every metric of a configuration needs its name")
-        given = [metric["name"] for metric in named["metric"]]
+    named: Config = {part: _named(part, config[part]) for part in PARTS if part in config and part not in LISTED}
+    for part in (part for part in LISTED if part in config):
+        listed = config[part] if isinstance(config[part], list) else [config[part]]
+        named[part] = [_named(part, one) for one in listed]
+        if not all("name" in one for one in named[part]):
+            raise UsageError(f"every {part} of a configuration needs its name")
+        given = [one["name"] for one in named[part]]
         if len(set(given)) < len(given):
-            raise UsageError(f"the configuration names a metric twice: {', '.join(given)}")
+            raise UsageError(f"the configuration names {_ONE[part]} twice: {', '.join(given)}")
     return config | named
 
 

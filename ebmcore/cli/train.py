@@ -19,7 +19,7 @@ def train(arguments: Sequence[str]) -> None:
     require_train_extra()
     from ebmcore.cli.runs import SavedConfig, measure, measuring
     from ebmcore.training import BaseObserver, fit, latest_checkpoint, start_from
-    from ebmcore.training.configuration import PARTS, create, create_metrics
+    from ebmcore.training.configuration import PARTS, create_metrics, create_observers
     from ebmcore.training.numbers import refusing_sizes
     from ebmcore.training.runs import CONFIG, build, check_plugins, evaluation, run_config
 
@@ -44,9 +44,7 @@ def train(arguments: Sequence[str]) -> None:
     if resuming and metrics:
         evaluation(run)  # likewise
     options = {name: value for name, value in config.items() if name not in {*PARTS, "from"} or name == "optimizer"}
-    observers: list[BaseObserver] = [SavedConfig()]
-    if "observer" in config:
-        observers.append(create(config, "observer"))
+    observers: list[BaseObserver] = [SavedConfig(), *create_observers(config)]
     options |= {"measure": measuring(config, metrics, parts) if metrics else None, "observers": observers}
     result = fit(parts.loss, parts.data, **options, config=config, resume=resuming)
     if result.rank:

@@ -26,6 +26,7 @@ PARTS: dict[str, tuple[str, set[str | int]]] = {
     "observer": ("observer", set()),
     "optimizer": ("optimizer", {"params", "lr"}),
 }
+LISTED = ("metric", "observer")  # of which a run may have several
 REQUIRED = ("data", "energy", "loss")
 _COMMAND_LINE_ONLY = ("config", "recipe", "resume", "allow-code")
 
@@ -51,6 +52,11 @@ def create(config: Config, part: str, **given: Any) -> Any:
 def create_metrics(config: Config) -> dict[str, Any]:
     """The metrics of a run, by name, made with their options."""
     return {metric["name"]: _create("metric", metric) for metric in config.get("metric", [])}
+
+
+def create_observers(config: Config) -> list[Any]:
+    """The observers of a run, made with their options."""
+    return [_create("observer", observer) for observer in config.get("observer", [])]
 
 
 def _create(kind: str, chosen: Config, **given: Any) -> Any:
@@ -83,8 +89,8 @@ def fitting_energies(error: MissingCapabilityError) -> str:
 
 def components(config: Config) -> list[KindAndName]:
     """Kind and name of each component of a configuration; an optimizer is torch's."""
-    named = [(part, config.get(part)) for part in PARTS if part not in ("metric", "optimizer")]
-    named += [("metric", metric) for metric in config.get("metric", [])]
+    named = [(part, config.get(part)) for part in PARTS if part not in (*LISTED, "optimizer")]
+    named += [(part, one) for part in LISTED for one in config.get(part) or []]
     return [(PARTS[part][0], one["name"]) for part, one in named if isinstance(one, dict) and "name" in one]
 
 

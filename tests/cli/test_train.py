@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import ClassVar
 
 import pytest
 import yaml
@@ -143,3 +144,33 @@ def test_diverging_command_stops(tmp_path, capsys):
     assert "training stopped at step" in error
     assert "lower" in error.lower()
     assert len(error.splitlines()) == 1
+
+
+def test_run_has_several_observers(tmp_path):
+    """Each has its options, on the command line and in a file, and a resumed run has them again."""
+
+    class First(ebmcore_.training.BaseObserver):
+        seen: ClassVar[list] = []
+
+        def __init__(self, mark: str = "a"):
+            self.mark = mark
+
+        def on_log(self, run, metrics):
+            self.seen.append((self.mark, run.step))
+
+    class Second(First):
+        pass
+
+    class Plugin:
+        @ebmcore_.hookimpl
+        def ebmcore_register(self, register):
+            register.observer("first", First)
+            register.observer("second", Second)
+
+    run = tmp_path / "run"
+    with ebmcore_.temporary_plugin(Plugin()):
+        assert train(f"{RBM} --loss cd --steps 10 --observer first --observer second --observer.mark b", run) == 0
+        assert First.seen == [("a", 10), ("b", 10)]
+        assert yaml.safe_load((run / "config.yaml").read_text())["observer"][1] == {"name": "second", "mark": "b"}
+        assert ebmcore(f"train --resume {run} --steps 20") == 0
+        assert First.seen[2:] == [("a", 20), ("b", 20)]
