@@ -320,6 +320,8 @@ def load_run(path: str | os.PathLike[str], *, checkpoint: int | None = None, all
     with refusing_sizes():
         examples = _recorded_examples(config, info, found)
         energy, sampler, loss = _build_on(config, examples)
+    if config.get("precision") == "64-true":
+        loss.double()
     check_same(info, {"loss": loss, "energy": energy, "sampler": sampler}, found)
     then, now = recorded_id(info, "dataset", found), host.find("dataset", config["data"]["name"]).id
     if then and then != now:  # told by name, as the data are not made
@@ -332,7 +334,7 @@ def load_run(path: str | os.PathLike[str], *, checkpoint: int | None = None, all
         if chains is not None and tuple(chains.shape[1:]) != examples.shape:
             raise ValueError(f"its chains are of shape {tuple(chains.shape[1:])}, not {examples.shape}")
         if any(name.startswith(average) for name in tensors):
-            energy = _create_energy(config, examples.shape)
+            energy = _create_energy(config, examples.shape).to(next((p.dtype for p in energy.parameters()), None))
             energy.load_state_dict({n.removeprefix(average): t for n, t in tensors.items() if n.startswith(average)})
     except (RuntimeError, ValueError, TypeError) as error:
         raise CheckpointError(f"{found} does not fit {run / CONFIG}: {error}") from error

@@ -14,6 +14,7 @@ from torch import nn
 import ebmcore as kernel
 from ebmcore import load_run
 from ebmcore.errors import CheckpointError, UsageError
+from ebmcore.training import read_checkpoint
 from ebmcore.training.examples import TrainingExamples
 
 
@@ -278,3 +279,15 @@ def test_earlier_checkpoints_ask_the_data(averaged, tmp_path):
     shutil.copytree(averaged, copy)
     forge(copy / "checkpoints/step-00000010", lambda info: info.pop("examples") and None)
     assert load_run(copy).examples == load_run(averaged).examples
+
+
+def test_run_in_double_precision_keeps_its_digits(tmp_path):
+    """Its energy is loaded in float64: the scores are those of the weights in the checkpoint."""
+    mlp = "--energy mlp --energy.hidden [4] --sampler langevin --sampler.step_size 0.05 --data two-moons --progress false"
+    assert train(f"{mlp} --loss pcd --steps 3 --precision 64-true --ema_decay 0.5", tmp_path / "run") == 0
+    run = load_run(tmp_path / "run")
+    stored, _ = read_checkpoint(run.checkpoint)
+    for name, tensor in run.energy.state_dict().items():
+        assert torch.equal(tensor, stored[f"average.module.{name}"])
+        assert tensor.dtype == torch.float64
+    assert run.score(torch.zeros(1, 2)).dtype == torch.float64
