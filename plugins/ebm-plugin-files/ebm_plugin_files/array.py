@@ -124,8 +124,9 @@ class Array(FileData):
     def examples_of(self, path: Path) -> Tensor:
         """The examples of another file, in its order, as they would be in this data set.
 
-        They have the columns, the shape, the scale and the threshold of this one. Columns are found by their names; where these
-        are numbers and some are missing, a file with as many columns as were taken here gives all of them. Labels and weights are passed over.
+        They have the columns, the shape, the scale and the threshold of this one; labels and weights are passed over. Columns
+        are found by their names. Where these are numbers and some are missing, a file of as many columns as were taken here
+        gives all of them.
 
         Args:
             path: The file, of any format.
