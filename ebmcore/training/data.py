@@ -54,11 +54,18 @@ class SupportsDataStart(Protocol):
 def check_compatible(energy: nn.Module, sampler: object, data: object, loss: object = None) -> str | None:
     """Check that energy, sampler, loss and data live in one state space; return it, `None` if none of them declares one.
 
-    What declares no ``state_space``, such as a tensor of examples, fits any.
+    What declares no ``state_space``, such as a tensor of examples, fits any. Data must not have more classes than an energy with
+    ``n_classes``.
 
     Raises:
-        UsageError: If they live in different ones.
+        UsageError: If they live in different ones, or if there are more classes.
     """
+    classes, known = (getattr(part, "n_classes", None) for part in (data, energy))
+    if isinstance(classes, int) and isinstance(known, int) and classes > known:
+        raise UsageError(
+            f"the data set {_name(data)} has {classes} classes, but the energy {_name(energy)} has n_classes={known}: give it "
+            f"n_classes={classes}"
+        )
     parts = {"data set": data, "energy": energy, "sampler": sampler, "loss": loss}
     spaces = {kind: getattr(part, "state_space", None) for kind, part in parts.items()}
     declared = {kind: space for kind, space in spaces.items() if space is not None}

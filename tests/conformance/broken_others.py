@@ -40,6 +40,19 @@ class Detached(MLP):
         return super().forward(x.detach()) + 0 * x.flatten(1).sum(1).detach()
 
 
+class DetachedLabel(MLP):
+    """The part of the label is not trained."""
+
+    example_conditions = {"label": 1}
+
+    def __init__(self, shape):
+        super().__init__(shape)
+        self.bias = torch.nn.Parameter(torch.zeros(3))
+
+    def forward(self, x, label):
+        return super().forward(x) + self.bias.detach()[label]
+
+
 class InfiniteSlope(MLP):
     """Has no gradient where two components are equal."""
 

@@ -212,6 +212,7 @@ WRONG = {
         (others.Column, "check_it_returns_one_energy_for_each_example"),
         (others.BatchDependent, "check_it_returns_one_energy_for_each_example"),
         (others.Detached, "check_it_is_differentiable"),
+        (others.DetachedLabel, "check_it_is_differentiable"),
         (others.InfiniteSlope, "check_it_is_differentiable"),
         (others.PathDetached, "check_its_gradients_are_those_of_its_values"),
         (others.Unused, "check_its_gradients_are_those_of_its_values"),

@@ -178,3 +178,13 @@ def test_parts_of_two_spaces_are_refused(kinds):
             assert one in str(caught.value)
             assert other in str(caught.value)
     assert check_compatible(*[SimpleNamespace()] * 4) is None
+
+
+def test_more_classes_than_the_energy_are_refused():
+    """Before the first step: an accelerator would end at a label that does not exist."""
+    energy = SimpleNamespace(n_classes=2)
+    assert check_compatible(energy, None, SimpleNamespace(n_classes=2)) is None
+    with pytest.raises(
+        UsageError, match="has 3 classes, but the energy SimpleNamespace has n_classes=2: give it n_classes=3"
+    ):
+        check_compatible(energy, None, SimpleNamespace(n_classes=3))

@@ -10,9 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from ebmcore.conditions import Conditioned, condition
 from ebmcore.energies import supports
 from ebmcore.testing.cases.base import Case
 from ebmcore.testing.devices import generator, seeded
+
+
+class _UnderExampleConditions(Conditioned):
+    """A conditional energy as a function of any number of positions, each under the same conditions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = {name: t.expand(len(x), *t.shape) for name, t in self.conditions.items()}
+        energies: Tensor = condition(self.energy, rows)(x)
+        return energies
 
 
 class EnergyCase(Case):
@@ -25,13 +35,15 @@ class EnergyCase(Case):
         return self.missing((1, 2, 2), **self.options)
 
     def make(self, shape: tuple[int, ...] = (1, 2, 2), **options: Any) -> Any:
-        """An energy on examples of a shape, with the same random parameters each time."""
+        """An energy on examples of a shape, with the same random parameters each time, under its example conditions."""
         with seeded(0):
             energy = self.construct(shape, **self.options | options)
             with torch.no_grad():
                 for parameter in energy.parameters():
                     parameter.add_(0.5 * torch.randn_like(parameter))
-        return energy
+        conditions = getattr(self.component, "example_conditions", {})
+        rows = {name: torch.as_tensor(value) for name, value in conditions.items()}
+        return _UnderExampleConditions(energy, rows) if rows else energy
 
     def batch(self, n: int = 5) -> Tensor:
         """Examples ``(n, 1, 2, 2)`` in its state space."""

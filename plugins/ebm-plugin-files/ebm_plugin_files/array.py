@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ebm_plugin_files.examples import (
     SCALES,
@@ -14,8 +16,8 @@ from ebm_plugin_files.examples import (
     bits,
     check_choice,
     check_numbers,
+    learn_scale,
     reshaped,
-    scaled,
     space_of,
     split,
 )
@@ -75,8 +77,10 @@ class Array(FileData):
         ...     file = Path(directory, "flowers.csv")
         ...     _ = file.write_text("length,width,kind\\n5.1,3.5,rose\\n4.9,3.0,lily\\n6.0,2.5,rose\\n5.5,3.2,lily\\n")
         ...     flowers = Array(file, labels="kind", scale="standard", test_share=0.25)
-        >>> flowers.shape, flowers.state_space, flowers.classes, len(flowers.train)
-        ((2,), 'continuous', ('lily', 'rose'), 3)
+        ...     _ = file.write_text("length,width\\n5.1,3.5\\n")
+        ...     new = flowers.examples_of(file)
+        >>> flowers.shape, flowers.state_space, flowers.classes, len(flowers.train), new.shape
+        ((2,), 'continuous', ('lily', 'rose'), 3, torch.Size([1, 2]))
     """
 
     def __init__(
@@ -99,11 +103,14 @@ class Array(FileData):
         check_choice("scale", scale, SCALES)
         content = read(path, header=header)
         x, names, beside = _taken(content, key, columns, {"labels": labels, "weights": weights}, header)
+        self._key, self._names, self._beside, self._header = key, names, (labels, weights), header
+        self._reshape, self._threshold = shape, threshold
         check_numbers(x, path, names)
         rows = split(len(x), test_share, seed, path)
         x = reshaped(x, shape, path)
         axes = (0,) if x.ndim == 2 else tuple(range(x.ndim))
-        x, self.shift, self.spread = scaled(x, rows[0], scale, axes, path=path, names=names)
+        self._keep_scale(*learn_scale(x, rows[0], scale, axes, path=path, names=names))
+        x = self._scaled(x)
         if threshold is not None:
             x = bits(x, threshold, path)
         self.state_space = space_of(x, state_space, path)
@@ -113,6 +120,45 @@ class Array(FileData):
         if "weights" in beside:
             self._hold_weights(*beside["weights"], rows)
         self._say(path, guessed=state_space is None)
+
+    def examples_of(self, path: Path) -> Tensor:
+        """The examples of another file, in its order, as they would be in this data set.
+
+        They have the columns, the shape, the scale and the threshold of this one; labels and weights are passed over. Columns
+        are found by their names. Where these are numbers and some are missing, a file of as many columns as were taken here
+        gives all of them.
+
+        Args:
+            path: The file, of any format.
+
+        Returns:
+            The examples ``(N, *shape)`` float32.
+
+        Raises:
+            UsageError: If they have no such columns or another shape, or values that cannot be used.
+        """
+        path = Path(path)
+        x, names = self._chosen(read(path, header=self._header))
+        check_numbers(x, path, names)
+        x = reshaped(x, self._reshape, path)
+        self._check_shape(x, path)
+        x = self._scaled(x)
+        return torch.from_numpy(x if self._threshold is None else (x > self._threshold).astype(np.float32))
+
+    def _chosen(self, content: Content) -> tuple[np.ndarray, list[str] | None]:
+        """Values of the columns of this data set in another file, and their names; or of the array, where it has no columns."""
+        table = content
+        if not content.table:
+            key = self._key if len(content.names) > 1 else None
+            x = content.only(key, but=self._beside)
+            table = as_table(x, content.path)
+            if not table.names:
+                return x, None
+        wanted = table.names if self._names is None else self._names
+        if all(name.isdecimal() for name in wanted) and len(wanted) == len(table.names) and None in map(table.find, wanted):
+            wanted = table.names  # without the columns of the labels and weights, numbers are others
+        names = table.columns(wanted)
+        return table.stacked(names), names
 
     @staticmethod
     def reads(path: Path) -> bool:

@@ -35,6 +35,8 @@ class FileData:
     classes: tuple[str | int, ...]
     train_weights: Tensor
     test_weights: Tensor
+    shift: Tensor
+    spread: Tensor
 
     def _hold(self, x: np.ndarray, rows: tuple[np.ndarray, np.ndarray]) -> None:
         """Keeps the examples, those to train and those to test."""
@@ -61,6 +63,25 @@ class FileData:
         for part, weights in (("training", self.train_weights), ("test", self.test_weights)):
             if not weights.any():
                 raise UsageError(f"weights of {file} are 0 for every {part} example: give some above 0, or another seed")
+
+    def _keep_scale(self, shift: np.ndarray, spread: np.ndarray) -> None:
+        """Keeps what `learn_scale` has found, in its precision for the examples and in float32 for users."""
+        self._learnt = shift, spread
+        self.shift, self.spread = (torch.tensor(part[0]).float() for part in (shift, spread))
+
+    def _scaled(self, x: np.ndarray) -> np.ndarray:
+        """Examples, of this file or of another, on the scale of the training examples."""
+        precise = np.result_type(x.dtype, np.float32)
+        shift, spread = (part.astype(precise) for part in self._learnt)
+        return ((x - shift) / spread).astype(np.float32)
+
+    def _check_shape(self, x: np.ndarray, path: Path) -> None:
+        """Raises `UsageError` if the examples of another file have another shape."""
+        if x.shape[1:] != self.shape:
+            raise UsageError(
+                f"examples of {path} have shape {x.shape[1:]}, but the training examples have {self.shape}: give a file of such "
+                "examples"
+            )
 
     def _say(self, path: Path, guessed: bool) -> None:
         """Prints one line of what was made of the file."""
@@ -141,7 +162,7 @@ def one_each(values: np.ndarray, rows: tuple[np.ndarray, np.ndarray], what: str,
     return values.reshape(n)
 
 
-def scaled(
+def learn_scale(
     x: np.ndarray,
     train: np.ndarray,
     scale: Scale,
@@ -150,8 +171,8 @@ def scaled(
     path: Path,
     limits: tuple[float, float] | None = None,
     names: Sequence[str] | None = None,
-) -> tuple[np.ndarray, Tensor, Tensor]:
-    """Examples scaled by what their training rows say.
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the training rows of examples say of their scale.
 
     Args:
         x: Examples ``(N, *shape)``.
@@ -163,11 +184,10 @@ def scaled(
         names: Names of the columns, for messages.
 
     Returns:
-        The scaled examples in float32, and ``shift`` and ``spread`` with ``x = shift + spread * scaled``.
+        ``shift`` and ``spread`` ``(1, ...)`` float64, with ``x = shift + spread * scaled``.
     """
     if scale == "none":
-        return x.astype(np.float32), torch.zeros(()), torch.ones(())
-    precise = np.result_type(x.dtype, np.float32)
+        return np.zeros(1), np.ones(1)
     seen = x[train]
     low, high = (of(axes, keepdims=True).astype(np.float64) for of in (seen.min, seen.max))
     constant = low == high
@@ -189,12 +209,11 @@ def scaled(
             UserWarning,
             stacklevel=3,
         )
-    y = (x - shift.astype(precise)) / spread.astype(precise)
-    return y.astype(np.float32), torch.from_numpy(shift[0]).float(), torch.from_numpy(spread[0]).float()
+    return shift, spread
 
 
 def bits(x: np.ndarray, threshold: float, path: Path) -> np.ndarray:
-    """1 where a value is above the threshold, otherwise 0."""
+    """1 where a value is above the threshold, otherwise 0; not all of the same."""
     above = x > threshold
     if above.all() or not above.any():
         raise UsageError(

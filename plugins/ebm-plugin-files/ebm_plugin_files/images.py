@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
-from ebm_plugin_files.examples import SCALES, FileData, Scale, are_bits, bits, check_choice, scaled, split
+from ebm_plugin_files.examples import SCALES, FileData, Scale, are_bits, bits, check_choice, learn_scale, split
 from ebm_plugin_files.reading import reading
 from ebmcore.errors import UsageError
 
@@ -80,16 +82,14 @@ class Images(FileData):
         found = [_look_at(file) for file in files]
         if size is None:
             width, height = found[0][0]
-            for file, (other, _) in zip(files, found, strict=True):
-                if other != (width, height):
-                    raise UsageError(
-                        f"{file} has {other[1]}x{other[0]} pixels, but {files[0]} has {height}x{width}: set size to resize them"
-                    )
+            _check_sizes(files, found, (width, height), f"{files[0]} has")
         if mode is None:
             mode = "grey" if all(stored in _GREY for _, stored in found) else "rgb"
         rows = split(len(files), test_share, seed, path)
-        x: np.ndarray = _read(files, MODES[mode], (width, height), path)
-        x, self.shift, self.spread = scaled(x, rows[0], scale, (0, 2, 3), path=path, limits=(0, 255))
+        self._mode, self._resizes, self._threshold = MODES[mode], size is not None, threshold
+        x: np.ndarray = _read(files, self._mode, (width, height), path)
+        self._keep_scale(*learn_scale(x, rows[0], scale, (0, 2, 3), path=path, limits=(0, 255)))
+        x = self._scaled(x)
         if threshold is not None:
             x = bits(x, threshold, path)
         self.state_space = "binary" if are_bits(x) else "continuous"
@@ -97,6 +97,30 @@ class Images(FileData):
         if files[0].parent != path:
             self._hold_labels(np.array([file.parent.name for file in files]), path, rows)
         self._say(path, guessed=threshold is None)
+
+    def examples_of(self, path: Path) -> Tensor:
+        """The images of another folder, in sorted order, or one image, as they would be in this data set.
+
+        They get the mode, the scale and the threshold of this one and, with ``size``, that size.
+
+        Args:
+            path: The folder, with subfolders or without, or an image.
+
+        Returns:
+            The examples ``(N, channels, height, width)`` float32.
+
+        Raises:
+            UsageError: If there are no images, or, without ``size``, if one has another size than the training examples.
+        """
+        path = Path(path)
+        files = [path] if path.is_file() else _find(path)
+        found = [_look_at(file) for file in files]
+        height, width = self.shape[1:]
+        if not self._resizes:
+            _check_sizes(files, found, (width, height), "the training examples have")
+        x = self._scaled(_read(files, self._mode, (width, height), path))
+        x = x if self._threshold is None else (x > self._threshold).astype(np.float32)
+        return torch.from_numpy(np.ascontiguousarray(x))
 
     @staticmethod
     def reads(path: Path) -> bool:
@@ -138,6 +162,16 @@ def _size(size: int | Sequence[int] | None) -> tuple[int, int]:
     if height < 1 or width < 1:
         raise UsageError(f"size must be at least 1, got {size!r}: give one number, or height and width")
     return height, width
+
+
+def _check_sizes(
+    files: Sequence[Path], found: Sequence[tuple[tuple[int, int], str]], size: tuple[int, int], others: str
+) -> None:
+    for file, (other, _) in zip(files, found, strict=True):
+        if other != size:
+            raise UsageError(
+                f"{file} has {other[1]}x{other[0]} pixels, but {others} {size[1]}x{size[0]}: set size to resize them"
+            )
 
 
 def _open(file: Path) -> Image.Image:

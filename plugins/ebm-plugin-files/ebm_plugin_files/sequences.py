@@ -79,11 +79,27 @@ class Sequences(FileData):
             raise UsageError(f"reweight must be above 0 and at most 1, or None for no weights, got {reweight!r}")
         numbers = _numbers(_aligned(path), self.letters, path)
         rows = split(len(numbers), test_share, seed, path)
-        with reading(path, "take fewer sequences"):
-            self._hold(np.eye(len(self.letters), dtype=np.float32)[numbers], rows)
+        self._hold(_one_hot(numbers, self.letters, path), rows)
         if reweight is not None:
             self.train_weights, self.test_weights = (neighbour_weights(part, reweight) for part in (self.train, self.test))
         self._say(path, guessed=False)
+
+    def examples_of(self, path: Path) -> Tensor:
+        """The sequences of another file, in its order, in the alphabet of this data set.
+
+        Args:
+            path: The file: FASTA, of sequences aligned to those of this data set.
+
+        Returns:
+            The examples ``(N, length, letters)`` float32.
+
+        Raises:
+            UsageError: If the file is no FASTA, or if its sequences have another length.
+        """
+        path = Path(path)
+        x = _one_hot(_numbers(_aligned(path), self.letters, path), self.letters, path)
+        self._check_shape(x, path)
+        return torch.from_numpy(x)
 
     @staticmethod
     def reads(path: Path) -> bool:
@@ -127,6 +143,11 @@ def _numbers(texts: list[str], alphabet: str, path: Path) -> np.ndarray:
     if alphabet == ALPHABETS["protein"] and set(np.unique(letters).tolist()) <= set(b"-ACGTUN"):
         warnings.warn(f"{path} holds letters of dna or rna alone: set alphabet", UserWarning, stacklevel=3)
     return numbers
+
+
+def _one_hot(numbers: np.ndarray, alphabet: str, path: Path) -> np.ndarray:
+    with reading(path, "take fewer sequences"):
+        return np.eye(len(alphabet), dtype=np.float32)[numbers]
 
 
 def _aligned(path: Path) -> list[str]:

@@ -493,6 +493,89 @@ def test_arrays_without_examples_raise(x, options, message):
         Array("a.npy", **options)
 
 
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("a.npz", "b.pt"), ("a.pt", "b.safetensors"), ("a.csv", "b.parquet"), ("a.parquet", "b.csv"), ("a.npz", "b.npz")],
+)
+def test_other_file_is_on_the_scale(name, other):
+    """The training share says the scale, not the other file; labels are passed over, and the format does not matter."""
+    data = Array(write(name), labels="kinds", scale="standard")
+    x = np.random.default_rng(0).normal(100, 10, (3, 4))
+    shown = data.examples_of(Path(write(other, x, np.array([1, 0, 1]))))
+    seen = X[data.train[:, 0].mul(data.spread[0]).add(data.shift[0]).div(4).round().long()]
+    torch.testing.assert_close(shown.double(), torch.from_numpy((x - seen.mean(0)) / seen.std(0)), check_dtype=False)
+    assert shown.dtype == torch.float32
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": "unit"}, {"scale": "standard", "threshold": 0}, {"shape": (2, 2)}])
+def test_own_file_gives_own_examples(options):
+    """In the order of the file, to the last bit, also where values are far from 0."""
+    data = Array(write("a.csv", X + 1e9), labels="kinds", **options)
+    assert torch.equal(data.examples_of(Path("a.csv")), in_order(data))
+
+
+def test_other_file_needs_no_labels():
+    """Columns are found by name, in any order and beside others; a column of numbers alone counts."""
+    Path("a.csv").write_text("kind,x,y\n0,1,2\n1,3,4\n0,5,6\n")
+    Path("b.csv").write_text("y,note,x\n20,good,10\n40,bad,30\n")
+    assert Array("a.csv", labels="kind").examples_of(Path("b.csv")).tolist() == [[10, 20], [30, 40]]
+    np.save("a.npy", np.array([[0, 1, 2], [1, 3, 4], [0, 5, 6]]))
+    np.savetxt("c.csv", np.array([[10, 20], [30, 40]]), delimiter=",")
+    data = Array("a.npy", labels=0)
+    assert data.examples_of(Path("c.csv")).tolist() == [[10, 20], [30, 40]]
+    assert data.examples_of(Path("a.npy")).tolist() == [[1, 2], [3, 4], [5, 6]]
+
+
+def test_other_file_of_one_array_needs_no_key():
+    np.save("b.npy", X[:2])
+    data = Array(write("a.npz"), key="x")
+    assert torch.equal(data.examples_of(Path("b.npy")), torch.from_numpy(X[:2]).float())
+    assert len(data.examples_of(Path("a.npz"))) == 10
+
+
+def test_other_file_has_the_chosen_columns():
+    data = Array(write("a.csv"), columns=["c3", "c1"])
+    assert data.examples_of(Path(write("b.csv", X[:1], KINDS[:1]))).tolist() == [[3, 1]]
+
+
+def test_order_of_numbered_columns_is_kept():
+    np.save("a.npy", X[:, :2])
+    assert Array("a.npy", columns=[1, 0]).examples_of(Path("a.npy"))[0].tolist() == [1, 0]
+
+
+def test_other_file_of_bits_alone_is_kept():
+    """A threshold that makes every bit of a file equal is refused in training, and is right here."""
+    np.save("a.npy", X)
+    np.save("b.npy", X[:1] * 0)
+    assert Array("a.npy", threshold=19).examples_of(Path("b.npy")).tolist() == [[0, 0, 0, 0]]
+
+
+def test_other_file_of_images_keeps_its_shape():
+    np.save("a.npy", X.reshape(10, 1, 2, 2))
+    np.save("b.npy", X.reshape(10, 1, 4))
+    data = Array("a.npy", scale="symmetric")
+    assert data.examples_of(Path("a.npy")).shape == (10, 1, 2, 2)
+    with pytest.raises(UsageError, match=r"b\.npy have shape \(1, 4\), but the training examples have \(1, 2, 2\): give"):
+        data.examples_of(Path("b.npy"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("c0,c1\n1,2\n", r"b\.csv has no column 'c2'"),
+        ("c0,c1,c2,c3\n1,2,,4\n", r"b\.csv holds 1 value NaN.* in row 0 \(counted from 0\), column 'c2'"),
+        ("c0,c1,c2,c3\n1,2,high,4\n", r"b\.csv holds 'high' in column 'c2', row 0"),
+        ("1,2,3,4\n", r"b\.csv has no column 'c0'; did you mean '0'"),
+        (None, r"b\.csv does not exist"),
+    ],
+)
+def test_wrong_other_files_raise(content, message):
+    if content is not None:
+        Path("b.csv").write_text(content)
+    with pytest.raises(UsageError, match=message):
+        Array(write("a.csv"), labels="kinds").examples_of(Path("b.csv"))
+
+
 @pytest.mark.parametrize("name", ["a.npz", "a.pt", "a.safetensors"])
 def test_several_arrays_need_a_key(name):
     write(name)

@@ -172,6 +172,30 @@ def test_huge_image_raises(monkeypatch):
             Images(folder)
 
 
+@pytest.mark.parametrize("options", [{}, {"scale": "standard"}, {"threshold": 0}, {"mode": "grey", "size": (3, 2)}])
+def test_other_folder_is_on_the_scale(options):
+    """Each image is what it is in the data set, in sorted order, also one by itself."""
+    data = Images(write(), **options)
+    x = data.examples_of(Path("pictures"))
+    assert {tuple(one.flatten().tolist()) for one in x} == rows(data)
+    assert torch.equal(data.examples_of(Path("pictures/4.png")), x[4:5])
+
+
+def test_other_folder_may_have_classes():
+    data = Images(write(), scale="none")
+    write(LEVELS[3:4], "more/b")
+    write(LEVELS[:1], "more/a")
+    assert torch.equal(data.examples_of(Path("more")), torch.from_numpy(LEVELS[[0, 3]].transpose(0, 3, 1, 2)).float())
+
+
+def test_other_images_have_the_size():
+    data = Images(write())
+    write(LEVELS[:1, :2], "more")
+    with pytest.raises(UsageError, match=r"0\.png has 2x5 pixels, but the training examples have 4x5: set size to resize"):
+        data.examples_of(Path("more"))
+    assert Images(write(), size=(4, 5)).examples_of(Path("more")).shape == (1, 3, 4, 5)
+
+
 def test_reads_knows_folders():
     reads = Images.reads
     assert reads(write())

@@ -150,6 +150,18 @@ def test_folder_is_no_alignment(tmp_path):
         Sequences(tmp_path)
 
 
+def test_other_file_is_in_the_alphabet():
+    data = Sequences(write("ACGT", "AC-T"), alphabet="dna")
+    x = data.examples_of(write("GGGG", name="b.fasta"))
+    assert (x.dtype, x.argmax(-1).tolist()) == (torch.float32, [[3, 3, 3, 3]])
+
+
+def test_other_file_has_the_length():
+    data = Sequences(write("ACDF", "WYVT"))
+    with pytest.raises(UsageError, match=r"b\.fasta have shape \(5, 21\), but the training examples have \(4, 21\)"):
+        data.examples_of(write("ACDFW", name="b.fasta"))
+
+
 def test_reads_knows_its_suffixes():
     reads = Sequences.reads
     assert all(reads(Path(name)) for name in ("a.fasta", "a.FA", "a.a3m"))

@@ -9,3 +9,4 @@ import ebmcore
 def ebmcore_register(register: ebmcore.Register) -> None:
     register.energy("mlp", "ebm_plugin_nets.mlp:MLP")
     register.energy("conv", "ebm_plugin_nets.conv:Conv")
+    register.energy("conditional-conv", "ebm_plugin_nets.conditional:ConditionalConv")

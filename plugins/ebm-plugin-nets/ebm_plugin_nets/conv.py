@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm as normalise
 
-_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+from ebm_plugin_nets.layers import Convolutions, linear
 
 
 class Conv(nn.Module):
@@ -33,24 +32,9 @@ class Conv(nn.Module):
         self, shape: Sequence[int], *, channels: Sequence[int] = (32, 64, 128), spectral_norm: bool = False
     ) -> None:
         super().__init__()
-        if len(shape) - 1 not in _CONVOLUTIONS:
-            raise ValueError(
-                f"a convolutional energy needs examples (channels, *size) with one to three spatial axes, got shape "
-                f"{tuple(shape)}: use the energy 'mlp', or data of such a shape"
-            )
-        if not channels or not all(width >= 1 for width in channels):
-            raise ValueError(f"channels must be one or more sizes of at least 1, got {tuple(channels)}")
-        convolution = _CONVOLUTIONS[len(shape) - 1]
-        layers: list[nn.Module] = []
-        n_in = shape[0]
-        for i, n_out in enumerate(channels):
-            layer = convolution(n_in, n_out, kernel_size=3, stride=1 if i == 0 else 2, padding=1)
-            layers += [normalise(layer) if spectral_norm else layer, nn.SiLU()]
-            n_in = n_out
-        self.features = nn.Sequential(*layers)
-        head = nn.Linear(n_in, 1)
-        self.head = normalise(head) if spectral_norm else head
+        self.features = Convolutions(shape, channels, spectral_norm)
+        self.head = linear(channels[-1], 1, spectral_norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        energies: Tensor = self.head(self.features(x).flatten(2).sum(2)).squeeze(-1)
+        energies: Tensor = self.head(self.features(x)).squeeze(-1)
         return energies

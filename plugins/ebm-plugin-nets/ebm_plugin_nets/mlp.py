@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm as normalise
+
+from ebm_plugin_nets.layers import linear
 
 
 class MLP(nn.Module):
@@ -35,15 +36,10 @@ class MLP(nn.Module):
             raise ValueError(f"sizes must be at least 1, got shape={tuple(shape)} and hidden={tuple(hidden)}")
         layers: list[nn.Module] = [nn.Flatten()]
         for n_in, n_out in pairwise((math.prod(shape), *hidden)):
-            layers += [_linear(n_in, n_out, spectral_norm), nn.SiLU()]
-        layers.append(_linear((math.prod(shape), *hidden)[-1], 1, spectral_norm))
+            layers += [linear(n_in, n_out, spectral_norm), nn.SiLU()]
+        layers.append(linear((math.prod(shape), *hidden)[-1], 1, spectral_norm))
         self.net = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         energies: Tensor = self.net(x).squeeze(-1)
         return energies
-
-
-def _linear(n_in: int, n_out: int, spectral_norm: bool) -> nn.Module:
-    layer = nn.Linear(n_in, n_out)
-    return normalise(layer) if spectral_norm else layer

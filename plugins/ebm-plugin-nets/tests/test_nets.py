@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import ebmcore
+from ebm_plugin_nets.conditional import ConditionalConv
 from ebm_plugin_nets.conv import Conv
 from ebm_plugin_nets.mlp import MLP
 from ebmcore.energies import frozen, value_and_grad
@@ -82,3 +83,47 @@ def test_empty_layers_are_an_error(make):
 def test_they_are_installed_under_their_names():
     assert isinstance(ebmcore.create_energy("mlp", (2,), hidden=(8,)), MLP)
     assert isinstance(ebmcore.create_energy("conv", (1, 8, 8)), Conv)
+    assert isinstance(ebmcore.create_energy("conditional-conv", (1, 8, 8), 2), ConditionalConv)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (2, 9), (1, 3, 4, 5)])
+def test_each_label_has_its_output(shape):
+    """Under label y the energy is the conv whose last layer is row y of the head."""
+    torch.manual_seed(0)
+    energy, x = ConditionalConv(shape, n_classes=3, channels=(4, 8)), torch.randn(6, *shape)
+    single = Conv(shape, channels=(4, 8))
+    by_label = []
+    for y in range(3):
+        weights = {"head.weight": energy.head.weight[y : y + 1], "head.bias": energy.head.bias[y : y + 1]}
+        single.load_state_dict(energy.state_dict() | weights)
+        by_label.append(single(x))
+    y = torch.tensor([0, 2, 1, 1, 0, 2])
+    torch.testing.assert_close(energy(x, y), torch.stack(by_label)[y, torch.arange(6)])
+
+
+def test_other_labels_get_no_gradient():
+    """A class learns from its own examples: the other rows of the head have a gradient of 0."""
+    energy = ConditionalConv((1, 4, 4), n_classes=3, channels=(4,))
+    energy(torch.randn(5, 1, 4, 4), torch.ones(5, dtype=torch.int64)).sum().backward()
+    assert (energy.head.weight.grad.abs().sum(1) > 0).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (torch.tensor([0.0, 1.0]), r"class numbers \(2,\) int64, one for each example, got \(2,\) torch.float32"),
+        (torch.tensor([0, 1, 2]), r"class numbers \(2,\) int64, one for each example, got \(3,\)"),
+        (torch.tensor([[0], [1]]), r"got \(2, 1\)"),
+        (torch.tensor([0, 3]), r"labels must be from 0 to 2, got 0 to 3: set n_classes"),
+        (torch.tensor([-1, 1]), "labels must be from 0 to 2, got -1 to 1"),
+    ],
+)
+def test_wrong_labels_raise(y, message):
+    energy = ConditionalConv((1, 4, 4), n_classes=3, channels=(4,))
+    with pytest.raises(ValueError, match=message):
+        energy(torch.zeros(2, 1, 4, 4), y)
+
+
+def test_one_class_is_refused():
+    with pytest.raises(ValueError, match="n_classes must be at least 2, got 1: for one class use the energy 'conv'"):
+        ConditionalConv((1, 4, 4), n_classes=1)
