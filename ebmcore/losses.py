@@ -52,7 +52,7 @@ class BaseLoss(StrictKeywords, nn.Module, ABC):
         metrics: Detached 0-dim diagnostics of the last call, by name; a new mapping at each call.
         generator: Source of the loss's randomness, on its device; `None` uses torch's global generator.
         step: Number of the training step, from 0. `ebmcore.training.fit` sets it; it is in ``state_dict()``.
-        data_weights: Weights ``(B,)`` of the examples of this call, which `ebmcore.training.fit` sets; `None` where all are 1.
+        data_weights: Weights ``(B,)`` of the examples of this call, of mean 1 over all data, as `fit` sets them, or `None`.
         built: Whether `build` was called.
         transitions: What makes the transitions of its samplers: hand it to `ebmcore.samplers.run` or ``sample``; see `compile`.
 
@@ -305,7 +305,7 @@ class BaseContrastiveDivergence(BaseLoss):
             x: Real data ``(B, *shape)``.
             pred_x: Negative samples ``(M, *shape)``. A row that is NaN or infinite has weight 0.
             args: Conditions of the data, by position or (``kwargs``) by name.
-            data_weights: Weights of the data ``(B,)``, at least 0, normalised here. `None` takes those that `fit` has set.
+            data_weights: Weights of the data ``(B,)``, at least 0, normalised here. `None` takes `data_weights`, as they are.
             negative_weights: Weights of the negatives ``(M,)``, at least 0, normalised here.
             negative_conditions: Conditions of the negatives by name (``"0"`` is the first positional one). The default is those
                 of the last draw (`negatives`) where chains persist, otherwise those of the data, row by row.
@@ -316,20 +316,20 @@ class BaseContrastiveDivergence(BaseLoss):
         self._check_batch(x)
         if pred_x.shape[1:] != x.shape[1:]:
             raise UsageError(f"data and negatives must be of one shape, got {tuple(x.shape)} and {tuple(pred_x.shape)}")
-        if data_weights is None:
-            data_weights = self.data_weights
-            if negative_weights is None and self.starts_at_data and not self.persistent:
-                negative_weights = data_weights  # a chain counts as the example that it started at
+        own = self.data_weights if data_weights is None else None
+        if own is not None and negative_weights is None and self.starts_at_data and not self.persistent:
+            negative_weights = own.double() + 1e-300  # those of where chains started; a batch of zeros loses none
         conditions = name_conditions(args, kwargs, x)
         negative_conditions = self._conditions_of_negatives(pred_x, conditions, negative_conditions)
         finite = finite_rows(pred_x)
         # A stand-in with weight 0 where a chain is not finite: 0 * NaN would still be NaN in the gradient.
         scored = torch.where(as_rows(finite, pred_x), pred_x.detach(), x if x.shape == pred_x.shape else x[:1])
         energies = self._score(x, scored, conditions, negative_conditions)
-        of_data = energies.new_full((len(x),), 1 / len(x))
+        of_data = energies.new_full((len(x),), 1 / len(x)) if own is None else (own / len(x)).to(energies.dtype)
         if data_weights is not None:
             of_data = _normalised(data_weights, of_data > 0, energies.dtype, _NO_DATA)
-        weights = torch.cat([of_data, -_normalised(negative_weights, finite, energies.dtype, _ALL_LOST)])
+        of_negatives = _normalised(negative_weights, finite, energies.dtype, _ALL_LOST)
+        weights = torch.cat([of_data, -of_negatives if own is None else -of_data.sum() * of_negatives])
         gap = weights.dot(energies)
         energy_data = of_data.dot(energies.detach()[: len(x)])
         self.metrics |= {

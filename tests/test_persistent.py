@@ -92,7 +92,7 @@ def test_negatives_need_the_datas_conditions(variant, given):
 
 
 def test_negative_conditions_need_a_row_per_negative():
-    with pytest.raises(ValueError, match="a row for each of the 3 examples"):
+    with pytest.raises(ValueError, match="a row for each of 3 examples"):
         Data(labelled(), Identity()).energy_gap(X, X[:3], LABELS, negative_conditions={"0": LABELS})
 
 

@@ -114,6 +114,10 @@ class LoaderBatches(StepBatches):
         inner = getattr(self.batch_sampler, "sampler", None)
         own = [g for part in (self.batch_sampler, inner) if (g := getattr(part, "generator", None)) is not None]
         seed = stream_seed(self.seed, "data", epoch)
+        for part in (self.batch_sampler, inner):
+            advance: Any = getattr(part, "set_epoch", None)
+            if advance is not None:
+                advance(epoch)
         with _seeded(seed, own):
             drawn = list(self.batch_sampler)
         padding = -len(drawn) % self.world
@@ -163,8 +167,9 @@ class Table(Examples, Dataset[Any]):
         named: Mapping[str, Tensor] | None = None,
         weights: Any = None,
     ) -> None:
-        self.x = as_floating(x, reading.dtype, reading.space, "the data")
-        self.labels, self.named = tuple(labels), dict(named or {})
+        self.x = as_floating(x.detach(), reading.dtype, reading.space, "the data")
+        self.labels = tuple(_label(one, reading, "the labels") for one in labels)
+        self.named = {name: _label(one, reading, f"the condition {name!r}") for name, one in (named or {}).items()}
         self.weights = None if weights is None else _tensor(weights, "weights")
         self._check(reading)
         self.order = StepBatches(len(x), reading.batch_size, seed=reading.seed, rank=reading.rank, world=reading.world)
@@ -182,6 +187,7 @@ class Table(Examples, Dataset[Any]):
                 )
             if not (self.weights.isfinite().all() and (self.weights >= 0).all() and self.weights.any()):
                 raise UsageError("weights of examples must be finite, at least 0 and not all 0")
+            self.weights = self.weights / self.weights.double().mean()  # so that a batch needs to know no other
 
     def __len__(self) -> int:
         return len(self.x)
@@ -232,7 +238,10 @@ class Items(Examples):
         return _checked(loader, self.reading, first)
 
     def description(self) -> dict[str, Any]:
-        return {"examples": len(self.dataset)}
+        kind = getattr(getattr(self.order, "batch_sampler", None), "sampler", None)
+        order = {} if kind is None else {"order": type(kind).__name__}
+        held = self.dataset.tensors if isinstance(self.dataset, TensorDataset) else ()
+        return {"examples": len(self.dataset), **order} | ({"digest": _digest(held)} if held else {})
 
 
 class _NumberedBatches(Dataset[Any]):
@@ -302,9 +311,13 @@ def open_examples(data: Any, loss: BaseLoss, reading: Reading, weights: Any = No
         labels = getattr(data, "train_labels", None)
         weights = getattr(data, "train_weights", None) if weights is None else weights
         data = data.train
-    if type(data).__module__ == "numpy":
-        data = torch.as_tensor(data)
-    if hasattr(data, "with_format") and hasattr(data, "column_names"):  # of the library datasets
+    if type(data).__module__.partition(".")[0] == "numpy":
+        data = _from_numpy(data)
+    if hasattr(data, "to_numpy"):
+        raise UsageError(f"data must be a tensor or an array, got {type(data).__name__}: pass data.to_numpy()")
+    formatted = getattr(data, "format", None)
+    unformatted = not isinstance(formatted, Mapping) or formatted.get("type") is None
+    if hasattr(data, "with_format") and hasattr(data, "column_names") and unformatted:  # of the library datasets
         data = data.with_format("torch")
     if isinstance(data, TensorDataset) and labels is None:
         data, *labels = data.tensors
@@ -315,7 +328,10 @@ def open_examples(data: Any, loss: BaseLoss, reading: Reading, weights: Any = No
         raise UsageError("weights of examples need examples in memory: pass a tensor (N, *shape), not a Dataset")
     loader = data if isinstance(data, DataLoader) else None
     dataset: Any = data if loader is None else loader.dataset
-    if isinstance(dataset, IterableDataset) or (loader is not None and loader.batch_sampler is None):
+    if loader is not None and reading.num_workers:
+        raise UsageError("num_workers is for a Dataset: give it to the DataLoader, or pass its .dataset")
+    own_way = loader is not None and (loader.batch_sampler is None or type(loader).__iter__ is not DataLoader.__iter__)
+    if isinstance(dataset, IterableDataset) or own_way:
         if loader is None:
             loader = DataLoader(dataset, reading.batch_size, num_workers=reading.num_workers)
         return Stream(loader, reading)
@@ -373,11 +389,29 @@ def _labels_for(loss: BaseLoss, labels: Any) -> tuple[tuple[Tensor, ...], dict[s
     return args, named
 
 
+def _from_numpy(values: Any) -> Tensor:
+    if hasattr(values, "mask"):
+        raise UsageError("data must not be a masked array, whose masked values are numbers too: pass data.filled(value)")
+    try:
+        return torch.as_tensor(values.astype(values.dtype.newbyteorder("="), order="C"))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"data must be numbers that torch has, got an array of {values.dtype}: convert it") from error
+
+
 def _tensor(values: Any, what: str) -> Tensor:
     try:
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{what} must be numbers, a tensor or what becomes one, got {type(values).__name__}") from error
+
+
+def _label(values: Tensor, reading: Reading, what: str) -> Tensor:
+    """A label or another condition: whole numbers are those of embeddings, real ones of the energy's type and finite."""
+    if values.is_floating_point():
+        if values.is_cpu:
+            check_values(values, None, what)
+        return values.to(reading.dtype)
+    return values if values.dtype in (torch.bool, torch.int64) or values.is_complex() else values.to(torch.int64)
 
 
 def _checked(loader: Any, reading: Reading, first: int) -> Iterator[Batch]:
@@ -386,6 +420,8 @@ def _checked(loader: Any, reading: Reading, first: int) -> Iterator[Batch]:
         x = as_floating(x, reading.dtype, reading.space, "the data", warn=number == first)
         if x.is_cpu:  # elsewhere it would wait for the device
             check_values(x, reading.space, f"the data of batch {number}", reading.bounds)
+        args = [_label(one, reading, f"the labels of batch {number}") for one in args]
+        named = {name: _label(one, reading, f"the condition {name!r} of batch {number}") for name, one in named.items()}
         yield Batch((x, *args), named)
 
 

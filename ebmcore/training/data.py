@@ -103,10 +103,11 @@ def as_floating(x: Tensor, dtype: torch.dtype, space: str | None, what: str, *, 
     if x.is_complex():
         raise UsageError(f"{what} are {x.dtype}, and energies take real numbers: pass torch.view_as_real(x).float()")
     if not x.is_floating_point() and x.dtype != torch.bool and x.numel():
+        x = x if x.dtype == torch.uint8 else x.to(torch.int64)  # the wider unsigned ones know no minimum
         low, high = x.min().item(), x.max().item()
         if space == "categorical" and high > 1:
             raise UsageError(
-                f"{what} are numbers of categories (0 to {high}), and must be one-hot: torch.nn.functional.one_hot(x).float()"
+                f"{what} are numbers of categories (0 to {high}), not one-hot: pass one_hot(x.long()).float() of nn.functional"
             )
         if x.dtype == torch.uint8 and high > 1:
             raise UsageError(
@@ -143,10 +144,11 @@ def check_values(x: Tensor, space: str | None, what: str, bounds: tuple[float, f
         _refuse_not_finite(x, what)
     if space == "binary" and (x.amin() < 0 or x.amax() > 1):
         low, high = x.amin().item(), x.amax().item()
+        spins = (low, high) == (-1, 1)
         how = (
             "(x + 1) / 2 turns spins into units"
-            if (low, high) == (-1, 1)
-            else f"scale them, e.g. x / {high:g}, or threshold them"
+            if spins
+            else "scale them into that range, or threshold them, (x > t).float()"
         )
         raise UsageError(f"{what} are for binary units, whose values are in [0, 1], but go from {low:g} to {high:g}: {how}")
     if space == "categorical":
@@ -154,7 +156,7 @@ def check_values(x: Tensor, space: str | None, what: str, bounds: tuple[float, f
         if x.amin() < 0 or (sums - 1).abs().max() > 1e-2:
             raise UsageError(
                 f"{what} are for categorical units, whose values on the last axis are at least 0 and sum to 1, but they sum to "
-                f"{sums.min().item():g} to {sums.max().item():g}: pass torch.nn.functional.one_hot(x).float()"
+                f"{sums.min().item():g} to {sums.max().item():g}: pass one_hot(x.long()).float() of numbers"
             )
     if bounds is not None and (x.amin() < bounds[0] or x.amax() > bounds[1]):
         raise UsageError(
@@ -165,14 +167,14 @@ def check_values(x: Tensor, space: str | None, what: str, bounds: tuple[float, f
 
 def _refuse_not_finite(x: Tensor, what: str) -> None:
     wrong = ~x.isfinite()
-    rows = wrong.flatten(1).any(1)
-    columns = wrong.flatten(1).all(0)
+    rows = wrong.reshape(len(x), -1).any(1)
+    columns = wrong.reshape(len(x), -1).all(0)
     n_nan = int(x.isnan().sum())
     message = (
         f"{what} hold {n_nan:,} NaN and {int(wrong.sum()) - n_nan:,} infinite values, in {int(rows.sum()):,} of {len(x):,} "
         f"examples (the first is number {int(rows.int().argmax())}): remove or replace them"
     )
-    if columns.any() and len(x) > 1:
+    if columns.any() and len(x) > 1 and x.ndim > 1:
         message += (
             f"; column {int(columns.int().argmax())} holds no number, as if a scaling had divided a constant column by 0"
         )

@@ -223,7 +223,7 @@ def _fit(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: Any)
                 break
         _take_checkpoint(training, wait=True)
         _share_buffers(training)
-    if training.signal is not None:
+    if training.signal is not None and training.step < training.n_steps:
         raise InterruptedRun(_end_by(training), training.signal)
     return FitResult(training.trained, training.step, training.metrics, training.checkpoint, fabric.global_rank)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +44,8 @@ def require_train_extra() -> None:
 
 
 DEFAULT_BATCH_SIZE = 64
+# The batches of the last run of each loss: how many there are in a pass, their size, and how many a step takes.
+_BATCHES: WeakKeyDictionary[BaseLoss, tuple[int | None, int, int]] = WeakKeyDictionary()
 
 
 @dataclass
@@ -184,7 +188,7 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
         what = "the test data"
         check_values(as_floating(data.test, reading.dtype, reading.space, what, warn=False), reading.space, what)
     n_steps = options.number_of_steps(examples.steps_per_epoch)
-    visited = examples.starting_at(loss.step * options.accumulate)
+    visited = examples.starting_at(_position(loss, examples, options))
     first = next(visited)
     if first.weights is not None and not loss.weighted:
         raise UsageError(
@@ -204,6 +208,12 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
     with put_back_on_error(loss, bare):
         model = _set_up(fabric, loss)
         optimizer = create_optimizer(options.optimizer, loss, options.lr, options.precision)
+        if out is not None and hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+            warnings.warn(
+                "a torch scheduler hangs on the optimizer, whose count of steps no checkpoint holds, so that a resumed run "
+                "would be another: give the rate by schedules={'optimizer.lr': ...}",
+                stacklevel=2,
+            )
         scheduled = ScheduledOptions(options.schedules, loss, optimizer, n_steps)
         wrapped_optimizer = fabric.setup_optimizers(optimizer)
         average = None if options.ema_decay is None else moving_average(energy, options.ema_decay)
@@ -214,6 +224,11 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
             "dataset": data if isinstance(data, DataSource) else None,
         }
         config = dict(options.as_config())
+        if callable(options.optimizer):
+            made = {
+                name: value for name, value in optimizer.defaults.items() if name != "lr" and isinstance(value, int | float)
+            }
+            config["optimizer"] = {"name": type(optimizer).__name__, **made}
         if options.config is None:  # which would hold those of the components
             config |= {kind: options_of(part) for kind, part in components.items() if kind != "dataset" and part is not None}
         bound = None if out is None else binding(config, {"shape": list(shape), **examples.description()})
@@ -272,6 +287,17 @@ def build_loss(loss: BaseLoss, shape: Sequence[int], seed: int) -> None:
         torch.manual_seed(stream_seed(seed, "build"))
         loss.build(tuple(shape))
     loss.built = True
+
+
+def _position(loss: BaseLoss, examples: Examples, options: Options) -> int:
+    """The batch at which a run begins: where the last one of this loss stopped; at the next pass if its batches were others."""
+    per_pass, position = examples.steps_per_epoch, loss.step * options.accumulate
+    now = (per_pass, options.batch_size, options.accumulate)
+    before = _BATCHES.get(loss, now)
+    _BATCHES[loss] = now
+    if before == now or per_pass is None or options.out is not None:  # a run with a checkpoint is resumed by its count alone
+        return position
+    return -(-position // per_pass) * per_pass
 
 
 def floating_dtype(energy: nn.Module, precision: str) -> torch.dtype:

@@ -29,12 +29,14 @@ class InterruptedRun(KeyboardInterrupt):
 def signals(stop: Callable[[int], None]) -> Iterator[None]:
     """Context in which the first SIGINT or SIGTERM calls ``stop``, and a later one does what it did before.
 
-    Only the main thread of a process receives signals; in another one, they do what they did before.
+    A signal that is ignored, or has a handler of the user's own, is left alone. Only the main thread of a process receives
+    signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    usual = (signal.SIG_DFL, signal.default_int_handler)  # what the user has set, or told to ignore, stays
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) in usual}
     first: list[float] = []
 
     def handle(number: int, _: FrameType | None) -> None:
@@ -51,4 +53,4 @@ def signals(stop: Callable[[int], None]) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+            signal.signal(number, handler)

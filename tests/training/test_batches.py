@@ -281,7 +281,7 @@ def test_weights_reach_the_loss():
     quiet(weighted, x, weights=w, steps=1, batch_size=16)
     (seen,) = weighted.seen
     order = [int((x == row).all(1).nonzero()) for row in weighted.rows[0]]
-    assert torch.equal(seen, w[order])
+    assert torch.allclose(seen, (w / w.mean())[order])
     quiet(plain, x, steps=1, batch_size=16)
     assert plain.seen == [None]
     assert weighted.data_weights is None
@@ -343,7 +343,7 @@ def test_weighted_examples_are_those_repeated():
 
     def gap(x, weights):
         loss = ebmcore.create_loss("cd", Quadratic((2,)), ExactGaussian())
-        loss.data_weights = weights
+        loss.data_weights = None if weights is None else weights / weights.mean()
         pred_x = x + 1
         loss.compute_loss(x, pred_x).backward()
         return loss.energy.precision.grad
@@ -386,3 +386,115 @@ def test_columns_of_a_table_are_named_conditions():
     rows = [int((given.x == x).all(1).nonzero()) for x in batch.args[0]]
     assert torch.equal(batch.named["label"], given.labels[rows])
     assert quiet(loss, given, steps=2).step == 2
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("name", ["cd", "pcd"])
+def test_weighted_gradient_is_that_of_all_examples(name, size):
+    """The mean over batches of any size is the gradient on all examples: a weight counts as much in a batch of one."""
+    x, w = torch.randn(10, 2), torch.rand(10) * torch.arange(10).remainder(3)
+
+    def gradient(rows):
+        options = {"n_chains": 10} if name == "pcd" else {}
+        loss = ebmcore.create_loss(name, Quadratic((2,)), Identity(), **options)
+        loss.data_weights = (w / w.mean())[rows]
+        loss.compute_loss(x[rows], (x + 1)[rows] if name == "cd" else torch.ones(size, 2)).backward()
+        return loss.energy.precision.grad
+
+    parts = [gradient(rows) for rows in torch.arange(10).split(size)]
+    whole = gradient(torch.arange(10))
+    assert torch.allclose(torch.stack(parts).mean(), whole, rtol=1e-4) or name == "cd"
+    if name == "cd" and size == 1:
+        assert torch.allclose(torch.stack(parts).mean(), whole, rtol=1e-4)
+
+
+def test_batches_of_weight_zero_train():
+    """Few examples may have all the weight; a batch without any of them changes nothing."""
+    weights = torch.tensor([1.0] * 4 + [0.0] * 36)
+    assert quiet(cd(), data(40), weights=weights, epochs=2, batch_size=4).step == 20
+
+
+def test_later_fit_of_other_batches_begins_a_pass():
+    """With another size of batches each example is visited once in a pass again."""
+    loss = Seen(Quadratic((2,)), Identity())
+    quiet(loss, data(40), epochs=1, batch_size=16)
+    loss.rows.clear()
+    quiet(loss, data(40), epochs=1, batch_size=4)
+    assert len(torch.cat(loss.rows).unique(dim=0)) == 40
+
+
+def test_loader_of_its_own_way_is_iterated():
+    """A loader that changes its batches, on the way to a device for example, gives what it gives."""
+
+    class Doubling(DataLoader):
+        def __iter__(self):
+            return (2 * batch for batch in super().__iter__())
+
+    assert torch.cat(drawn(Doubling(Rows(), batch_size=5), 2))[:, 0].tolist() == [2 * i for i in range(10)]
+
+
+def test_sampler_is_told_the_epoch():
+    class Counting(torch.utils.data.Sampler):
+        epoch = 0
+
+        def __len__(self):
+            return 10
+
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+
+        def __iter__(self):
+            return iter([(i + self.epoch) % 10 for i in range(10)])
+
+    firsts = [x[0, 0].item() for x in drawn(DataLoader(Rows(), batch_size=10, sampler=Counting()), 3)]
+    assert firsts == [0, 1, 2]
+
+
+def test_workers_beside_a_loader_are_refused():
+    with pytest.raises(UsageError, match="num_workers is for a Dataset"):
+        quiet(cd(), DataLoader(Rows(), batch_size=5), steps=1, num_workers=2, batch_size=64)
+
+
+@pytest.mark.parametrize("form", ["table", "items"])
+def test_conditions_are_looked_at(form):
+    """NaN in a condition is a fault of the data; whole numbers of any type become those of embeddings."""
+    conditions = torch.zeros(20)
+    conditions[3] = torch.nan
+    both = TensorDataset(data(20), conditions)
+    given = both if form == "table" else torch.utils.data.Subset(both, range(20))
+    with pytest.raises(UsageError, match="^the labels.* hold 1 NaN"):
+        quiet(labelled_loss(), given, steps=5)
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        both = TensorDataset(data(20), (torch.arange(20) % 3).to(dtype))
+        batch = next(opened(both, labelled_loss()).starting_at(0))
+        assert batch.args[1].dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (np.ma.masked_array(np.zeros((4, 2)), mask=np.eye(4, 2)), "must not be a masked array"),
+        (np.array([["a", "b"]]), "must be numbers that torch has"),
+        (np.zeros((4, 2), dtype=np.longdouble), "must be numbers that torch has"),
+    ],
+)
+def test_strange_arrays_are_refused(given, told):
+    with pytest.raises(UsageError, match=f"^data {told}"):
+        quiet(cd(), given, steps=1)
+
+
+@pytest.mark.filterwarnings("ignore:the data are")
+@pytest.mark.parametrize(
+    "change", [lambda x: x.astype(">f4"), lambda x: np.asfortranarray(x), lambda x: x[::-1, ::-1], lambda x: x.astype("u2")]
+)
+def test_arrays_of_any_layout_are_taken(change):
+    x = np.arange(20.0).reshape(10, 2)
+    table = opened(change(x))
+    assert np.array_equal(table.x.numpy(), change(x).astype(np.float32))
+
+
+def test_digest_covers_a_dataset_within_a_loader():
+    x = data(10)
+    one, other = (opened(DataLoader(TensorDataset(t), batch_size=5)).description() for t in (x, x.flip(0)))
+    shuffled = opened(DataLoader(TensorDataset(x), batch_size=5, shuffle=True)).description()
+    assert len({str(one), str(other), str(shuffled)}) == 3

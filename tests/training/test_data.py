@@ -67,7 +67,7 @@ WRONG = {
     "negative": ("binary", torch.full((50, 3), -0.1), "go from -0.1 to -0.1"),
     "no rows of one": ("categorical", torch.ones(50, 10, 21), "sum to 1, but they sum to 21 to 21"),
     "negative share": ("categorical", torch.tensor([[1.5, -0.5]]).repeat(50, 1), "at least 0"),
-    "tokens": ("categorical", TOKENS, "must be one-hot"),
+    "tokens": ("categorical", TOKENS, "not one-hot"),
     "tokens as floats": ("categorical", TOKENS.float(), "sum to 1"),
     "bytes of pictures": ("continuous", (BITS * 255).byte(), r"x\.float\(\) / 127\.5 - 1 for \[-1, 1\]"),
     "bytes without a space": (None, (BITS * 255).byte(), r"x\.float\(\) / 255"),

@@ -15,6 +15,18 @@ from small_runs import data, pcd, quiet, same_state
 
 from ebmcore.training import BaseObserver, InterruptedRun, latest_checkpoint, read_info
 
+
+@pytest.fixture(autouse=True)
+def _usual_handlers():
+    """Those of a process in the foreground; a shell tells one in the background to ignore Ctrl-C."""
+    before = {number: signal.getsignal(number) for number in ENDED}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 ENDED = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
@@ -121,3 +133,15 @@ def test_command_says_what_there_is(tmp_path, signum):
     ]
     logged = int((out / "metrics.csv").read_text().splitlines()[-1].partition(",")[0])
     assert logged <= read_info(checkpoint)["step"] < logged + 10
+
+
+@pytest.mark.parametrize("own", [signal.SIG_IGN, lambda *_: None])
+def test_signals_of_the_user_are_left_alone(tmp_path, own):
+    """One that is ignored, or has a handler, does not end the run."""
+    signal.signal(signal.SIGTERM, own)
+    assert quiet(signalled(5), data(), steps=8, out=tmp_path).step == 8
+    assert signal.getsignal(signal.SIGTERM) == own
+
+
+def test_signal_in_the_last_step_is_no_interruption(tmp_path):
+    assert quiet(signalled(17), data(), steps=8, out=tmp_path).step == 8
