@@ -114,10 +114,11 @@ def test_command_says_what_there_is(tmp_path, signum):
         f"--steps 1000000 --checkpoint_every 1000000 --out {out}"
     )
     child = subprocess.Popen(
-        [sys.executable, "-m", "ebmcore", *options.split()],
+        command,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for _ in range(600):
         if (out / "metrics.csv").exists() and len((out / "metrics.csv").read_text().splitlines()) > 3:
