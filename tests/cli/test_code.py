@@ -22,6 +22,7 @@ NET = f"train --energy model.py:Net {COMMON} --loss cd --steps 2 --out run"
 MODEL = '''
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,7 @@ import ebmcore
 from ebm_plugin_cd.loss import ContrastiveDivergence
 from ebmcore.training import BaseObserver
 
-Path("RAN").touch()
+Path(os.environ.get("WHERE_IT_RAN", os.devnull)).touch()
 
 
 class Net(torch.nn.Module):
@@ -99,6 +100,7 @@ def function():
 def folder(tmp_path, monkeypatch):
     """A folder with the user's file; what it adds to Python's modules and their paths is forgotten."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WHERE_IT_RAN", str(tmp_path / "RAN"))
     monkeypatch.setattr(sys, "path", [*sys.path])
     before = set(sys.modules)
     (tmp_path / "model.py").write_text(MODEL)

@@ -114,7 +114,7 @@ def test_command_says_what_there_is(tmp_path, signum):
         f"--steps 1000000 --checkpoint_every 1000000 --out {out}"
     )
     child = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "ebmcore", *options.split()],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
