@@ -206,3 +206,22 @@ for steps in ("4", "6"):
     assert main([*sys.argv[1:], "--steps", steps]) == 0
 print("threads of gloo:", sum("gloo" in path.read_text() for path in Path("/proc/self/task").glob("*/comm")))
 """
+
+
+WATCHED = """
+import subprocess, sys, time
+from lightning_fabric.strategies.launchers import subprocess_script
+from ebmcore.training import launch
+
+launch._NOTICING = 0
+with launch._watching():
+    subprocess_script._launch_process_observer([subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])])
+time.sleep(60)  # as in a step that takes long
+"""
+
+
+def test_lost_child_ends_the_first_process_with_a_line():
+    """Lightning's own watch would kill the process without a word of what there is."""
+    done = subprocess.run([sys.executable, "-c", WATCHED], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 1
+    assert "ebmcore: another process of the run has ended before its time" in done.stderr

@@ -161,6 +161,21 @@ def test_what_cannot_be_sharded_is_refused(tmp_path):
     second = make("cd")
     second.add_module("second", torch.nn.Linear(1, 1))
     refused.append((second, {}, "ContrastiveDivergence trains parameters beside the energy's"))
+    faults = {
+        "keeps a parameter in a list": lambda e: setattr(e, "kept", [next(e.parameters())]),
+        "has parameters of several types": lambda e: e.register_parameter(
+            "wide", torch.nn.Parameter(torch.ones(2).double())
+        ),
+        "has a parameter that is not contiguous": lambda e: e.register_parameter(
+            "turned", torch.nn.Parameter(torch.ones(2, 3).T)
+        ),
+        "has a parameter in two of its blocks": lambda e: setattr(e, "blocks", [e, e]),
+        "has a 0-dim parameter": lambda e: e.register_parameter("number", torch.nn.Parameter(torch.ones(()))),
+    }
+    for reason, spoil in faults.items():
+        spoilt = make("cd")
+        spoil(spoilt.energy)
+        refused.append((spoilt, {}, f"MLP {reason}"))
     for loss, options, reason in refused:
         with pytest.raises(UsageError, match=f"strategy='fsdp' cannot train this: {reason}.*; use strategy='ddp'"):
             check_shardable(loss, **({"ema_decay": None, "compile": False} | options))
@@ -218,6 +233,61 @@ def uncommon(rank, folder):
         seen[strategy] = watching.seen
     assert len(seen["ddp"]) == (7 if rank == 0 else 0)  # the start, three logs, two checkpoints, and the end
     torch.testing.assert_close(torch.tensor(seen["fsdp"]), torch.tensor(seen["ddp"]))
+
+
+class Normalised(Uncommon):
+    """An energy with statistics of batches, which each process computes from its own, and with a shared weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(2)
+
+    def forward(self, x):
+        return super().forward(self.norm(x))
+
+
+def test_batch_statistics_resume_bit_for_bit(tmp_path):
+    """A checkpoint has the buffers of one process, with which all end and from which all resume; shared weights resume too."""
+    run(statistics, 2, tmp_path)
+
+
+def statistics(rank, folder):
+    def loss():
+        torch.manual_seed(0)
+        return ebmcore.create_loss("pcd", Normalised(), ebmcore.create_sampler("langevin", step_size=0.01), n_chains=12)
+
+    for strategy in ("ddp", "fsdp"):
+        whole, stopped, resumed = loss(), loss(), loss()
+        out, options = folder / f"statistics-{strategy}", {"strategy": strategy, "checkpoint_every": 3}
+        quiet(whole, data(60), steps=8, out=folder / f"whole-{strategy}", **options)
+        quiet(stopped, data(60), steps=4, out=out, **options)
+        quiet(resumed, data(60), steps=8, out=out, resume=True, **options)
+        for name, tensor in whole.energy.state_dict().items():
+            assert torch.equal(tensor, resumed.energy.state_dict()[name]), name
+            everyone = [torch.empty_like(tensor) for _ in range(2)]
+            dist.all_gather(everyone, tensor)
+            assert torch.equal(*everyone), name
+        assert whole.energy.norm.running_mean.abs().max() > 0
+
+
+def test_energy_is_sharded_again_and_put_back_after_a_refusal():
+    """The same energy trains twice; what is refused before the first step leaves it and its parameters as they were."""
+    run(again, 2)
+
+
+def again(rank):
+    loss = make("fpcd")
+    before = {name: p.detach().clone() for name, p in loss.energy.named_parameters()}
+    held = dict(loss.energy.named_parameters())
+    with pytest.raises(UsageError, match="no numeric option"):
+        quiet(loss, data(60), steps=2, strategy="fsdp", schedules={"loss.nothing": "linear(end=0)"})
+    for name, parameter in loss.energy.named_parameters():
+        assert parameter is held[name]
+        assert torch.equal(parameter, before[name])
+    assert not any(isinstance(t, DTensor) for t in (*loss.parameters(), *loss.buffers()))
+    for steps in (2, 3):
+        assert quiet(loss, data(60), steps=steps, strategy="fsdp").step == steps
+    assert loss.step == 5
 
 
 def test_group_that_was_there_is_the_world(tmp_path):
