@@ -341,12 +341,8 @@ def _check_all_take_part(loss: BaseLoss) -> None:
 
 def _forward(training: Training, micro: int) -> Tensor:
     """The loss of the next micro-batch, 0-dim. The streams of the first micro-batch are those of a step without others."""
-    loss, seed, rank, suffix = (
-        training.loss,
-        training.options.seed,
-        training.fabric.global_rank,
-        f"/{micro}" if micro else "",
-    )
+    loss, seed, rank = training.loss, training.options.seed, training.fabric.global_rank
+    suffix = f"/{micro}" if micro else ""
     # Dropout in the energy, and all else that draws from the global generator.
     torch.manual_seed(stream_seed(seed, f"forward{suffix}", loss.step, rank))
     args, kwargs, loss.data_weights = training.fabric.to_device(next(training.visited))

@@ -146,7 +146,7 @@ def _watching() -> Iterator[None]:
 
 
 LOST = "another process of the run has ended before its time; resume from the last checkpoint, if there is one"
-_NOTICING = 3  # seconds in which this process may notice by itself that another was lost
+_NOTICING = 3  # seconds in which this process may see on its own that another was lost
 _lost: list[Exception] = []
 
 

@@ -134,7 +134,7 @@ class Training:
         return {"best": {"metric": metric, "value": sign * float(self.metrics[name])}}
 
     def stop(self) -> None:
-        """End the run with the next step whose metrics are logged."""
+        """End the run after this step; several processes at the next logged one."""
         self.stopped = True
 
     def run(self) -> Run:

@@ -250,7 +250,7 @@ def _program(run: TrainedRun) -> bytes:
             torch.testing.assert_close(program.module()(second), energy(second))
             buffer = io.BytesIO()
             torch.export.save(program, buffer)
-    except Exception as error:  # of whatever kind the compiler of a program raises
+    except Exception as error:  # of any kind: the compiler of a program raises many
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
             f"torch.export cannot make a program of the energy {called} ({reason}): export its weights"

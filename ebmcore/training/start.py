@@ -21,7 +21,7 @@ def start_from(loss: BaseLoss, run: str | os.PathLike[str]) -> None:
     """Load the weights and the chains of another run into a loss, with which a new run then starts.
 
     The energy gets the weights that are measured and sampled: the moving average of the other run where it kept one. Chains,
-    other parts of the loss, and its count of steps are those of the last checkpoint. The optimizer starts anew. The data, the
+    other parts of the loss, and its count of steps are those of the last checkpoint. The optimizer is a new one. The data, the
     sampler's and the loss's options may be other ones. Chains are left out where the loss is not persistent, and start as usual
     where the other run has none.
 

@@ -56,10 +56,10 @@ def test_card_says_what_was_done(run, tmp_path):
     assert "x: (N, 1, 2, 2)" in card
 
 
-def test_card_names_no_place(run):
+def test_card_names_no_place(run, tmp_path):
     """Where the data were on the machine of the training concerns nobody."""
     trained = load_run(run)
-    trained.config["data"] |= {"path": "/home/somebody/secret.npy"}
+    trained.config["data"] |= {"path": str(tmp_path / "secret.npy")}
     assert "secret" not in model_card(trained)
 
 

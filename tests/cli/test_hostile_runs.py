@@ -48,7 +48,7 @@ ROADS = {
     "from": f"train {OPTIONS} --steps 1 --from run --out new",
 }
 
-# What each road takes from the run; whatever becomes of the rest does not concern it.
+# What each road takes from the run; it does not read the rest.
 CHECKPOINT = {"config.yaml", "checkpoints", LAST, f"{LAST}/checkpoint.json", f"{LAST}/{SHARD}"}
 TAKES = {
     "resume": CHECKPOINT | {"metrics.csv", "evaluation.json", ".lock", "tensorboard"},

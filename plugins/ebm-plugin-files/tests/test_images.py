@@ -174,7 +174,7 @@ def test_huge_image_raises(monkeypatch):
 
 @pytest.mark.parametrize("options", [{}, {"scale": "standard"}, {"threshold": 0}, {"mode": "grey", "size": (3, 2)}])
 def test_other_folder_is_on_the_scale(options):
-    """Each image is what it is in the data set, in sorted order, also one by itself."""
+    """Each image is what it is in the data set, in sorted order; a single one too."""
     data = Images(write(), **options)
     x = data.examples_of(Path("pictures"))
     assert {tuple(one.flatten().tolist()) for one in x} == rows(data)

@@ -24,7 +24,7 @@ _PIXELS = 512  # smallest width of a picture
 class SampleGrid(BaseObserver):
     """Draws samples of the energy as a picture, at an interval: images side by side, points of the plane as points.
 
-    Each picture begins anew, at the distribution where the loss starts its chains, and draws with the run's sampler and random
+    Each picture starts again at the distribution where the loss starts its chains, and draws with the run's sampler and random
     numbers of its own: training is the same with and without. Pictures are ``samples/step-00000500.png``, ... in the run's
     directory, and in TensorBoard where that is installed. A run without a directory draws none.
 

@@ -15,8 +15,8 @@ ID = "wandb-id.txt"
 class Wandb(BaseObserver):
     """Writes the configuration and the metrics of a run to Weights & Biases.
 
-    Its files are in ``wandb`` in the run's directory. A resumed run continues there, by the id in ``wandb-id.txt``. Whatever else
-    wandb reads from the environment, such as ``WANDB_API_KEY`` or ``WANDB_MODE=offline``, is respected.
+    Its files are in ``wandb`` in the run's directory. A resumed run continues there, by the id in ``wandb-id.txt``. What
+    wandb reads from the environment, such as ``WANDB_API_KEY`` or ``WANDB_MODE=offline``, holds.
 
     Args:
         project: The project.
