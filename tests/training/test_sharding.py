@@ -323,3 +323,22 @@ def test_copy_without_parameters_takes_no_memory_for_them():
 def test_whole_tensors_stay_whole():
     t = torch.ones(3)
     assert like(t, torch.zeros(3)) is t
+
+
+class Idle(Uncommon):
+    """An energy with a layer that its value does not depend on."""
+
+    def __init__(self):
+        super().__init__()
+        self.idle = torch.nn.Linear(1, 1)
+
+
+def test_idle_parameters_are_refused_in_the_first_step():
+    """DistributedDataParallel says so in the second step, when the parameters of the processes differ already."""
+    run(idle, 2)
+
+
+def idle(rank):
+    loss = ebmcore.create_loss("cd", Idle(), ebmcore.create_sampler("langevin", step_size=0.01))
+    with pytest.raises(UsageError, match=r"energy\.idle\.weight is trained but takes no part in the loss"):
+        quiet(loss, data(60), steps=1)
