@@ -37,6 +37,7 @@ from ebmcore.training.launch import on_first_rank
 KEPT = 2
 _FORMAT = 2  # the first was a pickle
 _INFO = "checkpoint.json"
+_CHECKPOINT = re.compile(r"step-[0-9]{8,}")
 
 
 class CheckpointWriter:
@@ -194,7 +195,8 @@ def latest_checkpoint(directory: Path) -> Path | None:
         CheckpointError: If a directory beside them has a name like a checkpoint's: it may be the newest, renamed.
     """
     found = _checkpoints(directory)
-    others = sorted(path for path in directory.glob("step-*") if path.is_dir() and path not in found)
+    # By their names, as the run that owns the directory may have written one since.
+    others = sorted(path for path in directory.glob("step-*") if path.is_dir() and not _CHECKPOINT.fullmatch(path.name))
     if others:
         raise CheckpointError(f"{others[0]} has no checkpoint's name (step-00000720): rename it, or move it out of the run")
     return found[-1] if found else None
@@ -296,7 +298,7 @@ def _template(name: str, entry: Any) -> Tensor:
 
 def _checkpoints(directory: Path) -> list[Path]:
     check_directory(directory)
-    found = (path for path in directory.glob("step-*") if re.fullmatch(r"step-[0-9]{8,}", path.name) and path.is_dir())
+    found = (path for path in directory.glob("step-*") if _CHECKPOINT.fullmatch(path.name) and path.is_dir())
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 

@@ -469,3 +469,17 @@ def test_run_is_written_where_directories_cannot_be_opened(tmp_path, monkeypatch
     monkeypatch.setattr(os, "fsync", windows_fsync)
     quiet(pcd(), data(), steps=4, out=tmp_path, checkpoint_every=2)
     assert quiet(pcd(), data(), steps=6, out=tmp_path, resume=True).step == 6
+
+
+def test_checkpoint_written_while_looking(tmp_path, monkeypatch):
+    """A checkpoint that another process finishes between the two looks at the directory is no stranger in it."""
+    listed = checkpoints._checkpoints
+
+    def slow(directory):
+        before = listed(directory)
+        (directory / "step-00000004").mkdir()
+        return before
+
+    (tmp_path / "step-00000002").mkdir()
+    monkeypatch.setattr(checkpoints, "_checkpoints", slow)
+    assert latest_checkpoint(tmp_path) == tmp_path / "step-00000002"
