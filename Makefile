@@ -9,12 +9,16 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 install: $(VENV)/.installed
 
-# The build backend comes first and pinned, so that nothing is built with an unpinned one.
+# The build backend comes first and pinned, so that nothing is built with an unpinned one. PyTorch Lightning, which one test uses, is in
+# a folder of its own: it needs torchmetrics, and where that is installed Lightning Fabric imports it, with SciPy, in every process.
 $(VENV)/.installed: pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling editables
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation \
 		-e ".[train,dev,docs]" $(PLUGINS:%=-e %)
+	rm -rf $(VENV)/lightning
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target $(VENV)/lightning \
+		pytorch-lightning torchmetrics
 	touch $@
 
 demo: install

@@ -10,8 +10,8 @@ import re
 import zipfile
 from pathlib import Path
 
+import environments
 import pytest
-from environments import declared, linked
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = "ebmcore train --energy rbm --energy.hidden 4 --sampler gibbs --loss pcd --data bars-and-stripes --steps 2 --out"
@@ -83,7 +83,7 @@ def test_what_an_extra_declares_is_there(environment):
 
 def test_missing_requirements_are_named(wheels):
     with pytest.raises(LookupError, match="the environment requires ebm-no-such-thing>=2, which is not installed in"):
-        declared(["ebm-no-such-thing>=2"], wheels)
+        environments.declared(["ebm-no-such-thing>=2"], wheels)
 
 
 def test_listing_works_on_the_bare_kernel_and_training_says_what_is_missing(environment):
@@ -195,7 +195,20 @@ def test_a_plugin_asks_only_for_what_it_needs(wheels):
     assert all(needed == base for needed in needs.values()), needs
 
 
-def test_files_of_two_distributions_are_linked(tmp_path):
+def test_files_of_two_distributions_are_linked(tmp_path, monkeypatch):
     """The files of one that is declared, though another that is not holds them too."""
-    pytest.importorskip("pytorch_lightning")  # which holds those of lightning-fabric
-    assert (linked(["lightning-fabric"], tmp_path) / "lightning_fabric/plugins/environments/slurm.py").is_file()
+    site = tmp_path / "site"
+    for name in ("small", "large"):  # as PyTorch Lightning holds the files of Lightning Fabric
+        (site / f"{name}-1.0.dist-info").mkdir(parents=True)
+        (site / f"{name}-1.0.dist-info/METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (site / f"{name}-1.0.dist-info/RECORD").write_text(
+            "shared/one.py,,\n" + ("large/two.py,,\n" if name == "large" else "")
+        )
+    for file in ("shared/one.py", "large/two.py"):
+        (site / file).parent.mkdir()
+        (site / file).touch()
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setattr(environments, "SITE", site)
+    found = environments.linked(["small"], tmp_path / "links")
+    assert sorted(path.name for path in found.iterdir()) == ["shared"]
+    assert (found / "shared/one.py").is_file()
