@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
+from ebmcore.conditions import name_conditions
 from ebmcore.energies import check_energies, frozen, supports
 from ebmcore.errors import UsageError
 from ebmcore.host.origin import is_out_of_memory
 from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_seed
 from ebmcore.training.averaging import moving_average
-from ebmcore.training.batches import Batch, Examples, Reading, loader_batch_size, open_examples
+from ebmcore.training.batches import Batch, Examples, LabelledExamples, Reading, loader_batch_size, open_examples
 from ebmcore.training.checkpoints import CheckpointWriter
 from ebmcore.training.data import DataSource, SupportsDataStart, as_floating, check_compatible, check_values
 from ebmcore.training.examples import TrainingExamples
@@ -62,6 +63,7 @@ class Training:
         scheduled: The options that schedules change.
         state: What checkpoints hold.
         examples: Training examples.
+        seen: A few of them, which observers see.
         visited: Their batches that are left.
         components: The components by kind, whose origins a checkpoint records.
         stopped: Whether an observer or a signal has asked to end the run.
@@ -79,6 +81,7 @@ class Training:
     average: AveragedModel | None
     data: Any
     examples: Examples
+    seen: LabelledExamples
     visited: Iterator[Batch]
     components: Mapping[str, object]
     n_steps: int
@@ -145,6 +148,7 @@ class Training:
             loss=self.loss,
             energy=self.shown,
             data=self.data,
+            examples=self.seen,
             sampler=getattr(self.loss, "sampler", None),
             step=self.step,
             n_steps=self.n_steps,
@@ -198,7 +202,7 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
     build_loss(loss, shape, options.seed)
     _initialise_lazy(loss, energy, first, options.seed)
     if supports(energy, SupportsDataStart) and energy.awaits_data:
-        energy.start_from_data(examples.whole(), examples.weights)  # type: ignore[operator]
+        energy.start_from_data(examples.whole().args[0], examples.weights)  # type: ignore[operator]
     if options.compile:
         loss.compile()
     bare = None
@@ -256,6 +260,7 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
             average=average,
             data=data,
             examples=examples,
+            seen=_seen(loss, examples.some(first)),
             visited=itertools.chain([first], visited),
             before=loss.step,
             components=components,
@@ -324,11 +329,20 @@ def _initialise_lazy(loss: BaseLoss, energy: nn.Module, batch: Batch, seed: int)
         energy(*args, **kwargs)  # on the CPU, where a module is made
 
 
+def _for_energy(loss: BaseLoss, batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """What the energy takes of a batch."""
+    return (batch.args, batch.named) if loss.labels == "conditions" else (batch.args[:1], {})
+
+
 def _first_two(loss: BaseLoss, batch: Batch) -> tuple[list[Tensor], dict[str, Tensor]]:
     """What the energy takes of the first two examples of a batch."""
-    conditions = loss.labels == "conditions"
-    args, named = (batch.args, batch.named) if conditions else (batch.args[:1], {})
+    args, named = _for_energy(loss, batch)
     return [t[:2] for t in args], {name: t[:2] for name, t in named.items()}
+
+
+def _seen(loss: BaseLoss, batch: Batch) -> LabelledExamples:
+    (x, *args), named = _for_energy(loss, batch)
+    return LabelledExamples(x, name_conditions(tuple(args), named, x), batch.weights)
 
 
 def _probe(loss: BaseLoss, energy: nn.Module, batch: Batch, fabric: Any) -> None:
