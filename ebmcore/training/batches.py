@@ -31,6 +31,7 @@ from ebmcore.errors import UsageError
 from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_generator, stream_seed
 from ebmcore.training.data import DataSource, as_floating, check_values
+from ebmcore.training.stopping import WorkerStart
 
 _FEW = 256  # examples that observers see
 _MANY = 1000  # examples that are read at once to have them all
@@ -250,7 +251,8 @@ class Items(Examples):
         self.reading, self.order, self.dataset = reading, order, dataset
         self.steps_per_epoch = order.steps_per_epoch
         own = torch.Generator().manual_seed(reading.seed)  # without which a loader takes a number of the global one
-        self.options = {"batch_size": None, "collate_fn": collate, "generator": own, **options}
+        start = WorkerStart(options.pop("worker_init_fn", None))
+        self.options = {"batch_size": None, "collate_fn": collate, "generator": own, "worker_init_fn": start, **options}
 
     def starting_at(self, batch: int) -> Iterator[Batch]:
         self.order.start = batch
@@ -282,6 +284,16 @@ class _NumberedBatches(Dataset[Any]):
             return several(rows) if several is not None else [self.dataset[row] for row in rows]
 
 
+@contextmanager
+def _leaving_signals(loader: DataLoader[Any]) -> Iterator[None]:
+    own = loader.worker_init_fn
+    loader.worker_init_fn = WorkerStart(own)
+    try:
+        yield
+    finally:
+        loader.worker_init_fn = own
+
+
 class Stream(Examples):
     """Batches of an iterable data set, or of a ``DataLoader`` whose order cannot be known beforehand.
 
@@ -303,7 +315,7 @@ class Stream(Examples):
         number, reading = 0, self.reading
         for epoch in itertools.count():
             before = number
-            with _seeded(stream_seed(reading.seed, "data", epoch)):
+            with _seeded(stream_seed(reading.seed, "data", epoch)), _leaving_signals(self.loader):
                 left = iter(self.loader)
             while True:
                 with _seeded(stream_seed(reading.seed, "items", number)):

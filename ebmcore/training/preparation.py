@@ -34,6 +34,7 @@ from ebmcore.training.run import Run
 from ebmcore.training.scheduled import ScheduledOptions
 from ebmcore.training.sharding import check_shardable, gathered, put_back_on_error, without_parameters
 from ebmcore.training.state import TrainingState
+from ebmcore.training.stopping import Unmeasured
 
 
 def require_train_extra() -> None:
@@ -68,6 +69,8 @@ class Training:
         components: The components by kind, whose origins a checkpoint records.
         stopped: Whether an observer or a signal has asked to end the run.
         signal: Number of that signal.
+        measuring: Whether ``options.measure`` is running.
+        unmeasured: Whether a signal has prevented or ended the last measurement.
         metrics: The last logged ones.
     """
 
@@ -94,6 +97,8 @@ class Training:
     step: int = 0
     stopped: bool = False
     signal: int | None = None
+    measuring: bool = False
+    unmeasured: bool = False
     checkpoint: Path | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -113,8 +118,25 @@ class Training:
         return f"the last checkpoint is {self.checkpoint}" if self.checkpoint else "there is no checkpoint"
 
     def end_by(self, signal: int) -> None:
-        """End the run because of a signal."""
+        """End the run because of a signal; end a measurement in progress by `Unmeasured`."""
         self.stopped, self.signal = True, signal
+        if self.measuring:
+            raise Unmeasured
+
+    def measure(self) -> None:
+        """Measure, unless a signal ends it or has come before: time may be short then."""
+        assert self.options.measure is not None  # noqa: S101 - the caller has looked
+        self.unmeasured = True
+        try:
+            self.measuring = self.signal is None
+            try:
+                if self.measuring:
+                    self.metrics |= self.options.measure(self.shown)
+                    self.unmeasured = False
+            finally:
+                self.measuring = False
+        except Unmeasured:
+            return
 
     def due(self, done: int) -> Due:
         """Return whether to log, measure and save after ``done`` steps."""
@@ -132,6 +154,8 @@ class Training:
         if metric is None or self.options.out is None or self.fabric.global_rank:
             return {}
         name, sign = metric.removeprefix("-"), -1 if metric.startswith("-") else 1
+        if self.unmeasured and name not in self.metrics:
+            return {"best": {"metric": metric, "value": None}}  # so that the best one before it stays
         if name not in self.metrics:
             raise UsageError(f"keep={self.options.keep!r} names no metric of this run: it has {', '.join(self.metrics)}")
         return {"best": {"metric": metric, "value": sign * float(self.metrics[name])}}
