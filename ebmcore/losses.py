@@ -349,10 +349,10 @@ class BaseContrastiveDivergence(BaseLoss):
         if self.joint_forward:
             args, kwargs = split_conditions({name: torch.cat([t, of_negatives[name]]) for name, t in of_data.items()})
             return self.energies(torch.cat([x, pred_x]), *args, **kwargs)
-        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.energy.modules()):
-            raise UsageError(
-                "joint_forward=False gives data and negatives other batch statistics: leave it out, or the BatchNorm"
-            )
+        norms = [m for m in self.energy.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if any(m.training or m.running_mean is None for m in norms):
+            reason = "joint_forward=False gives data and negatives other batch statistics"
+            raise UsageError(f"{reason}: leave it out, or the BatchNorm")
         halves = [(x, *split_conditions(of_data)), (pred_x, *split_conditions(of_negatives))]
         return torch.cat([self.energies(half, *args, **kwargs) for half, args, kwargs in halves])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ebmcore.random import stream_generator, stream_seed
 from ebmcore.training.averaging import copy_energy
+from ebmcore.training.batches import LabelledExamples, labelled_examples
 from ebmcore.training.checkpoints import latest_checkpoint, read_checkpoint, read_info
 from ebmcore.training.data import DataSource, SupportsDataStart, check_compatible
 from ebmcore.training.fit import FitResult, fit
@@ -20,6 +21,7 @@ __all__ = [
     "DataSource",
     "FitResult",
     "InterruptedRun",
+    "LabelledExamples",
     "Run",
     "SupportsDataStart",
     "TrainedRun",
@@ -29,6 +31,7 @@ __all__ = [
     "fit",
     "flat_config",
     "from_pretrained",
+    "labelled_examples",
     "latest_checkpoint",
     "load_run",
     "read_checkpoint",

@@ -13,6 +13,8 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ebmcore.errors import UsageError
+
 POWER_ITERATIONS = 30  # enough, because they begin at the singular vectors of weights nearby
 
 
@@ -26,6 +28,9 @@ def copy_energy(energy: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mod
         energy: The energy.
         memo: Copies by the ``id`` of what they replace, as `copy.deepcopy` takes them.
 
+    Raises:
+        UsageError: If the energy holds what Python cannot copy, such as a lock or an open file; the message names it.
+
     Example:
         >>> layer = torch.nn.utils.spectral_norm(nn.Linear(2, 1))
         >>> y = layer(torch.zeros(3, 2))
@@ -33,7 +38,27 @@ def copy_energy(energy: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mod
         True
     """
     computed = [t for module in energy.modules() for t in tensors_within(vars(module)) if not t.is_leaf]
-    return copy.deepcopy(energy, {id(t): t.detach().clone() for t in computed} | (memo or {}))
+    own: dict[int, Any] = {id(t): t.detach().clone() for t in computed} | (memo or {})
+    try:
+        return copy.deepcopy(energy, dict(own))
+    except (TypeError, RuntimeError) as error:
+        for place, module in energy.named_modules():
+            for name, value in vars(module).items():
+                if name not in ("_parameters", "_buffers", "_modules") and not _copies(value, own):
+                    called = f"{place}.{name}" if place else name
+                    raise UsageError(
+                        f"the energy {type(energy).__name__} cannot be copied, as its attribute {called} cannot "
+                        f"({type(value).__name__}): make it where it is used, or give the class __deepcopy__"
+                    ) from error
+        raise
+
+
+def _copies(value: Any, memo: dict[int, Any]) -> bool:
+    try:
+        copy.deepcopy(value, dict(memo))
+    except (TypeError, RuntimeError):
+        return False
+    return True
 
 
 def tensors_within(attributes: dict[str, Any]) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -26,11 +26,14 @@ from torch.utils.data import (
     default_collate,
 )
 
+from ebmcore.conditions import name_conditions
 from ebmcore.errors import UsageError
 from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_generator, stream_seed
 from ebmcore.training.data import DataSource, as_floating, check_values
+from ebmcore.training.stopping import WorkerStart
 
+_FEW = 256  # examples that observers see
 _MANY = 1000  # examples that are read at once to have them all
 
 
@@ -39,6 +42,22 @@ class Batch(NamedTuple):
 
     args: tuple[Tensor, ...]
     named: dict[str, Tensor]
+    weights: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LabelledExamples:
+    """Examples with what belongs to them.
+
+    Args:
+        x: Examples ``(N, *shape)``.
+        conditions: What the energy takes beside them, ``(N, ...)`` each, by the names of `ebmcore.conditions.name_conditions`;
+            empty where it takes nothing.
+        weights: Weights ``(N,)`` of mean 1; `None` where all count the same.
+    """
+
+    x: Tensor
+    conditions: Mapping[str, Tensor]
     weights: Tensor | None = None
 
 
@@ -55,6 +74,7 @@ class Reading:
         seed: Seed of the order, and of what a data set draws.
         rank: This process.
         world: Number of processes, which share the batches.
+        warn: Whether a conversion is said.
     """
 
     dtype: torch.dtype = torch.float32
@@ -65,6 +85,7 @@ class Reading:
     seed: int = 0
     rank: int = 0
     world: int = 1
+    warn: bool = True
 
 
 class StepBatches(Sampler[list[int]]):
@@ -139,9 +160,13 @@ class Examples(ABC):
     def starting_at(self, batch: int) -> Iterator[Batch]:
         """Return batch number ``batch``, from 0, and all that follow, without end."""
 
+    def some(self, first: Batch) -> Batch:
+        """Return a few examples, of which ``first`` was read already; it alone where more would have to be read."""
+        return first
+
     @abstractmethod
-    def whole(self) -> Tensor:
-        """Return all examples ``(N, *shape)``, without what belongs to them; those of a data set are read once more."""
+    def whole(self) -> Batch:
+        """Return all examples in their order; those of a data set are read once more."""
 
     @abstractmethod
     def description(self) -> dict[str, Any]:
@@ -167,7 +192,7 @@ class Table(Examples, Dataset[Any]):
         named: Mapping[str, Tensor] | None = None,
         weights: Any = None,
     ) -> None:
-        self.x = as_floating(x.detach(), reading.dtype, reading.space, "the data")
+        self.x = as_floating(x.detach(), reading.dtype, reading.space, "the data", warn=reading.warn)
         self.labels = tuple(_label(one, reading, "the labels") for one in labels)
         self.named = {name: _label(one, reading, f"the condition {name!r}") for name, one in (named or {}).items()}
         self.weights = None if weights is None else _tensor(weights, "weights")
@@ -179,7 +204,7 @@ class Table(Examples, Dataset[Any]):
         check_values(self.x, reading.space, "the data", reading.bounds)
         for one in (*self.labels, *self.named.values()):
             if len(one) != len(self.x):
-                raise UsageError(f"the data have {len(self.x)} training examples but {len(one)} labels")
+                raise UsageError(f"the data have {len(self.x)} examples but {len(one)} labels")
         if self.weights is not None:
             if self.weights.shape != (len(self.x),):
                 raise UsageError(
@@ -201,8 +226,11 @@ class Table(Examples, Dataset[Any]):
         self.order.start = batch
         return (self[rows] for rows in self.order)
 
-    def whole(self) -> Tensor:
-        return self.x
+    def some(self, first: Batch) -> Batch:
+        return self[:_FEW]
+
+    def whole(self) -> Batch:
+        return self[:]
 
     def description(self) -> dict[str, Any]:
         parts = [self.x, *self.labels, *(part for pair in sorted(self.named.items()) for part in pair)]
@@ -223,15 +251,16 @@ class Items(Examples):
         self.reading, self.order, self.dataset = reading, order, dataset
         self.steps_per_epoch = order.steps_per_epoch
         own = torch.Generator().manual_seed(reading.seed)  # without which a loader takes a number of the global one
-        self.options = {"batch_size": None, "collate_fn": collate, "generator": own, **options}
+        start = WorkerStart(options.pop("worker_init_fn", None))
+        self.options = {"batch_size": None, "collate_fn": collate, "generator": own, "worker_init_fn": start, **options}
 
     def starting_at(self, batch: int) -> Iterator[Batch]:
         self.order.start = batch
         return self._read(enumerate(self.order, batch), batch)
 
-    def whole(self) -> Tensor:
+    def whole(self) -> Batch:
         rows = torch.arange(len(self.dataset)).split(_MANY)
-        return torch.cat([batch.args[0] for batch in self._read(enumerate(part.tolist() for part in rows), 0)])
+        return _joined(self._read(enumerate(part.tolist() for part in rows), 0))
 
     def _read(self, numbered: Any, first: int) -> Iterator[Batch]:
         loader: Any = DataLoader(_NumberedBatches(self.dataset, self.reading), sampler=numbered, **self.options)
@@ -255,6 +284,16 @@ class _NumberedBatches(Dataset[Any]):
             return several(rows) if several is not None else [self.dataset[row] for row in rows]
 
 
+@contextmanager
+def _leaving_signals(loader: DataLoader[Any]) -> Iterator[None]:
+    own = loader.worker_init_fn
+    loader.worker_init_fn = WorkerStart(own)
+    try:
+        yield
+    finally:
+        loader.worker_init_fn = own
+
+
 class Stream(Examples):
     """Batches of an iterable data set, or of a ``DataLoader`` whose order cannot be known beforehand.
 
@@ -276,7 +315,7 @@ class Stream(Examples):
         number, reading = 0, self.reading
         for epoch in itertools.count():
             before = number
-            with _seeded(stream_seed(reading.seed, "data", epoch)):
+            with _seeded(stream_seed(reading.seed, "data", epoch)), _leaving_signals(self.loader):
                 left = iter(self.loader)
             while True:
                 with _seeded(stream_seed(reading.seed, "items", number)):
@@ -288,12 +327,10 @@ class Stream(Examples):
             if number == before:
                 raise UsageError("the data end: an iterable data set must give its examples again when it is iterated again")
 
-    def whole(self) -> Tensor:
+    def whole(self) -> Batch:
         if self.steps_per_epoch is None:
-            raise UsageError("the energy starts from all data, but an iterable data set does not say where they end")
-        return torch.cat(
-            [batch.args[0] for batch in _checked(itertools.islice(self._all(), len(self.loader)), self.reading, 0)]
-        )
+            raise UsageError("all examples are needed at once, but an iterable data set does not say where they end")
+        return _joined(_checked(itertools.islice(self._all(), len(self.loader)), self.reading, 0))
 
     def description(self) -> dict[str, Any]:
         return {}
@@ -311,6 +348,47 @@ def open_examples(data: Any, loss: BaseLoss, reading: Reading, weights: Any = No
         labels = getattr(data, "train_labels", None)
         weights = getattr(data, "train_weights", None) if weights is None else weights
         data = data.train
+    taker = loss.forward if loss.labels == "targets" else getattr(loss, "energy", loss).forward
+    return _open(data, reading, labels, None if loss.labels is None else taker, weights)
+
+
+def labelled_examples(
+    energy: nn.Module, data: Any, part: str = "train", *, dtype: torch.dtype | None = None
+) -> LabelledExamples:
+    """Return the examples of a data set for a metric, with the labels that the energy takes beside them as conditions.
+
+    Args:
+        energy: The energy.
+        data: The data set; see `DataSource`.
+        part: ``"train"`` or ``"test"``.
+        dtype: Floating-point type of examples and real labels; `None` is that of the energy.
+
+    Raises:
+        UsageError: If there is no example, or the data have no labels and the energy needs some.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from ebmcore.testing import Quadratic
+        >>> labelled_examples(Quadratic((2,)), SimpleNamespace(train=torch.zeros(3, 2))).conditions
+        {}
+    """
+    x, labels, weights = (getattr(data, name, None) for name in (part, f"{part}_labels", f"{part}_weights"))
+    own = (t.dtype for t in (*energy.parameters(), *energy.buffers()) if t.is_floating_point())
+    reading = Reading(
+        dtype=dtype or next(own, torch.get_default_dtype()), space=getattr(data, "state_space", None), warn=False
+    )
+    (x, *args), named, weights = _open(x, reading, labels, energy.forward, weights).whole()
+    taken, by_name = _taken(energy.forward, args, named)
+    if not taken and not by_name and not _binds(energy.forward, (), {}):
+        raise UsageError(
+            f"the energy {type(energy).__name__} takes conditions beside the examples, and the {part} data have no labels "
+            f"that are these: give the data set {part}_labels"
+        )
+    return LabelledExamples(x, name_conditions(taken, by_name, x), weights)
+
+
+def _open(data: Any, reading: Reading, labels: Any, taker: Callable[..., Any] | None, weights: Any) -> Examples:
+    """Open examples whose labels go to ``taker``, if it takes them."""
     if type(data).__module__.partition(".")[0] == "numpy":
         data = _from_numpy(data)
     if hasattr(data, "to_numpy"):
@@ -323,7 +401,10 @@ def open_examples(data: Any, loss: BaseLoss, reading: Reading, weights: Any = No
         data, *labels = data.tensors
     if isinstance(data, Tensor):
         _check_size(data)
-        return Table(data, reading, *_labels_for(loss, labels), weights=weights)
+        by_name = labels if isinstance(labels, Mapping) else {}
+        by_place = [] if labels is None or by_name else labels if isinstance(labels, list) else [labels]
+        args, named = [_tensor(t, "labels") for t in by_place], {name: _tensor(t, name) for name, t in by_name.items()}
+        return Table(data, reading, *_taken(taker, args, named), weights=weights)
     if weights is not None:
         raise UsageError("weights of examples need examples in memory: pass a tensor (N, *shape), not a Dataset")
     loader = data if isinstance(data, DataLoader) else None
@@ -374,19 +455,19 @@ def _check_size(data: Any) -> None:
         raise UsageError("data must hold at least one example, got none")
 
 
-def _labels_for(loss: BaseLoss, labels: Any) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """The labels by place and by name, if the loss takes any."""
-    if labels is None or loss.labels is None:
-        return (), {}
-    by_name = labels if isinstance(labels, Mapping) else {}
-    by_place = () if by_name else labels if isinstance(labels, list) else [labels]
-    args, named = tuple(_tensor(t, "labels") for t in by_place), {name: _tensor(t, name) for name, t in by_name.items()}
-    taker = loss.forward if loss.labels == "targets" else getattr(loss, "energy", loss).forward
+def _taken(
+    taker: Callable[..., Any] | None, args: Sequence[Tensor], named: dict[str, Tensor]
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """The labels by place and by name, if ``taker`` takes them after the examples; otherwise none."""
+    return (tuple(args), named) if taker is not None and _binds(taker, args, named) else ((), {})
+
+
+def _binds(taker: Callable[..., Any], args: Sequence[Tensor], named: Mapping[str, Tensor]) -> bool:
     try:
         inspect.signature(taker).bind(None, *args, **named)
     except TypeError:
-        return (), {}
-    return args, named
+        return False
+    return True
 
 
 def _from_numpy(values: Any) -> Tensor:
@@ -417,12 +498,18 @@ def _label(values: Tensor, reading: Reading, what: str) -> Tensor:
 def _checked(loader: Any, reading: Reading, first: int) -> Iterator[Batch]:
     for number, found in enumerate(loader, first):
         (x, *args), named = _as_batch(found)
-        x = as_floating(x, reading.dtype, reading.space, "the data", warn=number == first)
+        x = as_floating(x, reading.dtype, reading.space, "the data", warn=reading.warn and number == first)
         if x.is_cpu:  # elsewhere it would wait for the device
             check_values(x, reading.space, f"the data of batch {number}", reading.bounds)
         args = [_label(one, reading, f"the labels of batch {number}") for one in args]
         named = {name: _label(one, reading, f"the condition {name!r} of batch {number}") for name, one in named.items()}
         yield Batch((x, *args), named)
+
+
+def _joined(batches: Iterator[Batch]) -> Batch:
+    parts = list(batches)
+    args = tuple(torch.cat(of_one) for of_one in zip(*(part.args for part in parts), strict=True))
+    return Batch(args, {name: torch.cat([part.named[name] for part in parts]) for name in parts[0].named})
 
 
 def _as_batch(found: Any) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:

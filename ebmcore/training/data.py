@@ -23,7 +23,8 @@ class DataSource(Protocol):
 
     A data set with labels also has ``train_labels`` and ``test_labels``, each one tensor with a row for each example or a mapping
     of names to such tensors, and ``n_classes``. They reach a loss whose ``labels`` are ``"targets"``, and any other that takes
-    labels if its energy does. One whose examples count differently has ``train_weights`` ``(N,)``, at least 0.
+    labels if its energy does. One whose examples count differently has ``train_weights`` ``(N,)`` and
+    ``test_weights`` ``(M,)``, at least 0; metrics use the latter.
 
     A data set that reads files may have ``examples_of(path)``, which ``ebmcore score`` uses: the examples ``(N, *shape)`` of
     another file, in their order and on the scale of the training examples.

@@ -223,7 +223,7 @@ def _fit(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: Any)
                 break
         _take_checkpoint(training, wait=True)
         _share_buffers(training)
-    if training.signal is not None and training.step < training.n_steps:
+    if training.signal is not None and (training.step < training.n_steps or training.unmeasured):
         raise InterruptedRun(_end_by(training), training.signal)
     return FitResult(training.trained, training.step, training.metrics, training.checkpoint, fabric.global_rank)
 
@@ -372,7 +372,7 @@ def _after_step(training: Training, due: Due, readings: Mapping[str, Tensor]) ->
         training.metrics = _average_over_ranks(training, readings)
         if due.measure and options.measure is not None and training.fabric.global_rank == 0:
             with _saying_when_memory_ends(lambda: f"while measuring after step {done}; {training.kept}"):
-                training.metrics |= options.measure(training.shown)
+                training.measure()
         notify(training.watching, "on_log", training.run(), training.metrics)
         if done == training.first + 1:
             training.best()  # raises now, not at the first checkpoint

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
+from ebmcore.conditions import name_conditions
 from ebmcore.energies import check_energies, frozen, supports
 from ebmcore.errors import UsageError
 from ebmcore.host.origin import is_out_of_memory
 from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_seed
 from ebmcore.training.averaging import moving_average
-from ebmcore.training.batches import Batch, Examples, Reading, loader_batch_size, open_examples
+from ebmcore.training.batches import Batch, Examples, LabelledExamples, Reading, loader_batch_size, open_examples
 from ebmcore.training.checkpoints import CheckpointWriter
 from ebmcore.training.data import DataSource, SupportsDataStart, as_floating, check_compatible, check_values
 from ebmcore.training.examples import TrainingExamples
@@ -33,6 +34,7 @@ from ebmcore.training.run import Run
 from ebmcore.training.scheduled import ScheduledOptions
 from ebmcore.training.sharding import check_shardable, gathered, put_back_on_error, without_parameters
 from ebmcore.training.state import TrainingState
+from ebmcore.training.stopping import Unmeasured
 
 
 def require_train_extra() -> None:
@@ -62,10 +64,13 @@ class Training:
         scheduled: The options that schedules change.
         state: What checkpoints hold.
         examples: Training examples.
+        seen: A few of them, which observers see.
         visited: Their batches that are left.
         components: The components by kind, whose origins a checkpoint records.
         stopped: Whether an observer or a signal has asked to end the run.
         signal: Number of that signal.
+        measuring: Whether ``options.measure`` is running.
+        unmeasured: Whether a signal has prevented or ended the last measurement.
         metrics: The last logged ones.
     """
 
@@ -79,6 +84,7 @@ class Training:
     average: AveragedModel | None
     data: Any
     examples: Examples
+    seen: LabelledExamples
     visited: Iterator[Batch]
     components: Mapping[str, object]
     n_steps: int
@@ -91,6 +97,8 @@ class Training:
     step: int = 0
     stopped: bool = False
     signal: int | None = None
+    measuring: bool = False
+    unmeasured: bool = False
     checkpoint: Path | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -110,8 +118,25 @@ class Training:
         return f"the last checkpoint is {self.checkpoint}" if self.checkpoint else "there is no checkpoint"
 
     def end_by(self, signal: int) -> None:
-        """End the run because of a signal."""
+        """End the run because of a signal; end a measurement in progress by `Unmeasured`."""
         self.stopped, self.signal = True, signal
+        if self.measuring:
+            raise Unmeasured
+
+    def measure(self) -> None:
+        """Measure, unless a signal ends it or has come before: time may be short then."""
+        assert self.options.measure is not None  # noqa: S101 - the caller has looked
+        self.unmeasured = True
+        try:
+            self.measuring = self.signal is None
+            try:
+                if self.measuring:
+                    self.metrics |= self.options.measure(self.shown)
+                    self.unmeasured = False
+            finally:
+                self.measuring = False
+        except Unmeasured:
+            return
 
     def due(self, done: int) -> Due:
         """Return whether to log, measure and save after ``done`` steps."""
@@ -129,6 +154,8 @@ class Training:
         if metric is None or self.options.out is None or self.fabric.global_rank:
             return {}
         name, sign = metric.removeprefix("-"), -1 if metric.startswith("-") else 1
+        if self.unmeasured and name not in self.metrics:
+            return {"best": {"metric": metric, "value": None}}  # so that the best one before it stays
         if name not in self.metrics:
             raise UsageError(f"keep={self.options.keep!r} names no metric of this run: it has {', '.join(self.metrics)}")
         return {"best": {"metric": metric, "value": sign * float(self.metrics[name])}}
@@ -145,6 +172,7 @@ class Training:
             loss=self.loss,
             energy=self.shown,
             data=self.data,
+            examples=self.seen,
             sampler=getattr(self.loss, "sampler", None),
             step=self.step,
             n_steps=self.n_steps,
@@ -198,7 +226,7 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
     build_loss(loss, shape, options.seed)
     _initialise_lazy(loss, energy, first, options.seed)
     if supports(energy, SupportsDataStart) and energy.awaits_data:
-        energy.start_from_data(examples.whole(), examples.weights)  # type: ignore[operator]
+        energy.start_from_data(examples.whole().args[0], examples.weights)  # type: ignore[operator]
     if options.compile:
         loss.compile()
     bare = None
@@ -256,6 +284,7 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
             average=average,
             data=data,
             examples=examples,
+            seen=_seen(loss, examples.some(first)),
             visited=itertools.chain([first], visited),
             before=loss.step,
             components=components,
@@ -324,11 +353,20 @@ def _initialise_lazy(loss: BaseLoss, energy: nn.Module, batch: Batch, seed: int)
         energy(*args, **kwargs)  # on the CPU, where a module is made
 
 
+def _for_energy(loss: BaseLoss, batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """What the energy takes of a batch."""
+    return (batch.args, batch.named) if loss.labels == "conditions" else (batch.args[:1], {})
+
+
 def _first_two(loss: BaseLoss, batch: Batch) -> tuple[list[Tensor], dict[str, Tensor]]:
     """What the energy takes of the first two examples of a batch."""
-    conditions = loss.labels == "conditions"
-    args, named = (batch.args, batch.named) if conditions else (batch.args[:1], {})
+    args, named = _for_energy(loss, batch)
     return [t[:2] for t in args], {name: t[:2] for name, t in named.items()}
+
+
+def _seen(loss: BaseLoss, batch: Batch) -> LabelledExamples:
+    (x, *args), named = _for_energy(loss, batch)
+    return LabelledExamples(x, name_conditions(tuple(args), named, x), batch.weights)
 
 
 def _probe(loss: BaseLoss, energy: nn.Module, batch: Batch, fabric: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ebmcore.losses import BaseLoss
+from ebmcore.training.batches import LabelledExamples
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Run:
         loss: The loss, as it is trained.
         energy: The energy, or its moving average where one is kept.
         data: What `fit` was given to train on.
+        examples: A few training examples in the form in which the loss receives them, whatever ``data`` is: the first 256 of
+            those in memory, otherwise the first batch.
         sampler: The loss's sampler; `None` for a loss that has none.
         step: Number of optimizer steps done.
         n_steps: Number of optimizer steps of the whole run.
@@ -34,6 +37,7 @@ class Run:
     loss: BaseLoss
     energy: nn.Module
     data: Any
+    examples: LabelledExamples
     sampler: Any
     step: int
     n_steps: int

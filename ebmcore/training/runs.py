@@ -21,7 +21,6 @@ from ebmcore.energies import SupportsInitialDistribution, check_energies, frozen
 from ebmcore.errors import AmbiguousComponentError, CheckpointError, EbmcoreError, UsageError
 from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_generator, stream_seed
-from ebmcore.training.averaging import copy_energy
 from ebmcore.training.checkpoints import find_checkpoint, read_checkpoint, read_info
 from ebmcore.training.configuration import PARTS, REQUIRED, Config, admit, components, create, read_config
 from ebmcore.training.data import DataSource, as_floating, check_compatible, check_values
@@ -334,15 +333,14 @@ def load_run(path: str | os.PathLike[str], *, checkpoint: int | None = None, all
         chains = getattr(loss, "chain", None)
         if chains is not None and tuple(chains.shape[1:]) != examples.shape:
             raise ValueError(f"its chains are of shape {tuple(chains.shape[1:])}, not {examples.shape}")
-        if any(name.startswith(average) for name in tensors):
+        kept = {n.removeprefix(average): t for n, t in tensors.items() if n.startswith(average)}
+        if kept or energy is loss.energy:  # which may be trained further, in training mode
             energy = _create_energy(config, examples.shape).to(next((p.dtype for p in energy.parameters()), None))
-            energy.load_state_dict({n.removeprefix(average): t for n, t in tensors.items() if n.startswith(average)})
+            energy.load_state_dict(kept or loss.energy.state_dict())
     except (RuntimeError, ValueError, TypeError) as error:
         raise CheckpointError(f"{found} does not fit {run / CONFIG}: {error}") from error
     if not all(p.isfinite().all() for p in energy.parameters()):  # of which no checkpoint is written
         raise CheckpointError(f"{found} holds parameters that are NaN or infinite: start the run again with another --out")
-    if energy is loss.energy:
-        energy = copy_energy(energy)  # the loss may be trained further, in training mode
     return TrainedRun(run, config, int(info["step"]), energy.eval(), sampler, loss, examples, found)
 
 

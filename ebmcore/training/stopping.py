@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 _REPEATED = 2  # seconds in which a launcher may pass on a signal that reached this process already
+_OUTLIVED = 30  # seconds in which a step in progress has read its data
 
 
 class InterruptedRun(KeyboardInterrupt):
@@ -23,6 +24,31 @@ class InterruptedRun(KeyboardInterrupt):
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
         self.signum = signum
+
+
+class Unmeasured(BaseException):
+    """A signal came while metrics were measured, which may take longer than the time that is left."""
+
+
+class WorkerStart:
+    """What a process that reads data does first: a signal to all processes of a run is left to the one that trains.
+
+    That one needs the data of the step in progress. A reader outlives Ctrl-C, and SIGTERM for half a minute; without the one that
+    trains it ends.
+
+    Args:
+        own: What the user's ``DataLoader`` does first, if anything.
+    """
+
+    def __init__(self, own: Callable[[int], None] | None = None) -> None:
+        self.own = own
+
+    def __call__(self, number: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if hasattr(signal, "alarm"):  # Windows sends no SIGTERM, and has none
+            signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_OUTLIVED))
+        if self.own is not None:
+            self.own(number)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 
 import ebmcore
 from ebmcore.testing import Identity, Quadratic
-from ebmcore.training import Run, fit
+from ebmcore.training import LabelledExamples, Run, fit
 
 
 def pcd(seed=0, **options):
@@ -33,7 +33,7 @@ def quiet(loss, x, **options):
 def run_at(step, n_steps=10, directory=None, stop=lambda: None):
     """A run as observers see it after ``step`` steps."""
     loss = pcd()
-    return Run({}, loss, loss.energy, data(), loss.sampler, step, n_steps, 0, directory, stop)
+    return Run({}, loss, loss.energy, data(), LabelledExamples(data(), {}), loss.sampler, step, n_steps, 0, directory, stop)
 
 
 def table(path):

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomS
 import ebmcore
 from ebmcore.errors import UsageError
 from ebmcore.testing import ExactGaussian, Identity, Quadratic
-from ebmcore.training.batches import Reading, StepBatches, open_examples
+from ebmcore.training.batches import Reading, StepBatches, labelled_examples, open_examples
 
 
 def opened(given, loss=None, weights=None, **reading):
@@ -495,3 +495,26 @@ def test_digest_covers_a_dataset_within_a_loader():
     one, other = (opened(DataLoader(TensorDataset(t), batch_size=5)).description() for t in (x, x.flip(0)))
     shuffled = opened(DataLoader(TensorDataset(x), batch_size=5, shuffle=True)).description()
     assert len({str(one), str(other), str(shuffled)}) == 3
+
+
+class ByLabel(Quadratic):
+    def forward(self, x, y):
+        return super().forward(x) + y
+
+
+@pytest.mark.parametrize(
+    ("energy", "expected"),
+    [(Quadratic((2,)), {}), (ByLabel((2,)), {"0": [0, 1, 2]}), (ByLabel((2,)).double(), {"0": [0, 1, 2]})],
+)
+def test_metrics_get_the_labels_an_energy_takes(energy, expected):
+    """With examples of its own number type, and weights of mean 1."""
+    labels, weights = torch.arange(3, dtype=torch.uint8), torch.tensor([0.0, 1.0, 2.0])
+    found = labelled_examples(energy, SimpleNamespace(test=data(3), test_labels=labels, test_weights=weights * 5), "test")
+    assert {name: t.tolist() for name, t in found.conditions.items()} == expected
+    assert torch.equal(found.weights, weights)
+    assert found.x.dtype == energy.precision.dtype
+
+
+def test_labels_that_an_energy_needs_are_asked_for():
+    with pytest.raises(UsageError, match="ByLabel takes conditions .* the train data have no labels"):
+        labelled_examples(ByLabel((2,)), SimpleNamespace(train=data(3)))

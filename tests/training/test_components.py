@@ -97,7 +97,7 @@ def test_labels_stay_where_nobody_takes_them():
 
 
 def test_number_of_labels_is_checked():
-    with pytest.raises(UsageError, match="the data have 10 training examples but 9 labels"):
+    with pytest.raises(UsageError, match="the data have 10 examples but 9 labels"):
         quiet(Targets(Quadratic((2,))), Labelled(LABELS[:9]), steps=1)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -112,6 +114,18 @@ def test_copy_shares_nothing(kind):
         for tensor in (*energy.parameters(), *energy.buffers()):
             tensor.add_(1)
     assert torch.equal(copied(x), before)
+
+
+@pytest.mark.parametrize("held", [threading.Lock(), (i for i in range(3)), {"log": sys.stderr}])
+def test_what_cannot_be_copied_is_named(held):
+    """Before the first step where an average is kept; without one the energy trains."""
+    energy = nn.Sequential(nn.Linear(2, 1), nn.Flatten(0))
+    energy[0].held = held
+    loss = ebmcore.create_loss("cd", energy, ebmcore.create_sampler("langevin", step_size=0.01))
+    with pytest.raises(UsageError, match="Sequential cannot be copied, as its attribute 0.held cannot") as caught:
+        quiet(loss, DATA, steps=1, ema_decay=0.9)
+    assert type(held).__name__ in str(caught.value)
+    assert quiet(loss, DATA, steps=1).step == 1
 
 
 def test_average_has_spectral_norms_of_its_own():

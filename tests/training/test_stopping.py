@@ -12,6 +12,7 @@ import time
 import pytest
 import torch
 from small_runs import data, pcd, quiet, same_state
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from ebmcore.training import BaseObserver, InterruptedRun, latest_checkpoint, read_info
 
@@ -67,6 +68,55 @@ def test_signal_costs_no_step(tmp_path, signum, at):
     resumed = signalled(0)
     quiet(resumed, data(), steps=8, log_every=3, out=tmp_path, resume=True)
     assert same_state(whole, resumed)
+
+
+@pytest.mark.parametrize("at", [4, 8])
+def test_signal_ends_a_measurement(tmp_path, at):
+    """It may take longer than the time that is left: the step is saved without it, also the last one, and the best one stays."""
+
+    def measure(energy):
+        measured.append(len(measured) + 1)
+        if len(measured) == at // 2 + 1:  # the first step is measured too
+            signal.raise_signal(signal.SIGTERM)
+            measured.append("never")
+        return {"quality": -float(len(measured))}
+
+    measured = []
+    options = {"steps": 8, "checkpoint_every": 2, "keep": "best quality", "out": tmp_path, "measure": measure}
+    with pytest.raises(InterruptedRun, match=f"ended by SIGTERM after step {at}; .*step-0000000{at} is complete"):
+        quiet(pcd(), data(), **options)
+    assert measured[-1] != "never"
+    assert latest_checkpoint(tmp_path / "checkpoints").name == f"step-0000000{at}"
+    assert (tmp_path / "checkpoints/step-00000002").exists()
+    assert quiet(pcd(), data(), **options, resume=True).step == 8
+
+
+class Waiting(Dataset):
+    """Raises a signal in all processes of a group while its fourth example is read."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        if i == 4 and get_worker_info() is not None:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+        return torch.full((2,), float(i))
+
+
+@pytest.mark.parametrize("loader", [False, True])
+def test_readers_outlive_signals(loader):
+    """The step in progress needs their data; signals to all processes of a run reach them too."""
+    examples = DataLoader(Stream(Waiting()), 4, num_workers=1) if loader else Waiting()
+    assert quiet(pcd(), examples, steps=4, batch_size=4, num_workers=0 if loader else 1).step == 4
+
+
+class Stream(IterableDataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        return (self.items[i] for i in range(len(self.items)))
 
 
 def test_second_signal_ends_at_once(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -14,15 +14,21 @@ from torch import Tensor, nn
 import ebmcore
 from ebm_plugin_likelihood.common import (
     check_test_examples,
+    draw,
     energies,
     float64_copy,
+    groups,
     interval,
     resample,
+    under,
     warn_of_other_law,
+    weighted_mean,
 )
+from ebmcore.conditions import condition
 from ebmcore.distributions import BaseDistribution, Bernoulli, Categorical, Normal
 from ebmcore.errors import DivergenceError, UsageError
 from ebmcore.samplers import check_sampler
+from ebmcore.training import LabelledExamples, labelled_examples
 
 _BELIEVABLE = 0.1  # effective share of the chains
 
@@ -41,6 +47,9 @@ class AISLogLikelihood:
     most :math:`\log Z`, so the log-likelihood errs on the high side when there are too few temperatures. Trust it only with
     an effective sample size of many chains, and when it no longer falls as ``n_temperatures`` grows; the metric
     ``reverse-ais-ll`` errs on the low side. A warning is issued if the effective sample size is below a tenth of the chains.
+
+    Of a conditional energy it is the mean of :math:`\log p(x \mid y)`: there is a run for each distinct label of the test
+    examples, and the effective sample size is the smallest of them.
 
     Args:
         n_chains: Number of AIS chains.
@@ -91,11 +100,13 @@ class AISLogLikelihood:
 
     def check(self, energy: nn.Module, data: Any, *, sampler: Any = None) -> None:
         """Raises `UsageError` if there is no test example, or no sampler that can move chains along the path to the energy."""
-        check_test_examples(self.name, data)
+        test = check_test_examples(self.name, energy, data)
         sampler = self.sampler or sampler
         self._check_exact(sampler, data)
         check_sampler(sampler, energy)
-        check_sampler(sampler, ebmcore.tempered(energy, torch.tensor(0.5)))  # what the chains pass through
+        labelled_examples(energy, data)
+        one = condition(energy, groups(test)[0][0])
+        check_sampler(sampler, ebmcore.tempered(one, torch.tensor(0.5)))  # what the chains pass through
 
     def __call__(
         self, energy: nn.Module, data: Any, *, sampler: Any = None, generator: torch.Generator | None = None
@@ -111,13 +122,26 @@ class AISLogLikelihood:
         self.check(energy, data, sampler=sampler)
         if self.sampler is not None:
             warn_of_other_law(sampler)
-        return self._measure(float64_copy(energy), data, self.sampler or sampler, generator)
+            sampler = self.sampler
+        energy = float64_copy(energy)
+        test, train = (
+            labelled_examples(energy, data, "test", dtype=torch.float64),
+            labelled_examples(energy, data, dtype=torch.float64),
+        )
+        annealed = [
+            self._run(condition(energy, self._of_chains(one)), under(train, one), data.state_space, sampler, generator)
+            for one in groups(test)[0]
+        ]
+        return self._summary(energy, test, [torch.stack(runs).cpu() for runs in zip(*annealed, strict=True)], generator)
 
-    def _measure(
-        self, energy: nn.Module, data: Any, sampler: Any, generator: torch.Generator | None
-    ) -> dict[str, float | str]:
-        log_weights = self.log_weights(energy, base_of(data), sampler, generator=generator)
-        return self._summary(energy, data, log_weights.cpu(), generator)
+    def _of_chains(self, conditions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: t.expand(self.n_chains, *t.shape[1:]) for name, t in conditions.items()}
+
+    def _run(
+        self, energy: nn.Module, train: LabelledExamples, space: str, sampler: Any, generator: torch.Generator | None
+    ) -> tuple[Tensor, ...]:
+        """Log weights of the runs under one condition, that of ``direction`` first."""
+        return (self.log_weights(energy, base_of(train, space), sampler, generator=generator),)
 
     def log_weights(
         self, energy: nn.Module, base: BaseDistribution, sampler: Any, *, generator: torch.Generator | None = None
@@ -145,31 +169,35 @@ class AISLogLikelihood:
         return total
 
     def _summary(
-        self, energy: nn.Module, data: Any, log_weights: Tensor, generator: torch.Generator | None
+        self, energy: nn.Module, test: LabelledExamples, runs: Sequence[Tensor], generator: torch.Generator | None
     ) -> dict[str, float | str]:
-        minus_energy = -energies(energy, data.test.double()).cpu()
+        """The result of ``runs``, log weights ``(conditions, n_chains)`` each, of which the first is that of ``direction``."""
+        numbers, weights = groups(test)[1], None if test.weights is None else test.weights.cpu()
+        minus_energy = -energies(energy, test.x, test.conditions).cpu()
         own = _own_randomness(generator)
-        log_z = self.sign * log_mean_exp(log_weights)
-        log_zs = self.sign * self._replications(log_weights, own)
-        means = minus_energy[resample(len(minus_energy), self.n_bootstrap, own)].mean(1)
-        low, high = interval(means - log_zs)
+        log_zs = self.sign * self._replications(runs[0], own)
+        rows = resample(len(minus_energy), self.n_bootstrap, own)
+        means = minus_energy[rows] - log_zs[numbers[rows], torch.arange(self.n_bootstrap)[:, None]]
+        low, high = interval(weighted_mean(means, None if weights is None else weights[rows]))
+        shares = shares_of(test)
+        log_z = shares @ (self.sign * log_mean_exp(runs[0]))
         return {
-            "log_likelihood": (minus_energy.mean() - log_z).item(),
+            "log_likelihood": (weighted_mean(minus_energy, weights) - log_z).item(),
             "interval_low": low,
             "interval_high": high,
             "log_partition": log_z.item(),
-            "log_partition_se": log_zs.std().item(),
-            "effective_sample_size": self._believable_size(log_weights, self.direction),
+            "log_partition_se": (shares @ log_zs).std().item(),
+            "effective_sample_size": self._believable_size(runs[0], self.direction),
             "direction": self.direction,
         }
 
     def _replications(self, log_weights: Tensor, generator: torch.Generator) -> Tensor:
-        """Bootstrap replications, over the chains, of the logarithm of the mean weight."""
-        return log_mean_exp(log_weights[resample(self.n_chains, self.n_bootstrap, generator)])
+        """Bootstrap replications ``(conditions, n_bootstrap)``, over the chains, of the logarithm of the mean weight."""
+        return torch.stack([log_mean_exp(one[resample(self.n_chains, self.n_bootstrap, generator)]) for one in log_weights])
 
     def _believable_size(self, log_weights: Tensor, direction: str) -> float:
         """Effective sample size of a run; warns where it is too small."""
-        size = effective_sample_size(log_weights).item()
+        size = min(effective_sample_size(one).item() for one in log_weights)
         if size < _BELIEVABLE * self.n_chains:
             warnings.warn(
                 f"{self.name}, {direction} run: {self.n_chains} chains are worth {size:.1f} equally weighted ones, too few to "
@@ -271,33 +299,36 @@ class ReverseAISLogLikelihood(AISLogLikelihood):
             raise ValueError(f"n_equilibrate must be at least 1, got {n_equilibrate!r}")
         self.n_equilibrate = n_equilibrate
 
-    def _measure(
-        self, energy: nn.Module, data: Any, sampler: Any, generator: torch.Generator | None
-    ) -> dict[str, float | str]:
-        x = data.train.double()
-        start = x[torch.randint(len(x), (self.n_chains,), generator=generator, device=x.device)]
+    def _run(
+        self, energy: nn.Module, train: LabelledExamples, space: str, sampler: Any, generator: torch.Generator | None
+    ) -> tuple[Tensor, ...]:
+        start = train.x[draw(train, self.n_chains, generator)]
         samples = sampler.sample(energy, start, self.n_equilibrate, generator=generator)
-        path = self._path(energy, base_of(data), samples.device)
-        reverse = self._anneal(samples, path[::-1], sampler, generator).cpu()
-        forward = self.log_weights(energy, base_of(data), sampler, generator=generator).cpu()
-        result = self._summary(energy, data, reverse, generator)
-        minus_energy = float(result["log_likelihood"]) + float(result["log_partition"])
-        low, high = self._bracket(minus_energy, reverse, forward, generator)
+        base = base_of(train, space)
+        reverse = self._anneal(samples, self._path(energy, base, samples.device)[::-1], sampler, generator)
+        return reverse, self.log_weights(energy, base, sampler, generator=generator)
+
+    def _summary(
+        self, energy: nn.Module, test: LabelledExamples, runs: Sequence[Tensor], generator: torch.Generator | None
+    ) -> dict[str, float | str]:
+        result = super()._summary(energy, test, runs, generator)
+        low, high = self._bracket(float(result["log_likelihood"]) + float(result["log_partition"]), test, runs, generator)
         return result | {"bracket_low": low, "bracket_high": high}
 
     def _bracket(
-        self, minus_energy: float, reverse: Tensor, forward: Tensor, generator: torch.Generator | None
+        self, minus_energy: float, test: LabelledExamples, runs: Sequence[Tensor], generator: torch.Generator | None
     ) -> tuple[float, float]:
         """``minus_energy - log Z``, with the largest believable ``log Z`` of the reverse run and the smallest of the forward."""
+        reverse, forward = runs
         self._believable_size(forward, "forward")
-        own = _own_randomness(generator)
-        low = minus_energy + interval(self._replications(reverse, own))[0]  # whose weights average to 1 / Z
-        high = minus_energy - interval(self._replications(forward, own))[0]
+        own, shares = _own_randomness(generator), shares_of(test)
+        low = minus_energy + interval(shares @ self._replications(reverse, own))[0]  # whose weights average to 1 / Z
+        high = minus_energy - interval(shares @ self._replications(forward, own))[0]
         if low > high:
             warnings.warn(
                 f"{self.name}: the two runs contradict each other, as the lower end of the bracket, {low:.4f}, is above the "
                 f"upper one, {high:.4f}: raise n_equilibrate, so that the reverse run begins at samples of the model",
-                stacklevel=4,
+                stacklevel=5,
             )
         return low, high
 
@@ -307,18 +338,28 @@ def _own_randomness(generator: torch.Generator | None) -> torch.Generator:
     return torch.Generator().manual_seed(torch.initial_seed() if generator is None else generator.initial_seed())
 
 
-def base_of(data: Any) -> BaseDistribution:
-    """Returns the base distribution that fits the training data: base rates of discrete units, otherwise independent normals.
+def shares_of(test: LabelledExamples) -> Tensor:
+    """Returns the share of the examples that has each of their distinct conditions."""
+    numbers, weights = groups(test)[1], None if test.weights is None else test.weights.cpu()
+    return weighted_mean((numbers == numbers.unique()[:, None]).double(), weights)
+
+
+def base_of(train: LabelledExamples, state_space: str) -> BaseDistribution:
+    """Returns the base distribution that fits training examples: base rates of discrete units, otherwise independent normals.
 
     One example of each value is added to the base rates, so that none is impossible.
     """
-    x = data.train.double()
-    counts = x.sum(0)
-    if data.state_space == "categorical":
+    x = train.x.double()
+    weights = torch.ones(len(x), dtype=x.dtype, device=x.device) if train.weights is None else train.weights.double()
+    n = weights.sum()
+    counts = torch.tensordot(weights, x, 1)
+    if state_space == "categorical":
         return Categorical(torch.log(counts + 1))
-    if data.state_space == "binary":
-        return Bernoulli(torch.log(counts + 1) - torch.log(len(x) - counts + 1))
-    return Normal(x.mean(0), x.std(0).clamp_min(1e-3))
+    if state_space == "binary":
+        return Bernoulli(torch.log(counts + 1) - torch.log(n - counts + 1))
+    mean = counts / n
+    variance = torch.tensordot(weights, (x - mean).square(), 1) / (n - 1).clamp_min(1)
+    return Normal(mean, variance.sqrt().clamp_min(1e-3))
 
 
 def log_mean_exp(log_weights: Tensor) -> Tensor:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ebmcore.conditions import condition
 from ebmcore.errors import UsageError
-from ebmcore.training import copy_energy
+from ebmcore.training import LabelledExamples, copy_energy, labelled_examples
 
 CONFIDENCE = 0.95
 
 
-def check_test_examples(metric: str, data: Any) -> None:
-    """Raises `UsageError` if there are no test examples."""
+def check_test_examples(metric: str, energy: nn.Module, data: Any) -> LabelledExamples:
+    """Returns the test examples; raises `UsageError` if there are none, or if they lack the labels that the energy needs."""
     if len(data.test) == 0:
         raise UsageError(f"{metric} needs at least one test example")
+    return labelled_examples(energy, data, "test")
 
 
 def float64_copy(energy: nn.Module) -> nn.Module:
@@ -29,10 +32,51 @@ def float64_copy(energy: nn.Module) -> nn.Module:
     return copied
 
 
-def energies(energy: nn.Module, x: Tensor, chunk: int = 65_536) -> Tensor:
-    """Computes the energies of many examples, chunk by chunk, detached."""
+def energies(energy: nn.Module, x: Tensor, conditions: Mapping[str, Tensor], chunk: int = 65_536) -> Tensor:
+    """Computes the energies of many examples under their conditions, or one condition for all, chunk by chunk, detached."""
+    named = {name: t.expand(len(x), *t.shape[1:]) for name, t in conditions.items()}
     with torch.enable_grad():  # for an energy that takes a gradient of its own; no parameter has one
-        return torch.cat([energy(part).detach() for part in x.split(chunk)])
+        return torch.cat(
+            [
+                condition(energy, {name: t[rows] for name, t in named.items()})(x[rows]).detach()
+                for rows in torch.arange(len(x), device=x.device).split(chunk)
+            ]
+        )
+
+
+def groups(examples: LabelledExamples) -> tuple[list[dict[str, Tensor]], Tensor]:
+    """Returns the distinct conditions of examples, one row of each, and the number of its condition for each example ``(N,)``.
+
+    Without conditions there is one group.
+    """
+    if not examples.conditions:
+        return [{}], torch.zeros(len(examples.x), dtype=torch.long)
+    values = torch.cat([t.flatten(1) if t.ndim > 1 else t[:, None] for t in examples.conditions.values()], dim=1)
+    numbers = values.unique(dim=0, return_inverse=True)[1].cpu()
+    firsts = [int((numbers == group).int().argmax()) for group in range(int(numbers.max()) + 1)]
+    return [{name: t[row : row + 1] for name, t in examples.conditions.items()} for row in firsts], numbers
+
+
+def under(examples: LabelledExamples, conditions: Mapping[str, Tensor]) -> LabelledExamples:
+    """Returns the examples that have a condition; all of them if none has it."""
+    rows = torch.ones(len(examples.x), dtype=torch.bool, device=examples.x.device)
+    for name, t in conditions.items():
+        rows &= (examples.conditions[name] == t).flatten(1).all(1) if t.ndim > 1 else examples.conditions[name] == t
+    rows = rows if rows.any() else ~rows
+    weights = None if examples.weights is None else examples.weights[rows]
+    return LabelledExamples(examples.x[rows], {name: t[rows] for name, t in examples.conditions.items()}, weights)
+
+
+def draw(examples: LabelledExamples, n: int, generator: torch.Generator | None) -> Tensor:
+    """Returns the row numbers of ``n`` examples drawn with replacement, by their weights where they have any."""
+    if examples.weights is None:
+        return torch.randint(len(examples.x), (n,), generator=generator, device=examples.x.device)
+    return torch.multinomial(examples.weights, n, replacement=True, generator=generator)
+
+
+def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Returns the mean over the last axis."""
+    return values.mean(-1) if weights is None else (weights * values).sum(-1) / weights.sum(-1)
 
 
 def interval(bootstrap: Tensor) -> tuple[float, float]:
@@ -49,10 +93,14 @@ def resample(n: int, n_bootstrap: int, generator: torch.Generator | None) -> Ten
     return torch.randint(n, (n_bootstrap, n), generator=generator, device="cpu")
 
 
-def mean_with_interval(name: str, values: Tensor, n_bootstrap: int, generator: torch.Generator | None) -> dict[str, float]:
-    """Returns the mean of ``values`` as ``name`` and its 95 % bootstrap interval."""
-    low, high = interval(values.cpu()[resample(len(values), n_bootstrap, generator)].mean(1))
-    return {name: values.mean().item(), "interval_low": low, "interval_high": high}
+def mean_with_interval(
+    name: str, values: Tensor, weights: Tensor | None, n_bootstrap: int, generator: torch.Generator | None
+) -> dict[str, float]:
+    """Returns the mean of ``values`` as ``name`` and its 95 % bootstrap interval over the examples."""
+    values, weights = values.cpu(), None if weights is None else weights.cpu()
+    rows = resample(len(values), n_bootstrap, generator)
+    low, high = interval(weighted_mean(values[rows], None if weights is None else weights[rows]))
+    return {name: weighted_mean(values, weights).item(), "interval_low": low, "interval_high": high}
 
 
 def warn_of_other_law(sampler: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,11 +13,14 @@ from ebm_plugin_likelihood.common import (
     check_test_examples,
     energies,
     float64_copy,
+    groups,
     mean_with_interval,
     warn_of_other_law,
+    weighted_mean,
 )
 from ebmcore.energies import SupportsEnumeration, supports
 from ebmcore.errors import UsageError
+from ebmcore.training import labelled_examples
 
 MAX_BINARY_UNITS = 25
 _CHUNK = 2**16
@@ -28,7 +32,8 @@ class ExactLogLikelihood:
     .. math:: \frac1N\sum_i \log p(x_i) = -\frac1N\sum_i E(x_i) - \log Z
 
     The normaliser comes from the energy's own ``log_partition()`` if it has one (an RBM enumerates its smaller layer), otherwise
-    from the sum over all states of up to 25 binary units.
+    from the sum over all states of up to 25 binary units. Of a conditional energy it is the mean of :math:`\log p(x_i \mid y_i)`,
+    with one sum for each distinct label of the test examples.
 
     Args:
         n_bootstrap: Replications of the interval.
@@ -56,12 +61,12 @@ class ExactLogLikelihood:
 
     def check(self, energy: nn.Module, data: Any, *, sampler: Any = None) -> None:
         """Raises `UsageError` if the energy has too many states to enumerate on these data, or if there is no test example."""
-        check_test_examples(self.name, data)
-        if supports(energy, SupportsEnumeration):
+        conditional = bool(check_test_examples(self.name, energy, data).conditions)
+        if supports(energy, SupportsEnumeration) and not conditional:
             getattr(energy, "check_enumeration", lambda: None)()
         elif data.state_space != "binary" or math.prod(data.shape) > MAX_BINARY_UNITS:
             raise UsageError(
-                f"exact-ll needs an energy with log_partition(), or at most {MAX_BINARY_UNITS} binary units; "
+                f"exact-ll needs an energy with log_partition() and no conditions, or at most {MAX_BINARY_UNITS} binary units; "
                 f"{type(energy).__name__} on {data.state_space} examples of shape {tuple(data.shape)} is neither: use the metric "
                 "'ais-ll', or 'grid-ll' for two real variables"
             )
@@ -80,21 +85,28 @@ class ExactLogLikelihood:
         self.check(energy, data, sampler=sampler)
         warn_of_other_law(sampler)
         energy = float64_copy(energy)
-        log_z, extra = self.log_partition(energy, data)
-        values = -energies(energy, data.test.double()) - log_z
-        result = mean_with_interval("log_likelihood", values, self.n_bootstrap, generator)
-        return {**result, "log_partition": log_z.item(), **extra}
+        test = labelled_examples(energy, data, "test", dtype=torch.float64)
+        conditions, numbers = groups(test)
+        parts = [self.log_partition(energy, data, condition) for condition in conditions]
+        log_z = torch.stack([part for part, _ in parts]).cpu()[numbers]
+        values = -energies(energy, test.x, test.conditions).cpu() - log_z
+        result = mean_with_interval("log_likelihood", values, test.weights, self.n_bootstrap, generator)
+        extra = {name: max(more[name] for _, more in parts) for name in parts[0][1]}
+        return {**result, "log_partition": weighted_mean(log_z, test.weights).item(), **extra}
 
-    def log_partition(self, energy: nn.Module, data: Any) -> tuple[Tensor, dict[str, float]]:
-        """Computes ``log Z`` in nats, 0-dim, and further results to report."""
-        known = supports(energy, SupportsEnumeration)
-        return energy.log_partition() if known else _enumerate(energy, math.prod(data.shape), data), {}
+    def log_partition(
+        self, energy: nn.Module, data: Any, condition: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Computes ``log Z`` in nats, 0-dim, under one condition or none, and further results to report."""
+        if supports(energy, SupportsEnumeration) and not condition:
+            return energy.log_partition(), {}  # type: ignore[operator]
+        return _enumerate(energy, math.prod(data.shape), data, condition), {}
 
 
-def _enumerate(energy: nn.Module, n_units: int, data: Any) -> Tensor:
+def _enumerate(energy: nn.Module, n_units: int, data: Any, condition: Mapping[str, Tensor]) -> Tensor:
     device, bits = data.test.device, torch.arange(n_units, device=data.test.device)
     parts = []
     for codes in torch.arange(2**n_units, device=device).split(_CHUNK):
         states = ((codes[:, None] >> bits) & 1).double().view(-1, *data.shape)
-        parts.append(torch.logsumexp(-energies(energy, states), dim=0))
+        parts.append(torch.logsumexp(-energies(energy, states, condition), dim=0))
     return torch.logsumexp(torch.stack(parts), dim=0)

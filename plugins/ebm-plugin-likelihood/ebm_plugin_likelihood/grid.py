@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -54,21 +55,23 @@ class GridLogLikelihood(ExactLogLikelihood):
 
     def check(self, energy: nn.Module, data: Any, *, sampler: Any = None) -> None:
         """Raises `UsageError` unless there are test examples of two real variables."""
-        check_test_examples(self.name, data)
+        check_test_examples(self.name, energy, data)
         if data.state_space != "continuous" or math.prod(data.shape) != 2:
             raise UsageError(
                 f"grid-ll integrates over two real variables, but the data are {data.state_space} examples of shape "
                 f"{tuple(data.shape)}: use the metric 'exact-ll' or 'ais-ll'"
             )
 
-    def log_partition(self, energy: nn.Module, data: Any) -> tuple[Tensor, dict[str, float]]:
+    def log_partition(
+        self, energy: nn.Module, data: Any, condition: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, float]]:
         x = data.test.double().flatten(1)
         low, high = x.min(0).values, x.max(0).values
         margin = self.grid_margin * (high - low)
         low, cell = low - margin, (high - low + 2 * margin) / self.grid_points
         ticks = torch.arange(self.grid_points, dtype=x.dtype, device=x.device) + 0.5
         grid = torch.cartesian_prod(low[0] + cell[0] * ticks, low[1] + cell[1] * ticks)
-        log_mass = -energies(energy, grid.view(-1, *data.shape)) + cell.log().sum()
+        log_mass = -energies(energy, grid.view(-1, *data.shape), condition) + cell.log().sum()
         log_z = torch.logsumexp(log_mass, dim=0)
         mass = (log_mass - log_z).exp().view(self.grid_points, self.grid_points)
         edge_mass = (mass[[0, -1], :].sum() + mass[1:-1, [0, -1]].sum()).item()

@@ -7,17 +7,20 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ebm_plugin_likelihood.common import draw
 from ebmcore.errors import UsageError
 from ebmcore.samplers import check_sampler, sample
+from ebmcore.training import labelled_examples
 
 
 class OutOfRange:
     """Share of chains outside the range of the training data, from their smallest value to their largest.
 
-    Chains start at training examples and make ``n_steps`` transitions of the sampler. Use the metric for pixels and other values
-    of one scale: chains that leave the range of pixels show that the energy has no wall there, and that pictures of them clip. It
-    is one range for all components, because a pixel that is constant in the data would otherwise count every chain. Values at
-    the ends are within. Real data without a fixed range, such as a normal distribution, have a few values outside by chance.
+    Chains start at training examples, with their labels where the energy takes them, and make ``n_steps`` transitions of the
+    sampler. Use the metric for pixels and other values of one scale: chains that leave the range of pixels show that the energy
+    has no wall there, and that pictures of them clip. It is one range for all components, because a pixel that is constant in the
+    data would otherwise count every chain. Values at the ends are within. Real data without a fixed range, such as a normal
+    distribution, have a few values outside by chance.
 
     Args:
         n_chains: Number of chains.
@@ -56,6 +59,7 @@ class OutOfRange:
                 f"out-of-range is for samplers of real values, but {type(sampler).__name__} is {sampler.state_space}"
             )
         check_sampler(sampler, energy)
+        labelled_examples(energy, data)
 
     def __call__(
         self, energy: nn.Module, data: Any, *, sampler: Any = None, generator: torch.Generator | None = None
@@ -69,10 +73,11 @@ class OutOfRange:
             generator: Randomness of the chains, on their device.
         """
         self.check(energy, data, sampler=sampler)
-        train = data.train
-        rows = torch.randint(len(train), (self.n_chains,), generator=generator, device=train.device)
-        x = sample(sampler, energy, train[rows], self.n_steps, generator=generator)
-        outside = ~((x >= train.min()) & (x <= train.max())).flatten(1)  # NaN is not within
+        train = labelled_examples(energy, data)
+        rows = draw(train, self.n_chains, generator)
+        conditions = {name: t[rows] for name, t in train.conditions.items()}
+        x = sample(sampler, energy, train.x[rows], self.n_steps, conditions=conditions, generator=generator)
+        outside = ~((x >= train.x.min()) & (x <= train.x.max())).flatten(1)  # NaN is not within
         return {
             "chains_outside": outside.any(1).double().mean().item(),
             "values_outside": outside.double().mean().item(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ebm_plugin_likelihood.common import (
     warn_of_other_law,
 )
 from ebmcore.errors import UsageError
+from ebmcore.training import labelled_examples
 
 _CHUNK = 2**16  # examples scored at a time
 
@@ -57,7 +59,7 @@ class PseudoLogLikelihood:
         """Raises `UsageError` unless there are test examples of binary units."""
         if data.state_space != "binary":
             raise UsageError(f"pseudo-ll flips binary units, but {type(data).__name__} is {data.state_space}")
-        check_test_examples("pseudo-ll", data)
+        check_test_examples("pseudo-ll", energy, data)
 
     def __call__(
         self, energy: nn.Module, data: Any, *, sampler: Any = None, generator: torch.Generator | None = None
@@ -72,16 +74,23 @@ class PseudoLogLikelihood:
         """
         self.check(energy, data, sampler=sampler)
         warn_of_other_law(sampler)
-        energy, test = float64_copy(energy), data.test.double()
-        parts = test.split(max(1, _CHUNK // test[0].numel()))
-        values = torch.cat([_log_pseudo_likelihoods(energy, x) for x in parts]).cpu()
-        return mean_with_interval("log_pseudo_likelihood", values, self.n_bootstrap, generator)
+        energy = float64_copy(energy)
+        test = labelled_examples(energy, data, "test", dtype=torch.float64)
+        parts = torch.arange(len(test.x), device=test.x.device).split(max(1, _CHUNK // test.x[0].numel()))
+        values = torch.cat(
+            [
+                _log_pseudo_likelihoods(energy, test.x[rows], {name: t[rows] for name, t in test.conditions.items()})
+                for rows in parts
+            ]
+        )
+        return mean_with_interval("log_pseudo_likelihood", values, test.weights, self.n_bootstrap, generator)
 
 
-def _log_pseudo_likelihoods(energy: nn.Module, x: Tensor) -> Tensor:
+def _log_pseudo_likelihoods(energy: nn.Module, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
     """Computes it for each row of ``x`` ``(B, *shape)``, summed over units."""
     units = x[0].numel()
     flip = torch.eye(units, dtype=x.dtype, device=x.device).view(units, *x.shape[1:])
     flipped = (x.unsqueeze(1) - flip).abs()  # (B, units, *shape): 0 -> 1, 1 -> 0 on the diagonal
-    gap = energies(energy, flipped.flatten(0, 1)).view(len(x), units) - energies(energy, x).unsqueeze(1)
-    return torch.nn.functional.logsigmoid(gap).sum(1)
+    repeated = {name: t.repeat_interleave(units, 0) for name, t in conditions.items()}
+    flips = energies(energy, flipped.flatten(0, 1), repeated).view(len(x), units)
+    return torch.nn.functional.logsigmoid(flips - energies(energy, x, conditions).unsqueeze(1)).sum(1)

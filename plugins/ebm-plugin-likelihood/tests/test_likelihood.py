@@ -20,6 +20,7 @@ from ebmcore.distributions import Bernoulli, Normal
 from ebmcore.energies import SupportsBlockGibbs
 from ebmcore.errors import DivergenceError, MissingCapabilityError, UsageError
 from ebmcore.testing import Boltzmann, EnumerableRBM, Identity, Quadratic, SiteGibbs
+from ebmcore.training import LabelledExamples
 
 
 class Flip(BaseSampler):
@@ -454,5 +455,5 @@ def test_a_sampler_with_a_memory_is_refused():
 
 
 def test_base_rates_leave_nothing_impossible():
-    data = SimpleNamespace(train=torch.tensor([[0.0, 1.0], [0.0, 1.0]]), state_space="binary")
-    torch.testing.assert_close(base_of(data).logits.sigmoid(), torch.tensor([0.25, 0.75], dtype=torch.float64))
+    train = LabelledExamples(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), {})
+    torch.testing.assert_close(base_of(train, "binary").logits.sigmoid(), torch.tensor([0.25, 0.75], dtype=torch.float64))

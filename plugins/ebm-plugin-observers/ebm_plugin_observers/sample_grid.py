@@ -15,9 +15,8 @@ import ebmcore
 from ebmcore.distributions import Normal
 from ebmcore.energies import SupportsInitialDistribution, supports
 from ebmcore.errors import UsageError
-from ebmcore.training import BaseObserver, DataSource, Run, stream_generator
+from ebmcore.training import BaseObserver, Run, stream_generator
 
-_EXAMPLES = 256  # of the data, from which shape and range are read
 _PIXELS = 512  # smallest width of a picture
 
 
@@ -25,7 +24,8 @@ class SampleGrid(BaseObserver):
     """Draws samples of the energy as a picture, at an interval: images side by side, points of the plane as points.
 
     Each picture starts again at the distribution where the loss starts its chains, and draws with the run's sampler and random
-    numbers of its own: training is the same with and without. Pictures are ``samples/step-00000500.png``, ... in the run's
+    numbers of its own: training is the same with and without. Samples of a conditional energy have the labels of the first
+    training examples in turn. Pictures are ``samples/step-00000500.png``, ... in the run's
     directory, and in TensorBoard where that is installed. A run without a directory draws none.
 
     Args:
@@ -54,7 +54,7 @@ class SampleGrid(BaseObserver):
     def on_start(self, run: Run) -> None:
         self.last = run.step
         self.writer = None
-        self.examples = _first(run.data)
+        self.examples = run.examples.x.detach().float().cpu()
         shape = tuple(self.examples.shape[1:])
         if not (shape == (2,) or len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))):
             kinds = "images (H, W), (1, H, W) and (3, H, W) and points (2,)"
@@ -94,7 +94,9 @@ class SampleGrid(BaseObserver):
         elif supports(run.energy, SupportsInitialDistribution):
             initial = run.energy.initial_distribution(shape)
         start = initial.sample(self.n, generator=generator).to(like)
-        return ebmcore.sample(run.sampler, run.energy, start, self.n_steps, generator=generator)
+        rows = torch.arange(self.n) % len(self.examples)
+        conditions = {name: t[rows.to(t.device)].to(like.device) for name, t in run.examples.conditions.items()}
+        return ebmcore.sample(run.sampler, run.energy, start, self.n_steps, conditions=conditions, generator=generator)
 
     def _picture(self, x: Tensor) -> Any:
         if x.ndim == 2:
@@ -102,15 +104,6 @@ class SampleGrid(BaseObserver):
         low, high = self.examples.min(), self.examples.max()
         shades = ((x.to(self.examples) - low) / (high - low).clamp_min(1e-12)).nan_to_num().clamp(0, 1)
         return _grid(shades if x.ndim == 4 else shades.unsqueeze(1))
-
-
-def _first(data: Any) -> Tensor:
-    """The first examples of a data set, without labels."""
-    x = data.train if isinstance(data, DataSource) else data
-    if not isinstance(x, Tensor):
-        items = [x[i] for i in range(min(len(x), _EXAMPLES))]
-        x = torch.stack([item[0] if isinstance(item, tuple | list) else item for item in items])
-    return x[:_EXAMPLES].detach().float().cpu()
 
 
 def _grid(images: Tensor) -> Any:

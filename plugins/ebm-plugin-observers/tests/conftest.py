@@ -21,20 +21,20 @@ class CD(BaseContrastiveDivergence):
     """Contrastive divergence."""
 
     def forward(self, x, *args, **kwargs):
-        pred_x = self.draw_negatives(x)
-        return self.compute_loss(x, pred_x), pred_x
+        pred_x = self.draw_negatives(x, *args, **kwargs)
+        return self.compute_loss(x, pred_x, *args, **kwargs), pred_x
 
     def compute_loss(self, x, pred_x, *args, **kwargs):
-        return self.energy_gap(x, pred_x)
+        return self.energy_gap(x, pred_x, *args, **kwargs)
 
 
 @pytest.fixture
 def train():
     """Trains a small energy and returns it."""
 
-    def run(*observers, shape=(2,), **options):
-        loss = CD(Quadratic(shape), ExactGaussian())
-        data = torch.randn(40, *shape, generator=torch.Generator().manual_seed(0))
+    def run(*observers, shape=(2,), data=None, energy=None, sampler=None, **options):
+        loss = CD(energy or Quadratic(shape), sampler or ExactGaussian())
+        data = torch.randn(40, *shape, generator=torch.Generator().manual_seed(0)) if data is None else data
         options = {"batch_size": 8, "log_every": 1, "accelerator": "cpu", "progress": False} | options
         fit(loss, data, observers=observers, **options)
         return loss.energy

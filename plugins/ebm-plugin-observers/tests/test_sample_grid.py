@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 from matplotlib.image import imread
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ebm_plugin_observers.sample_grid import SampleGrid, _grid
+from ebmcore import BaseSampler
 from ebmcore.errors import PluginError
 from ebmcore.losses import BaseLoss
 from ebmcore.testing import Quadratic
@@ -56,15 +62,86 @@ def test_training_is_the_same_with_pictures(train, tmp_path):
 def test_samples_are_of_the_energy(train, tmp_path):
     """The sampler's own law: with an exact sampler, the standard normal of the untrained energy."""
 
-    class Kept(SampleGrid):
-        def _draw(self, run):
-            self.x = super()._draw(run)
-            return self.x
-
     kept = Kept(every=1, n=4000, n_steps=1)
     train(kept, steps=1, lr=1e-9, out=tmp_path / "run")
     assert abs(kept.x.var() - 1) < 0.05
     assert abs(kept.x.mean()) < 0.05
+
+
+class Labelled(nn.Module):
+    """An energy equal to the label."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, y):
+        return y + 0 * self.scale * x.sum(1)
+
+
+class Named(Labelled):
+    def forward(self, x, *, y):
+        return super().forward(x, y)
+
+
+class ToEnergy(BaseSampler):
+    """Moves each chain to its energy."""
+
+    def step(self, energy, state, *, generator=None):
+        return replace(state, x=energy(state.x)[:, None].expand_as(state.x)), {}
+
+
+X, Y = torch.randn(12, 2, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 5
+LABELLED = TensorDataset(X, Y)
+ITEMS = [{"x": x, "y": y} for x, y in zip(X, Y, strict=True)]
+SOURCE = SimpleNamespace(train=X, test=X, shape=(2,), state_space="continuous", train_labels=Y, test_labels=Y, n_classes=5)
+
+
+class Plain(Dataset):
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, i):
+        return X[i]
+
+
+class Dictionaries(Dataset):
+    def __len__(self):
+        return len(ITEMS)
+
+    def __getitem__(self, i):
+        return ITEMS[i]
+
+
+class Kept(SampleGrid):
+    def _draw(self, run):
+        self.x = super()._draw(run)
+        return self.x
+
+
+@pytest.mark.parametrize("data", [X.numpy(), DataLoader(X, 8), Plain()])
+def test_data_may_be_of_any_kind(train, tmp_path, data):
+    train(SampleGrid(every=1, n=4, n_steps=1), data=data, steps=1, out=tmp_path / "run")
+    assert pictures(tmp_path / "run") == ["step-00000001.png"]
+
+
+@pytest.mark.parametrize(
+    ("data", "energy"),
+    [
+        (LABELLED, Labelled()),
+        (DataLoader(LABELLED, 12), Labelled()),
+        (SOURCE, Labelled()),
+        (Dictionaries(), Named()),
+        (DataLoader(Dictionaries(), 12), Named()),
+    ],
+)
+def test_samples_have_the_labels_of_examples(train, tmp_path, data, energy):
+    """Of the first examples in turn; a ``Dataset`` has its own order in the first batch."""
+    kept = Kept(every=1, n=24, n_steps=1)
+    train(kept, data=data, energy=energy, sampler=ToEnergy(), steps=1, out=tmp_path / "run", batch_size=12)
+    labels = kept.x[:, 0].long()
+    assert labels[:12].sort().values.tolist() == Y.sort().values.tolist()
+    assert torch.equal(labels[12:], labels[:12])
 
 
 def test_other_shapes_are_refused(train):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +20,15 @@ from torch import Tensor
 
 import ebmcore
 from ebmcore import host
+from ebmcore.conditions import condition
 from ebmcore.distributions import Normal
-from ebmcore.energies import SupportsEnumeration, SupportsHiddenUnits, SupportsInitialDistribution, supports
+from ebmcore.energies import SupportsEnumeration, SupportsHiddenUnits, SupportsInitialDistribution, frozen, supports
 from ebmcore.errors import EbmcoreError, UsageError
-from ebmcore.training import check_compatible, fit, stream_generator, stream_seed
+from ebmcore.training import check_compatible, copy_energy, fit, stream_generator, stream_seed
 
 _ROWS = 4096  # evaluated at once
 _STARTS = 1024  # rows from which chains can start
+_COMPONENTS = ("energy", "loss", "sampler")
 _LANGEVIN = {"name": "langevin", "step_size": 0.01}
 
 
@@ -38,6 +41,8 @@ class Table:
     shape: tuple[int, ...]
     state_space: str
     train_weights: Tensor | None
+    train_labels: Tensor | Mapping[str, Tensor] | None
+    n_classes: int | None
 
 
 def _has_hidden_units(estimator: EnergyBasedModel) -> bool:
@@ -53,8 +58,12 @@ class EnergyBasedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
     r"""An energy-based model :math:`p(x) = e^{-E(x)} / Z` of the rows of a table, as a scikit-learn density estimator.
 
     Energy, loss and sampler are components of installed plugins or objects of your own. Each is a name, ``"mlp"``; a mapping with
-    the name and its options, ``{"name": "mlp", "hidden": (64, 64)}``, as a parameter grid varies them; or an instance, of which a
-    copy is used. Training is `ebmcore.training.fit`.
+    the name and its options, ``{"name": "mlp", "hidden": (64, 64)}``; or an instance, of which a copy is used. `set_params` and
+    parameter grids reach the options of the first two: ``loss__k_steps``, ``sampler__step_size``. Training is
+    `ebmcore.training.fit`.
+
+    An energy that needs labels beside the examples, :math:`E(x \mid y)`, gets ``y``: class numbers in the order of `classes_`, or
+    real values as they are. Any other energy ignores ``y``.
 
     ``Z`` is known for few energies. Where it is not, scores are those of :math:`e^{-E(x)}`: they rank examples under one model,
     but the scores of two models cannot be compared, neither by hand nor by ``GridSearchCV``, which then needs another
@@ -82,6 +91,7 @@ class EnergyBasedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
         energy_: The trained energy, on the CPU in float64 and in evaluation mode.
         loss_: The loss.
         sampler_: The sampler, or `None`.
+        classes_: The classes of ``y``, in their order, where the energy needs labels and they are no real values.
         log_partition_: :math:`\log Z` in nats where the energy can compute it, otherwise `None`.
         n_features_in_: Number of features.
 
@@ -98,6 +108,7 @@ class EnergyBasedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
     """
 
     energy_: torch.nn.Module
+    classes_: NDArray[Any] | None
     log_partition_: float | None
 
     def __init__(
@@ -132,12 +143,12 @@ class EnergyBasedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
 
         Args:
             X: Examples ``(n_samples, n_features)``.
-            y: Ignored.
+            y: Labels ``(n_samples,)`` where the energy needs them, otherwise ignored.
             sample_weight: Weights of the examples ``(n_samples,)``, at least 0; `None` weighs all alike.
         """
         x = self._examples(X, reset=True)
         self._make(tuple(x.shape[1:]))
-        return self._train(x, sample_weight, self.epochs)
+        return self._train(x, self._conditions(y, x, reset=True), sample_weight, self.epochs)
 
     def partial_fit(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> EnergyBasedModel:
         """Trains on with one pass through ``X``; the optimizer starts afresh each time. Arguments are those of `fit`."""
@@ -145,15 +156,20 @@ class EnergyBasedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
         x = self._examples(X, reset=first)
         if first:
             self._make(tuple(x.shape[1:]))
-        return self._train(x, sample_weight, 1)
+        return self._train(x, self._conditions(y, x, reset=first), sample_weight, 1)
 
-    def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Returns the log-density ``-E(x) - log Z`` ``(n_samples,)`` in nats, or ``-E(x)`` where `log_partition_` is `None`."""
-        return -self._of_rows(self._fitted().energy_, X) - (self.log_partition_ or 0.0)
+    def score_samples(self, X: ArrayLike, y: Any = None) -> NDArray[np.float64]:
+        """Returns the log-density ``-E(x) - log Z`` ``(n_samples,)`` in nats, or ``-E(x)`` where `log_partition_` is `None`.
+
+        Args:
+            X: Examples ``(n_samples, n_features)``.
+            y: Their labels where the energy needs them, otherwise ignored.
+        """
+        return -self._of_rows(self._fitted().energy_, X, y) - (self.log_partition_ or 0.0)
 
     def score(self, X: ArrayLike, y: Any = None) -> float:
         """Returns the mean of `score_samples`. Values of two models compare only where `log_partition_` is known for both."""
-        return float(self.score_samples(X).mean())
+        return float(self.score_samples(X, y).mean())
 
     def transform(self, X: ArrayLike) -> NDArray[np.float64]:
         """Returns the probabilities of the hidden units ``(n_samples, n_hidden)`` given the examples."""
@@ -161,12 +177,18 @@ class EnergyBasedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
         return self._of_rows(lambda x: energy.hidden_logits(x).sigmoid(), X)
 
     def sample(
-        self, n_samples: int = 1, *, n_steps: int = 1000, random_state: int | np.random.RandomState | None = None
+        self,
+        n_samples: int = 1,
+        *,
+        y: Any = None,
+        n_steps: int = 1000,
+        random_state: int | np.random.RandomState | None = None,
     ) -> NDArray[np.float64]:
         """Draws samples ``(n_samples, n_features)``: each is the end of a chain of its own.
 
         Args:
             n_samples: Number of samples.
+            y: Label of each sample ``(n_samples,)`` where the energy needs them, otherwise ignored.
             n_steps: Transitions of each chain, which starts where the loss starts its chains.
             random_state: Seed or generator.
 
@@ -181,10 +203,34 @@ class EnergyBasedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
                 raise UsageError(f"{name} must be at least 1, got {value!r}")
         generator = stream_generator(_seed(random_state), "sample")
         start = self._initial.sample(n_samples, generator=generator).double()
-        x = ebmcore.sample(sampler, self.energy_, start, n_steps, generator=generator)
+        conditions = self._conditions(y, start)
+        x = ebmcore.sample(sampler, self.energy_, start, n_steps, conditions=conditions, generator=generator)
         if not x.isfinite().all():
             raise UsageError("some chains are NaN or infinite: lower the sampler's step size, or take fewer n_steps")
         return x.flatten(1).numpy()
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Returns the parameters by name; with ``deep`` also the options of components, such as ``loss__k_steps``."""
+        params: dict[str, Any] = super().get_params(deep)
+        if deep:
+            mappings = {part: params[part] for part in _COMPONENTS if isinstance(params[part], Mapping)}
+            params |= {f"{part}__{name}": v for part, options in mappings.items() for name, v in options.items()}
+        return params
+
+    def set_params(self, **params: Any) -> EnergyBasedModel:
+        """Sets parameters by name, and options of components by ``COMPONENT__OPTION``; returns the estimator."""
+        options = {name: value for name, value in params.items() if name.partition("__")[0] in _COMPONENTS and "__" in name}
+        super().set_params(**{name: value for name, value in params.items() if name not in options})
+        for name, value in options.items():
+            part, _, option = name.partition("__")
+            given = getattr(self, part)
+            given = _LANGEVIN if given is None and part == "sampler" else given
+            if not isinstance(given, str | Mapping):
+                raise UsageError(
+                    f"{name} is an option of a component by name, but {part} is {given!r}: name it, {part}='...'"
+                )
+            setattr(self, part, {**_named(given), option: value})
+        return self
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -211,7 +257,7 @@ class EnergyBasedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
             if isinstance(self.loss, str | Mapping):
                 self._make_by_name(shape)
             elif self.energy is None and self.sampler is None:
-                self.loss_ = copy.deepcopy(self.loss)
+                self.loss_ = _copied(self.loss)
                 self.sampler_ = getattr(self.loss_, "sampler", None)
             else:
                 raise UsageError(
@@ -228,7 +274,30 @@ class EnergyBasedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
             self.sampler_ = _created("sampler", _LANGEVIN if self.sampler is None else self.sampler)
         self.loss_ = _created("loss", self.loss, energy=energy, **({"sampler": self.sampler_} if needs_sampler else {}))
 
-    def _train(self, x: Tensor, sample_weight: ArrayLike | None, epochs: int | None) -> EnergyBasedModel:
+    def _conditions(self, y: Any, x: Tensor, *, reset: bool = False) -> dict[str, Tensor]:
+        """The labels as conditions of the energy; none where it needs none."""
+        energy = getattr(self.loss_, "energy", self.loss_)
+        _, *others = inspect.signature(energy.forward).parameters.values()
+        needed = [p for p in others if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        if not needed:
+            return {}
+        if y is None:
+            raise UsageError(f"the energy {type(energy).__name__} needs labels beside the examples: pass them as y")
+        labels = column_or_1d(y)
+        check_consistent_length(x, labels)
+        if reset:
+            self.classes_ = None if labels.dtype.kind == "f" else np.unique(labels)
+        name = needed[0].name if needed[0].kind is needed[0].KEYWORD_ONLY else "0"
+        if self.classes_ is None:
+            return {name: torch.tensor(labels.astype(np.float64))}
+        unknown = sorted(set(labels.tolist()) - set(self.classes_.tolist()))
+        if unknown:
+            raise UsageError(f"y holds {unknown[0]!r}, but the classes of the model are {self.classes_.tolist()}")
+        return {name: torch.tensor(np.searchsorted(self.classes_, labels))}
+
+    def _train(
+        self, x: Tensor, conditions: Mapping[str, Tensor], sample_weight: ArrayLike | None, epochs: int | None
+    ) -> EnergyBasedModel:
         loss, options = self.loss_, {"progress": False, **(self.fit_options or {})}
         own = {"epochs", "batch_size", "optimizer", "lr", "seed"} & options.keys()
         if own:
@@ -239,7 +308,9 @@ class EnergyBasedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
         energy = getattr(loss, "energy", loss)
         spaces = (self.state_space, getattr(energy, "state_space", None), getattr(self.sampler_, "state_space", None))
         space = next((one for one in spaces if one is not None), "continuous")
-        table = Table(x, x[:0], tuple(x.shape[1:]), space, weights)
+        labels = conditions.get("0", conditions) if conditions else None
+        n_classes = len(self.classes_) if conditions and self.classes_ is not None else None
+        table = Table(x, x[:0], tuple(x.shape[1:]), space, weights, labels, n_classes)
         check_compatible(energy, self.sampler_, table, loss)
         result = fit(
             loss,
@@ -252,16 +323,22 @@ class EnergyBasedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
             **options,
         )
         loss.to("cpu")
-        self.energy_ = copy.deepcopy(result.energy).cpu().double().eval()
+        self.energy_ = copy_energy(result.energy).cpu().double().eval()
         self._initial = _initial_distribution(loss, self.energy_, x[:_STARTS])
-        self.log_partition_ = _log_partition(self.energy_)
+        self.log_partition_ = None if conditions else _log_partition(self.energy_)
         if supports(self.energy_, SupportsHiddenUnits):
             self._n_features_out = self.energy_.hidden_logits(x[:1].double()).shape[1]  # type: ignore[operator]
         return self
 
-    def _of_rows(self, function: Callable[[Tensor], Tensor], X: ArrayLike) -> NDArray[np.float64]:
-        with torch.no_grad():
-            return torch.cat([function(rows) for rows in self._examples(X, reset=False).split(_ROWS)]).numpy()
+    def _of_rows(self, function: Any, X: ArrayLike, y: Any = None) -> NDArray[np.float64]:
+        x = self._examples(X, reset=False)
+        conditions = self._conditions(y, x) if function is self.energy_ else {}
+        with frozen(self.energy_), torch.enable_grad():  # for an energy that takes a gradient of its own
+            found = [
+                condition(function, {name: t[rows] for name, t in conditions.items()})(x[rows]).detach()
+                for rows in torch.arange(len(x)).split(_ROWS)
+            ]
+        return torch.cat(found).numpy()
 
 
 # What scikit-learn's base classes make of a transformer is there only with hidden units.
@@ -282,9 +359,13 @@ def _named(given: str | Mapping[str, Any]) -> dict[str, Any]:
 def _created(kind: str, given: Any, **more: Any) -> Any:
     """The component that a parameter stands for: made by its name, or a copy of an instance."""
     if not isinstance(given, str | Mapping):
-        return copy.deepcopy(given)
+        return _copied(given)
     options = _named(given)
     return host.create(kind, options.pop("name"), **more, **options)
+
+
+def _copied(given: Any) -> Any:
+    return copy_energy(given) if isinstance(given, torch.nn.Module) else copy.deepcopy(given)
 
 
 def _weights(sample_weight: ArrayLike, x: Tensor) -> Tensor:

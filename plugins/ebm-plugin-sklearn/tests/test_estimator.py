@@ -8,11 +8,13 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
+from torch import nn
 
 import ebmcore
 from ebm_plugin_sklearn import EnergyBasedModel
@@ -125,6 +127,83 @@ def test_instances_stay_as_they_were():
         fitted = model.fit(x)
         assert (fitted.score_samples(x) != -energy(torch.tensor(x)).detach().numpy()).all()
     assert pickle.dumps((energy.state_dict(), loss.energy.state_dict())) == before
+
+
+class Around(Quadratic):
+    """A normal law around a value of its own for each of three classes."""
+
+    def __init__(self):
+        super().__init__((2,))
+        self.centers = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x, y):
+        return super().forward(x - self.centers[y][:, None])
+
+
+class Named(Around):
+    def forward(self, x, *, y):
+        return super().forward(x, y)
+
+
+@pytest.mark.parametrize("energy", [Around(), Named()])
+def test_labels_are_conditions(energy):
+    """Of any kind: class numbers are those of `classes_`, and each class is scored under its own label."""
+    names = np.array(["high", "low", "mid"])
+    y = np.random.default_rng(1).choice(names, 600)
+    X = points(600, std=0.5) + np.array([{"low": -2.0, "mid": 0.0, "high": 2.0}[name] for name in y])[:, None]
+    options = {"name": "langevin", "step_size": 0.05}
+    model = EnergyBasedModel(energy, "cd", options, epochs=30, lr=0.03, batch_size=100, random_state=0).fit(X, y)
+    assert model.classes_.tolist() == names.tolist()
+    grid = np.array([[2.0, 2.0], [-2.0, -2.0], [0.0, 0.0]])
+    scores = np.array([model.score_samples(grid, [name] * 3) for name in names])
+    assert scores.argmax(1).tolist() == [0, 1, 2]
+    assert model.score(X, y) == pytest.approx(model.score_samples(X, y).mean())
+    assert model.sample(3, y=names, n_steps=5, random_state=0).shape == (3, 2)
+    for call, message in (
+        (lambda: model.score_samples(X), "needs labels beside the examples: pass them as y"),
+        (lambda: model.score_samples(grid, ["low", "mid", "none"]), "y holds 'none', but the classes of the model are"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            call()
+
+
+class Sloped(Quadratic):
+    """An energy that takes a gradient inside."""
+
+    def forward(self, x):
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(super().forward(x).sum(), x, create_graph=True)
+        return 0.5 * slope.square().sum(1)
+
+
+def test_energies_with_gradients_are_scored():
+    model = EnergyBasedModel(Sloped((2,)), "cd", ExactGaussian(), epochs=1, random_state=0).fit(points())
+    assert model.score_samples([[0.0, 0.0], [5.0, 5.0]]).argmax() == 0
+
+
+def test_used_spectral_norms_are_copied():
+    """An instance that was called before, as its older form keeps the result of a computation."""
+    energy = nn.Sequential(nn.utils.spectral_norm(nn.Linear(2, 1)), nn.Flatten(0))
+    energy(torch.zeros(3, 2))
+    model = EnergyBasedModel(energy, epochs=1, random_state=0).fit(points())
+    assert pickle.loads(pickle.dumps(model)).score_samples(points(5)) == pytest.approx(model.score_samples(points(5)))
+
+
+def test_options_are_reached_by_name():
+    """As a parameter grid does, with the default sampler too."""
+    model = EnergyBasedModel(RBM, sampler=None).set_params(
+        loss__k_steps=3, sampler__step_size=0.1, energy__hidden=4, epochs=2
+    )
+    assert model.loss == {"name": "pcd", "k_steps": 3}
+    assert model.sampler == {"name": "langevin", "step_size": 0.1}
+    assert (model.energy["hidden"], RBM["hidden"], model.epochs) == (4, 2, 2)
+    assert clone(model).get_params()["loss__k_steps"] == 3
+    search = GridSearchCV(
+        EnergyBasedModel(RBM, sampler="gibbs", epochs=1), {"loss__k_steps": [1, 2]}, cv=2, error_score="raise"
+    )
+    assert search.fit(STATES).best_params_["loss__k_steps"] in (1, 2)
+    with pytest.raises(UsageError, match="sampler__step_size is an option of a component by name"):
+        gaussian().set_params(sampler__step_size=0.1)
 
 
 def test_partial_fit_trains_on():
