@@ -5,7 +5,7 @@ from __future__ import annotations
 from ebmcore.random import stream_generator, stream_seed
 from ebmcore.training.averaging import copy_energy
 from ebmcore.training.checkpoints import latest_checkpoint, read_checkpoint, read_info
-from ebmcore.training.data import DataSource, SupportsDataStart, check_compatible
+from ebmcore.training.data import DataSource, SupportsDataStart, as_floating, check_compatible
 from ebmcore.training.fit import FitResult, fit
 from ebmcore.training.observers import BaseObserver
 from ebmcore.training.origins import check_installed, warn_of_other_versions
@@ -23,6 +23,7 @@ __all__ = [
     "Run",
     "SupportsDataStart",
     "TrainedRun",
+    "as_floating",
     "check_compatible",
     "check_installed",
     "copy_energy",

@@ -168,9 +168,9 @@ class Table(Examples, Dataset[Any]):
         weights: Any = None,
     ) -> None:
         self.x = as_floating(x.detach(), reading.dtype, reading.space, "the data")
-        self.labels = tuple(_label(one, reading, "the labels") for one in labels)
-        self.named = {name: _label(one, reading, f"the condition {name!r}") for name, one in (named or {}).items()}
-        self.weights = None if weights is None else _tensor(weights, "weights")
+        self.labels = tuple(as_label(one, reading, "the labels") for one in labels)
+        self.named = {name: as_label(one, reading, f"the condition {name!r}") for name, one in (named or {}).items()}
+        self.weights = None if weights is None else as_tensor(weights, "weights")
         self._check(reading)
         self.order = StepBatches(len(x), reading.batch_size, seed=reading.seed, rank=reading.rank, world=reading.world)
         self.steps_per_epoch = self.order.steps_per_epoch
@@ -380,7 +380,7 @@ def _labels_for(loss: BaseLoss, labels: Any) -> tuple[tuple[Tensor, ...], dict[s
         return (), {}
     by_name = labels if isinstance(labels, Mapping) else {}
     by_place = () if by_name else labels if isinstance(labels, list) else [labels]
-    args, named = tuple(_tensor(t, "labels") for t in by_place), {name: _tensor(t, name) for name, t in by_name.items()}
+    args, named = tuple(as_tensor(t, "labels") for t in by_place), {name: as_tensor(t, name) for name, t in by_name.items()}
     taker = loss.forward if loss.labels == "targets" else getattr(loss, "energy", loss).forward
     try:
         inspect.signature(taker).bind(None, *args, **named)
@@ -393,19 +393,23 @@ def _from_numpy(values: Any) -> Tensor:
     if hasattr(values, "mask"):
         raise UsageError("data must not be a masked array, whose masked values are numbers too: pass data.filled(value)")
     try:
-        return torch.as_tensor(values.astype(values.dtype.newbyteorder("="), order="C"))
+        return _native(values)
     except (TypeError, ValueError) as error:
         raise UsageError(f"data must be numbers that torch has, got an array of {values.dtype}: convert it") from error
 
 
-def _tensor(values: Any, what: str) -> Tensor:
+def _native(array: Any) -> Tensor:
+    return torch.as_tensor(array.astype(array.dtype.newbyteorder("="), order="C"))
+
+
+def as_tensor(values: Any, what: str) -> Tensor:
     try:
-        return torch.as_tensor(values)
+        return _native(values) if type(values).__module__ == "numpy" else torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{what} must be numbers, a tensor or what becomes one, got {type(values).__name__}") from error
 
 
-def _label(values: Tensor, reading: Reading, what: str) -> Tensor:
+def as_label(values: Tensor, reading: Reading, what: str) -> Tensor:
     """A label or another condition: whole numbers are those of embeddings, real ones of the energy's type and finite."""
     if values.is_floating_point():
         if values.is_cpu:
@@ -420,8 +424,8 @@ def _checked(loader: Any, reading: Reading, first: int) -> Iterator[Batch]:
         x = as_floating(x, reading.dtype, reading.space, "the data", warn=number == first)
         if x.is_cpu:  # elsewhere it would wait for the device
             check_values(x, reading.space, f"the data of batch {number}", reading.bounds)
-        args = [_label(one, reading, f"the labels of batch {number}") for one in args]
-        named = {name: _label(one, reading, f"the condition {name!r} of batch {number}") for name, one in named.items()}
+        args = [as_label(one, reading, f"the labels of batch {number}") for one in args]
+        named = {name: as_label(one, reading, f"the condition {name!r} of batch {number}") for name, one in named.items()}
         yield Batch((x, *args), named)
 
 
