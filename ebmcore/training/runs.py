@@ -23,7 +23,7 @@ from ebmcore.host.origin import is_out_of_memory
 from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_generator, stream_seed
 from ebmcore.training.averaging import copy_energy
-from ebmcore.training.batches import Reading, as_label, as_tensor
+from ebmcore.training.batches import Reading, as_label, as_tensor, is_numpy
 from ebmcore.training.checkpoints import find_checkpoint, read_checkpoint, read_info
 from ebmcore.training.configuration import PARTS, REQUIRED, Config, admit, components, create, read_config
 from ebmcore.training.data import DataSource, as_floating, check_compatible, check_values
@@ -77,6 +77,8 @@ def _create_data(config: Config) -> DataSource:
         raise UsageError(
             f"the dataset {config['data']['name']!r} has no {', '.join(missing)}: see ebmcore.training.DataSource"
         )
+    if is_numpy(data.test):  # metrics take tensors
+        data.test = as_tensor(data.test, "the test data")
     return data  # type: ignore[no-any-return]
 
 

@@ -32,6 +32,14 @@ class FromFile:
         self.n_classes = 2
 
 
+class OfArrays(FromFile):
+    """The same, in arrays of numpy."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.train, self.test, self.train_labels = self.train.numpy(), self.test.numpy(), self.train_labels.numpy()
+
+
 class Shifted(nn.Module):
     """``E(x, y) = ||x - y||^2 / 2``: the samples of label y are around y."""
 
@@ -47,6 +55,7 @@ class Plugin:
     @kernel.hookimpl
     def ebmcore_register(self, register):
         register.dataset("from-file", FromFile)
+        register.dataset("of-arrays", OfArrays)
         register.energy("shifted", Shifted)
 
 
@@ -182,6 +191,14 @@ def test_chains_started_at_data_go_on(moved):
     run = load_run(moved)
     start = run.sample(10, 1, sampler=kernel.testing.Identity())
     assert torch.equal(start, run.loss.chain)
+
+
+def test_arrays_of_a_data_set_are_measured(tmp_path):
+    """Metrics get tensors of the test data, as they need."""
+    data = file_of(tmp_path / "data.npy")
+    command = f"{ON_FILE} --steps 2 --progress false --data of-arrays --data.path {data} --metric grid-ll --metric.grid_margin 5"
+    assert train(command, tmp_path / "run") == 0
+    assert "grid-ll" in (tmp_path / "run/evaluation.json").read_text()
 
 
 def test_missing_data_are_named_when_used(moved):
