@@ -27,7 +27,7 @@ from ebmcore.training.batches import Reading, as_label, as_tensor, is_numpy
 from ebmcore.training.checkpoints import find_checkpoint, read_checkpoint, read_info
 from ebmcore.training.configuration import PARTS, REQUIRED, Config, admit, components, create, read_config
 from ebmcore.training.data import DataSource, as_floating, check_compatible, check_values
-from ebmcore.training.directory import check_file, read_text
+from ebmcore.training.directory import check_file, read_text, writing
 from ebmcore.training.documents import MAX_JSON, load_json
 from ebmcore.training.examples import TrainingExamples
 from ebmcore.training.numbers import BOUNDS, Bounds, refusing_sizes
@@ -37,6 +37,7 @@ from ebmcore.training.preparation import build_loss, describe_data, require_trai
 from ebmcore.training.state import check_kinds
 
 CONFIG = "config.yaml"
+CODE = "code"  # where a run keeps the files of a user's own classes
 EVALUATION = "evaluation.json"
 
 Conditions = Mapping[str, Any] | Tensor | Sequence[str | float] | str | float
@@ -385,7 +386,7 @@ def load_run(path: str | os.PathLike[str], *, checkpoint: int | None = None, all
     if config.get("precision") == "64-true":
         loss.double()
     check_same(info, {"loss": loss, "energy": energy, "sampler": sampler}, found)
-    then, now = recorded_id(info, "dataset", found), host.find("dataset", config["data"]["name"]).id
+    then, now = recorded_id(info, "dataset", found), host.find("dataset", config["data"]["name"]).origin["id"]
     if then and then != now:  # told by name, as the data are not made
         raise CheckpointError(f"{found} was written with the dataset {then}, not with {now}: give that one its name again")
     average = "average.module."
@@ -429,6 +430,10 @@ def run_config(run: Path, step: int | None = None) -> Config:
         raise UsageError(f"{run} is not the directory of a run of 'ebmcore train': it holds no {CONFIG}{python}")
     check_file(run / CONFIG)
     config = read_config(run / CONFIG)
+    for part in (*REQUIRED, "sampler"):
+        chosen = config.get(part)
+        if isinstance(chosen, dict) and isinstance(chosen.get("name"), str):
+            chosen["name"] = _place_of(chosen["name"], run / CODE / part)
     checkpoint = find_checkpoint(run / "checkpoints", step)
     if checkpoint is None:
         return config
@@ -443,6 +448,27 @@ def run_config(run: Path, step: int | None = None) -> Config:
         except (EbmcoreError, KeyError, TypeError):
             continue  # raises when it is built
     return config
+
+
+def _place_of(name: str, kept: Path) -> str:
+    """The name of a component; of a class whose file is no longer where it was, that in the run's own copy of the file."""
+    place, _, cls = name.rpartition(":")
+    copy = kept / Path(place).name
+    return f"{copy}:{cls}" if place.endswith(".py") and not Path(place).is_file() and copy.is_file() else name
+
+
+def keep_code(run: Path, config: Config) -> None:
+    """Copy the files of a user's own classes into a run's directory, so that the run can be used where they are not.
+
+    The copies are code: they are run where the configuration's are allowed to be, and not otherwise.
+    """
+    for part in (*REQUIRED, "sampler"):
+        place, _, _ = config.get(part, {}).get("name", "").rpartition(":")
+        copy = run / CODE / part / Path(place).name
+        if place.endswith(".py") and not (copy.exists() and copy.samefile(place)):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with writing(copy) as file:
+                file.write(Path(place).read_bytes())
 
 
 def evaluation(run: Path) -> dict[str, Any]:

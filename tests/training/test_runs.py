@@ -193,10 +193,11 @@ def test_chains_started_at_data_go_on(moved):
     assert torch.equal(start, run.loss.chain)
 
 
+@pytest.mark.filterwarnings("ignore:.*rim of the grid")
 def test_arrays_of_a_data_set_are_measured(tmp_path):
     """Metrics get tensors of the test data, as they need."""
     data = file_of(tmp_path / "data.npy")
-    command = f"{ON_FILE} --steps 2 --progress false --data of-arrays --data.path {data} --metric grid-ll --metric.grid_margin 5"
+    command = f"{ON_FILE} --steps 2 --progress false --data of-arrays --data.path {data} --metric grid-ll"
     assert train(command, tmp_path / "run") == 0
     assert "grid-ll" in (tmp_path / "run/evaluation.json").read_text()
 
