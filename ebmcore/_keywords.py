@@ -31,6 +31,13 @@ def constructor_keywords(cls: type[Any]) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in found.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name != "self"}
 
 
+def takes_any_keyword(cls: type[Any]) -> bool:
+    """Whether a constructor takes keywords of any name: its ``**kwargs`` reach no constructor that names its own."""
+    bases = [base for base in cls.__mro__ if "__init__" in vars(base)]
+    own = [vars(base)["__init__"] for base in bases if base.__module__.partition(".")[0] not in ("torch", "builtins")]
+    return bool(own) and all(accepted_keywords(init) is None for init in own)
+
+
 def reject_unknown(owner: str, function: Callable[..., Any], given: Iterable[str]) -> None:
     """Raise `UnknownKeywordError` if ``given`` holds a name that ``function`` does not take."""
     accepted = accepted_keywords(function)

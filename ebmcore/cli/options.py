@@ -25,13 +25,13 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from ebmcore import host
-from ebmcore._keywords import constructor_keywords
+from ebmcore._keywords import constructor_keywords, takes_any_keyword
 from ebmcore.cli import code
 from ebmcore.cli.files import name_reader, reader
 from ebmcore.errors import EbmcoreError, UsageError
 from ebmcore.training import fit
 from ebmcore.training.configuration import LISTED, PARTS, Config, admit, components, read_config
-from ebmcore.training.documents import check_text
+from ebmcore.training.documents import check_text, load_yaml
 from ebmcore.training.numbers import check_magnitudes, check_numbers
 from ebmcore.training.optimizers import OPTIMIZERS, optimizer_class
 from ebmcore.training.schedules import SCHEDULES
@@ -124,6 +124,7 @@ def _parsed(
     merged, nulls = _split_off_nulls(merged)
     known = {part: name for part, name in names.items() if name is not None}
     parser = _parser(prog, known, parts, for_help=_asks_for_help(arguments))
+    merged, arguments, further = _split_off_further(merged, arguments, known, _option_strings(parser))
     _check_known(merged, parser, prog)
     try:
         config = parser.parse_args(["--config", yaml.safe_dump(merged), *nulls, *arguments]).as_dict()
@@ -136,11 +137,40 @@ def _parsed(
             raise UsageError(f"wrong options; see '{prog} --help'") from end
         raise
     config = {key: _plain(value) for key, value in config.items() if key not in ("config", "recipe", "schedules")}
+    for part, options in further.items():
+        config[part] |= options
     check_numbers(config)
     defaults = parser.get_defaults().as_dict()
     for part in PARTS:
         check_magnitudes(config.get(part), defaults.get(part), f"--{part}")
     return config
+
+
+def _split_off_further(
+    merged: Config, arguments: Sequence[str], names: Mapping[str, str], known: Sequence[str]
+) -> tuple[Config, list[str], dict[str, Config]]:
+    """Configuration and arguments without the options that only the ``**kwargs`` of a class take, and these by part."""
+    open_parts = [
+        part for part, name in names.items() if part != "optimizer" and takes_any_keyword(host.load(PARTS[part][0], name))
+    ]
+    further: dict[str, Config] = {}
+    for part in open_parts:
+        options = merged.get(part, {})
+        further[part] = {option: value for option, value in options.items() if f"--{part}.{option}" not in known}
+        merged = merged | {part: {option: value for option, value in options.items() if option not in further[part]}}
+    rest = []
+    following = iter(arguments)
+    for argument in following:
+        flag, sign, value = argument.partition("=")
+        part, _, option = flag.removeprefix("--").partition(".")
+        if not flag.startswith("--") or part not in open_parts or flag in known or not option.isidentifier():
+            rest.append(argument)
+            continue
+        value = value if sign else next(following, "--")
+        if value.startswith("--"):
+            raise UsageError(f"option {flag} needs a value: {flag} VALUE")
+        further[part][option] = load_yaml(value, f"option {flag}")
+    return merged, rest, further
 
 
 def _split_off_nulls(merged: Config) -> tuple[Config, list[str]]:

@@ -15,14 +15,15 @@ from ebmcore.errors import MissingCapabilityError
 from ebmcore.training import BaseObserver, Run, TrainedRun, copy_energy, stream_generator
 from ebmcore.training.configuration import Config, fitting_energies
 from ebmcore.training.directory import write_text
-from ebmcore.training.runs import CONFIG, EVALUATION, Parts, evaluation
+from ebmcore.training.runs import CONFIG, EVALUATION, Parts, evaluation, keep_code
 
 
 class SavedConfig(BaseObserver):
-    """Saves the resolved configuration, once training has accepted it."""
+    """Saves the resolved configuration and the files of its classes, once training has accepted it."""
 
     def on_start(self, run: Run) -> None:
         assert run.directory is not None  # noqa: S101 - the command line has asked for one
+        keep_code(run.directory, dict(run.config))
         write_text(run.directory / CONFIG, yaml.safe_dump(dict(run.config), sort_keys=False))
 
 

@@ -34,9 +34,8 @@ def sample(arguments: Sequence[str]) -> None:
     parser.add_argument("--steps", type=int, default=1000, help="transitions of each chain (1000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the chains (0)")
     add_run_options(parser)
-    parser.add_argument(
-        "--condition", type=labels, metavar="LABELS", help="labels that the samples take in turn, e.g. 3 or 0,1,2"
-    )
+    add_conditions(parser, "classes that the samples take in turn")
+    add_units(parser, "of an array")
     parser.add_argument(
         "--out", type=Path, required=True, help="a .png file; or .npy, .npz or .safetensors for the array (N, *shape)"
     )
@@ -61,16 +60,19 @@ def sample(arguments: Sequence[str]) -> None:
     if run.sampler is None and not asked:
         raise UsageError(f"{options.run} was trained without a sampler: name one, '{prog} {options.run} --sampler NAME'")
     sampler = create(asked, "sampler") if asked else None
+    conditions = run.conditions(options.condition)
+    label = next(iter(conditions.values()), None)
+    units = None if options.out.suffix == PICTURE else _units(run, options.units)
     # Chains of the training hold noise that is not of the model alone: each sample starts from the beginning.
-    x = run.sample(options.n, options.steps, sampler=sampler, conditions=options.condition, seed=options.seed)
+    x = run.sample(options.n, options.steps, sampler=sampler, conditions=conditions, seed=options.seed)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.out.suffix == PICTURE:
-        figure = _picture(x, run, options.condition)
+        figure = _picture(x, run, label)
         with writing(options.out) as file:
             figure.savefig(file, format="png", dpi=150, bbox_inches="tight")
     else:
-        write_arrays(options.out, x, options.condition)
-    print(printable(f"{options.n} samples in {options.out}"))
+        write_arrays(options.out, run.reader.unscaled(x) if units == DATA else x, label, units)
+    print(printable(f"{options.n} samples in {options.out}{_IN_UNITS[units]}"))
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -79,12 +81,52 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(FLAG, action="store_true", help=HELP)
 
 
-def labels(text: str) -> list[float]:
-    """Numbers between commas."""
-    try:
-        return [int(part) if part.strip().lstrip("-").isdecimal() else float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"takes numbers such as 3 or 0,1,2, got {text!r}") from error
+def add_conditions(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add ``--condition``, by names of classes or by numbers."""
+    parser.add_argument(
+        "--condition",
+        type=_labels,
+        metavar="LABELS",
+        help=f"{text}: cat,dog or 0,1; a name that is a number wins over the class of that number",
+    )
+
+
+def _labels(text: str) -> list[str]:
+    """Names or numbers between commas."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise argparse.ArgumentTypeError(f"takes names or numbers such as cat or 0,1,2, got {text!r}")
+    return parts
+
+
+DATA, MODEL = "data", "model"
+_IN_UNITS = {None: "", DATA: ", in the units of the data's files", MODEL: ", on the scale of the training"}
+
+
+def add_units(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add ``--units``."""
+    parser.add_argument(
+        "--units",
+        choices=(DATA, MODEL),
+        help=f"numbers {text}: those of the data's files (data), or as they are scaled for the model (model)",
+    )
+
+
+def _units(run: TrainedRun, asked: str | None) -> str | None:
+    """The units of samples: the asked ones, by default the data's; `None` where the data set knows only one."""
+    reader = run.reader
+    if reader is None:
+        refuse_units(run, asked)
+        return None
+    if asked == DATA and not reader.invertible:
+        raise UsageError("the data of the run were made bits by a threshold, which nothing undoes: leave out --units data")
+    return asked or (DATA if reader.invertible else MODEL)
+
+
+def refuse_units(run: TrainedRun, asked: str | None) -> None:
+    """Raise `UsageError` if units are asked for where there is one scale alone."""
+    if asked is not None:
+        raise UsageError(f"the data set {run.config['data']['name']} scales no files: leave out --units")
 
 
 def refuse_existing(out: Path) -> None:
@@ -93,7 +135,7 @@ def refuse_existing(out: Path) -> None:
         raise UsageError(f"{out} exists: choose another --out")
 
 
-def _picture(x: Tensor, run: TrainedRun, label: Sequence[float] | None) -> Any:
+def _picture(x: Tensor, run: TrainedRun, label: Tensor | None) -> Any:
     shape = run.examples.shape
     if shape == (2,) and run.examples.state_space == "continuous":
         if label is not None and len(label) > 1:
@@ -132,7 +174,7 @@ def _grid(x: Tensor, run: TrainedRun) -> Any:
     return figure
 
 
-def _contours(x: Tensor, run: TrainedRun, label: Sequence[float] | None) -> Any:
+def _contours(x: Tensor, run: TrainedRun, label: Tensor | None) -> Any:
     import torch
     from matplotlib.figure import Figure
 

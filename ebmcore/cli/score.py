@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ebmcore.cli import printable
 from ebmcore.cli.listing import Parser
-from ebmcore.cli.sample import add_run_options, labels, refuse_existing
+from ebmcore.cli.sample import MODEL, add_conditions, add_run_options, add_units, refuse_existing, refuse_units
 from ebmcore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,10 +28,11 @@ def score(arguments: Sequence[str]) -> None:
         "file",
         type=Path,
         metavar="FILE",
-        help="examples (N, *shape): .npy, .npz or .safetensors, or a file that the data set of the run reads",
+        help="examples: a file that the data set of the run reads, or (N, *shape) in .npy, .npz or .safetensors",
     )
     add_run_options(parser)
-    parser.add_argument("--condition", type=labels, metavar="LABELS", help="label of all examples, or one for each: 0,1,2")
+    add_conditions(parser, "class of all examples, or one for each")
+    add_units(parser, "in FILE")
     parser.add_argument("--out", type=Path, required=True, help="a .csv file with the columns row and score")
     options = parser.parse_args(arguments)
     if options.out.suffix != ".csv":
@@ -44,24 +45,31 @@ def score(arguments: Sequence[str]) -> None:
     from ebmcore.training.directory import write_text
 
     run = load_run(options.run, checkpoint=options.checkpoint, allow_code=options.allow_code)
-    x, stored = _examples(run, options.file)
+    x, stored = _examples(run, options.file, options.units)
     scores = run.score(x, stored if options.condition is None else options.condition).tolist()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(options.out, "".join(["row,score\n", *(f"{row},{value:.9g}\n" for row, value in enumerate(scores))]))
     print(printable(f"{len(scores)} scores in {options.out}, {sum(scores) / len(scores):.4g} on average"))
 
 
-def _examples(run: TrainedRun, path: Path) -> tuple[Tensor, Tensor | None]:
-    """Examples and labels of a file: of an array as they are, of another file as the data set of the run reads it."""
-    from ebmcore.cli.arrays import WRITERS, read_arrays
+def _examples(run: TrainedRun, path: Path, units: str | None) -> tuple[Tensor, Tensor | None]:
+    """Examples, on the scale of the training, and labels of a file."""
+    from ebmcore.cli.arrays import WRITERS, read_arrays, units_in
 
-    if path.suffix not in WRITERS:
-        read = getattr(run.data, "examples_of", None)
+    reader, said = run.reader, units_in(path)
+    if reader is None:
+        refuse_units(run, units)
+    elif not reader.invertible and units is None and said is None and path.suffix in WRITERS:
+        raise UsageError(f"{path} may hold bits already, or what a threshold makes bits: add --units model or --units data")
+    if path.suffix not in WRITERS or (reader is not None and said is None and units != MODEL and reader.reads(path)):
+        read = getattr(run.data if reader is None else reader, "examples_of", None)
         if read is None:
             raise UsageError(
                 f"score reads {', '.join(WRITERS)}, and the data set {run.config['data']['name']} reads no other file, "
                 f"got {path}: write an array with numpy.save"
             )
+        if units == MODEL:
+            raise UsageError(f"{path} is in the units of the data's files, as all but arrays are: leave out --units model")
         return read(path), None
     x, stored = read_arrays(path)
-    return x, stored
+    return (x if reader is None or (units or said) == MODEL else reader.scaled(x)), stored

@@ -122,7 +122,7 @@ def load(kind: str, name: str) -> Any:
     return manager.load(manager.find(kind, name))
 
 
-def create(kind: str, name: str, *args: Any, **kwargs: Any) -> Any:
+def create(kind: str, name: str, /, *args: Any, **kwargs: Any) -> Any:
     """Create an instance of a component; the ``create_...`` functions of `ebmcore` are this function with a type.
 
     Raises:

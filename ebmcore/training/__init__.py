@@ -6,7 +6,7 @@ from ebmcore.random import stream_generator, stream_seed
 from ebmcore.training.averaging import copy_energy
 from ebmcore.training.batches import LabelledExamples, labelled_examples
 from ebmcore.training.checkpoints import latest_checkpoint, read_checkpoint, read_info
-from ebmcore.training.data import DataSource, SupportsDataStart, check_compatible
+from ebmcore.training.data import DataSource, SupportsDataStart, as_floating, check_compatible
 from ebmcore.training.fit import FitResult, fit
 from ebmcore.training.observers import BaseObserver
 from ebmcore.training.origins import check_installed, warn_of_other_versions
@@ -25,6 +25,7 @@ __all__ = [
     "Run",
     "SupportsDataStart",
     "TrainedRun",
+    "as_floating",
     "check_compatible",
     "check_installed",
     "copy_energy",

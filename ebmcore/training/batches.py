@@ -7,6 +7,7 @@ import inspect
 import itertools
 import random
 import sys
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -193,9 +194,9 @@ class Table(Examples, Dataset[Any]):
         weights: Any = None,
     ) -> None:
         self.x = as_floating(x.detach(), reading.dtype, reading.space, "the data", warn=reading.warn)
-        self.labels = tuple(_label(one, reading, "the labels") for one in labels)
-        self.named = {name: _label(one, reading, f"the condition {name!r}") for name, one in (named or {}).items()}
-        self.weights = None if weights is None else _tensor(weights, "weights")
+        self.labels = tuple(as_label(one, reading, "the labels") for one in labels)
+        self.named = {name: as_label(one, reading, f"the condition {name!r}") for name, one in (named or {}).items()}
+        self.weights = None if weights is None else as_tensor(weights, "weights")
         self._check(reading)
         self.order = StepBatches(len(x), reading.batch_size, seed=reading.seed, rank=reading.rank, world=reading.world)
         self.steps_per_epoch = self.order.steps_per_epoch
@@ -389,26 +390,23 @@ def labelled_examples(
 
 def _open(data: Any, reading: Reading, labels: Any, taker: Callable[..., Any] | None, weights: Any) -> Examples:
     """Open examples whose labels go to ``taker``, if it takes them."""
-    if type(data).__module__.partition(".")[0] == "numpy":
+    if is_numpy(data):
         data = _from_numpy(data)
     if hasattr(data, "to_numpy"):
         raise UsageError(f"data must be a tensor or an array, got {type(data).__name__}: pass data.to_numpy()")
-    formatted = getattr(data, "format", None)
-    unformatted = not isinstance(formatted, Mapping) or formatted.get("type") is None
-    if hasattr(data, "with_format") and hasattr(data, "column_names") and unformatted:  # of the library datasets
-        data = data.with_format("torch")
+    data = _of_tensors(data)
     if isinstance(data, TensorDataset) and labels is None:
         data, *labels = data.tensors
     if isinstance(data, Tensor):
         _check_size(data)
         by_name = labels if isinstance(labels, Mapping) else {}
         by_place = [] if labels is None or by_name else labels if isinstance(labels, list) else [labels]
-        args, named = [_tensor(t, "labels") for t in by_place], {name: _tensor(t, name) for name, t in by_name.items()}
+        args, named = [as_tensor(t, "labels") for t in by_place], {name: as_tensor(t, name) for name, t in by_name.items()}
         return Table(data, reading, *_taken(taker, args, named), weights=weights)
     if weights is not None:
         raise UsageError("weights of examples need examples in memory: pass a tensor (N, *shape), not a Dataset")
     loader = data if isinstance(data, DataLoader) else None
-    dataset: Any = data if loader is None else loader.dataset
+    dataset: Any = data if loader is None else _of_tensors(loader.dataset)
     if loader is not None and reading.num_workers:
         raise UsageError("num_workers is for a Dataset: give it to the DataLoader, or pass its .dataset")
     own_way = loader is not None and (loader.batch_sampler is None or type(loader).__iter__ is not DataLoader.__iter__)
@@ -421,7 +419,7 @@ def _open(data: Any, reading: Reading, labels: Any, taker: Callable[..., Any] | 
         len(dataset), reading.batch_size, seed=reading.seed, rank=reading.rank, world=reading.world
     )
     if loader is None:
-        return Items(dataset, reading, order, default_collate, num_workers=reading.num_workers)
+        return Items(dataset, reading, order, _collate, num_workers=reading.num_workers)
     batch_sampler: Any = loader.batch_sampler
     if not len(batch_sampler):
         raise UsageError(
@@ -430,7 +428,29 @@ def _open(data: Any, reading: Reading, labels: Any, taker: Callable[..., Any] | 
     if not isinstance(getattr(batch_sampler, "sampler", None), DistributedSampler):  # whose ranks are fit's own affair
         order = LoaderBatches(batch_sampler, seed=reading.seed, rank=reading.rank, world=reading.world)
     kept = ("num_workers", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "prefetch_factor")
-    return Items(dataset, reading, order, loader.collate_fn, **{name: getattr(loader, name) for name in kept})
+    collate = _collate if loader.collate_fn is default_collate else loader.collate_fn
+    return Items(dataset, reading, order, collate, **{name: getattr(loader, name) for name in kept})
+
+
+def _of_tensors(data: Any) -> Any:
+    """A data set of the library datasets with items of tensors, unless its items are arrays or a user's own."""
+    if not (hasattr(data, "with_format") and hasattr(data, "column_names")):
+        return data
+    formatted = getattr(data, "format", None)
+    known = formatted if isinstance(formatted, Mapping) else {}
+    if known.get("type") in ("torch", "numpy", "custom"):
+        return data
+    return data.with_format("torch", **({"columns": known["columns"]} if known.get("type") else {}))
+
+
+def _collate(items: Any) -> Any:
+    try:
+        return default_collate(items)
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise UsageError(
+            "items of a data set must be tensors, arrays or numbers, all of one shape, or tuples or mappings of such: "
+            f"{' '.join(str(error).split())}"
+        ) from error
 
 
 def loader_batch_size(data: Any) -> int | None:
@@ -470,23 +490,86 @@ def _binds(taker: Callable[..., Any], args: Sequence[Tensor], named: Mapping[str
     return True
 
 
+def check_test(data: DataSource, reading: Reading, shape: Sequence[int]) -> None:
+    """Check the test examples of a data set, which metrics measure at the end, and the labels of both shares.
+
+    Args:
+        data: The data set. Test examples that are no tensor or array are not checked.
+        reading: How its training examples are read.
+        shape: Shape of one of these.
+
+    Raises:
+        UsageError: If they are not such as the training examples, or there is not one label of a class for each example.
+    """
+    test = as_tensor(data.test, "the test data") if is_numpy(data.test) else data.test
+    for name, x in (("train_labels", data.train), ("test_labels", test)):
+        labels = getattr(data, name, None)
+        known = labels.values() if isinstance(labels, Mapping) else [] if labels is None else [labels]
+        for one in known if hasattr(x, "__len__") else []:
+            _check_labels(as_tensor(one, name), len(x), getattr(data, "n_classes", None), name)
+    if not isinstance(test, Tensor) or not len(test):
+        return
+    if tuple(test.shape[1:]) != tuple(shape):
+        raise UsageError(
+            f"the test data have examples of shape {tuple(test.shape[1:])}, but the training examples have {tuple(shape)}: give "
+            "both one shape"
+        )
+    test = as_floating(test, reading.dtype, reading.space, "the test data", warn=False)
+    check_values(test, reading.space, "the test data")
+    if reading.bounds is not None:
+        low, high = reading.bounds
+        beyond = int(((test < low) | (test > high)).flatten(1).any(1).sum())
+        if beyond:  # as a scaling that the training examples say leaves some
+            warnings.warn(
+                f"{beyond} of {len(test)} test examples are beyond the bounds {tuple(reading.bounds)} of the sampler, where no "
+                "chain is: a likelihood of them is not that of the chains",
+                UserWarning,
+                stacklevel=3,
+            )
+
+
+def _check_labels(labels: Tensor, n: int, n_classes: Any, what: str) -> None:
+    if labels.shape[:1] != (n,):
+        raise UsageError(f"{what} must have a row for each of {n} examples, got shape {tuple(labels.shape)}")
+    if (
+        isinstance(n_classes, int)
+        and not labels.is_floating_point()
+        and labels.dtype != torch.bool
+        and labels.ndim == 1
+        and n
+    ):
+        low, high = labels.long().min().item(), labels.long().max().item()
+        if low < 0 or high >= n_classes:
+            raise UsageError(
+                f"{what} must be class numbers from 0 to {n_classes - 1}, as n_classes={n_classes} says, got {low} to {high}"
+            )
+
+
+def is_numpy(values: Any) -> bool:
+    return type(values).__module__.partition(".")[0] == "numpy"
+
+
 def _from_numpy(values: Any) -> Tensor:
     if hasattr(values, "mask"):
         raise UsageError("data must not be a masked array, whose masked values are numbers too: pass data.filled(value)")
     try:
-        return torch.as_tensor(values.astype(values.dtype.newbyteorder("="), order="C"))
+        return _native(values)
     except (TypeError, ValueError) as error:
         raise UsageError(f"data must be numbers that torch has, got an array of {values.dtype}: convert it") from error
 
 
-def _tensor(values: Any, what: str) -> Tensor:
+def _native(array: Any) -> Tensor:
+    return torch.as_tensor(array.astype(array.dtype.newbyteorder("="), order="C"))
+
+
+def as_tensor(values: Any, what: str) -> Tensor:
     try:
-        return torch.as_tensor(values)
+        return _native(values) if is_numpy(values) else torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{what} must be numbers, a tensor or what becomes one, got {type(values).__name__}") from error
 
 
-def _label(values: Tensor, reading: Reading, what: str) -> Tensor:
+def as_label(values: Tensor, reading: Reading, what: str) -> Tensor:
     """A label or another condition: whole numbers are those of embeddings, real ones of the energy's type and finite."""
     if values.is_floating_point():
         if values.is_cpu:
@@ -501,8 +584,8 @@ def _checked(loader: Any, reading: Reading, first: int) -> Iterator[Batch]:
         x = as_floating(x, reading.dtype, reading.space, "the data", warn=reading.warn and number == first)
         if x.is_cpu:  # elsewhere it would wait for the device
             check_values(x, reading.space, f"the data of batch {number}", reading.bounds)
-        args = [_label(one, reading, f"the labels of batch {number}") for one in args]
-        named = {name: _label(one, reading, f"the condition {name!r} of batch {number}") for name, one in named.items()}
+        args = [as_label(one, reading, f"the labels of batch {number}") for one in args]
+        named = {name: as_label(one, reading, f"the condition {name!r} of batch {number}") for name, one in named.items()}
         yield Batch((x, *args), named)
 
 
@@ -518,11 +601,13 @@ def _as_batch(found: Any) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     args = args[:-1] if named else args
     if not args and "x" in named:
         args, named = (named["x"],), {name: one for name, one in named.items() if name != "x"}
-    strange = next((type(part).__name__ for part in (*args, *named.values()) if not isinstance(part, Tensor)), None)
+    args = tuple(as_tensor(one, "an array of a data set") if is_numpy(one) else one for one in args)
+    named = {name: as_tensor(one, f"the array {name!r}") if is_numpy(one) else one for name, one in named.items()}
+    strange = next((pair for pair in (*enumerate(args), *named.items()) if not isinstance(pair[1], Tensor)), None)
     if strange is not None:
         raise UsageError(
             "an item of a data set must be a tensor, a tuple of an example and its conditions, or a mapping of such, but holds a "
-            f"{strange}: wrap the data set in one that gives such items"
+            f"{type(strange[1]).__name__} at {strange[0]!r}: leave it out, or wrap the data set in one that gives such items"
         )
     if not args:
         raise UsageError(f"an item of a data set must hold the example as 'x', but holds {', '.join(named)}: rename it")

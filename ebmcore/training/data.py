@@ -26,8 +26,14 @@ class DataSource(Protocol):
     labels if its energy does. One whose examples count differently has ``train_weights`` ``(N,)`` and
     ``test_weights`` ``(M,)``, at least 0; metrics use the latter.
 
+    One whose labels have names may have ``classes``, a text or whole number for each class number in order: a checkpoint records
+    them, and ``ebmcore sample RUN --condition NAME`` finds them.
+
     A data set that reads files may have ``examples_of(path)``, which ``ebmcore score`` uses: the examples ``(N, *shape)`` of
-    another file, in their order and on the scale of the training examples.
+    another file, in their order and on the scale of the training examples. One that scales them has ``scaled(x)``, which does so
+    with an array in the units of the files, ``unscaled(x)``, its inverse, and ``invertible``, whether there is one. With
+    ``as_record()``, which returns what these need as JSON, and the class method ``from_record(record)``, which makes the data
+    set without its examples, a run reads files where its data are not.
     """
 
     train: Tensor
@@ -86,7 +92,9 @@ def _name(part: object) -> str:
     return part.__name__ if isinstance(part, type) else type(part).__name__
 
 
-def as_floating(x: Tensor, dtype: torch.dtype, space: str | None, what: str, *, warn: bool = True) -> Tensor:
+def as_floating(
+    x: Tensor, dtype: torch.dtype, space: str | None, what: str, *, warn: bool = True, remedy: str | None = None
+) -> Tensor:
     """Return examples as floating-point numbers of ``dtype``, and say so once; see `check_values` for what they must be.
 
     Args:
@@ -95,6 +103,7 @@ def as_floating(x: Tensor, dtype: torch.dtype, space: str | None, what: str, *, 
         space: The state space, or `None`.
         what: What the examples are called in messages.
         warn: Whether a conversion is said.
+        remedy: What a message advises of bytes and of large numbers, in place of a line that converts a tensor.
 
     Raises:
         UsageError: If the numbers would change, or make no sense as they are. The message has the line that converts them.
@@ -112,13 +121,14 @@ def as_floating(x: Tensor, dtype: torch.dtype, space: str | None, what: str, *, 
             )
         if x.dtype == torch.uint8 and high > 1:
             raise UsageError(
-                f"{what} are bytes (0 to {high}), which step sizes are not made for: pass x.float() / 255 for values in [0, 1], "
-                "or x.float() / 127.5 - 1 for [-1, 1]"
+                f"{what} are bytes (0 to {high}), which step sizes are not made for: "
+                + (remedy or "pass x.float() / 255 for values in [0, 1], or x.float() / 127.5 - 1 for [-1, 1]")
             )
         exact = 2 / torch.finfo(dtype).eps
         if max(-low, high) > exact:
             raise UsageError(
-                f"{what} hold {max(-low, high)}, which {dtype} cannot hold exactly: scale them, and pass x.float()"
+                f"{what} hold {max(-low, high)}, which {dtype} cannot hold exactly: "
+                + (remedy or "scale them, and pass x.float()")
             )
     wider = x.is_floating_point() and torch.promote_types(x.dtype, dtype) == dtype
     if warn and not wider:

@@ -23,9 +23,9 @@ from ebmcore.host.origin import is_out_of_memory
 from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_seed
 from ebmcore.training.averaging import moving_average
-from ebmcore.training.batches import Batch, Examples, LabelledExamples, Reading, loader_batch_size, open_examples
+from ebmcore.training.batches import Batch, Examples, LabelledExamples, Reading, check_test, loader_batch_size, open_examples
 from ebmcore.training.checkpoints import CheckpointWriter
-from ebmcore.training.data import DataSource, SupportsDataStart, as_floating, check_compatible, check_values
+from ebmcore.training.data import DataSource, SupportsDataStart, check_compatible
 from ebmcore.training.examples import TrainingExamples
 from ebmcore.training.observers import BaseObserver, MetricsFile, ProgressBar, TensorBoard
 from ebmcore.training.optimizers import create_optimizer
@@ -212,12 +212,11 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
         world=fabric.world_size,
     )
     examples = open_examples(data, loss, reading, weights)
-    if isinstance(data, DataSource) and isinstance(data.test, Tensor) and len(data.test):  # which metrics measure at the end
-        what = "the test data"
-        check_values(as_floating(data.test, reading.dtype, reading.space, what, warn=False), reading.space, what)
     n_steps = options.number_of_steps(examples.steps_per_epoch)
     visited = examples.starting_at(_position(loss, examples, options))
     first = next(visited)
+    if isinstance(data, DataSource):
+        check_test(data, reading, first.args[0].shape[1:])
     if first.weights is not None and not loss.weighted:
         raise UsageError(
             f"the loss {type(loss).__name__} takes no weights of examples: choose one that does, or leave them out"

@@ -78,6 +78,9 @@ def export(run: TrainedRun, out: Path) -> None:
 def from_pretrained(directory: str | os.PathLike[str]) -> nn.Module:
     """Load an energy from a directory that ``ebmcore export RUN --out DIRECTORY`` wrote, in evaluation mode, on the CPU.
 
+    Its attribute ``examples`` says what it was trained on, as that of `TrainedRun` does: ``energy.examples.classes`` are the
+    names of the classes. An energy with an attribute of that name keeps its own.
+
     The directory is data and may come from a stranger: the energy is a component of an installed plugin, and nothing in the
     directory is run.
 
@@ -135,6 +138,8 @@ def from_pretrained(directory: str | os.PathLike[str]) -> nn.Module:
         raise UsageError(f"the weights in {where} do not fit its {_CONFIG}: {' '.join(str(error).split())}") from error
     if not all(p.isfinite().all() for p in energy.parameters()):
         raise UsageError(f"{where / _WEIGHTS} holds parameters that are NaN or infinite: export the run again")
+    if not hasattr(energy, "examples"):
+        setattr(energy, "examples", examples)  # noqa: B010 - a type checker takes it for a module
     return energy.eval()
 
 
@@ -165,6 +170,7 @@ def model_card(run: TrainedRun) -> str:
         f"(https://pypi.org/project/ebmcore/) {version('ebmcore')} for {run.step} steps.",
         f"Examples have the shape {examples.shape} and are {examples.state_space}"
         + (f", from {examples.low:g} to {examples.high:g} in training." if examples.low is not None else "."),
+        *_classes(examples),
         "",
         "| part | component | options | distribution |",
         "|---|---|---|---|",
@@ -192,6 +198,19 @@ def model_card(run: TrainedRun) -> str:
         *([f"- {source}" for source in sources] or ["The components name none."]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _classes(examples: TrainingExamples) -> list[str]:
+    """The classes by their numbers, a line for each."""
+    if examples.classes is None:
+        return []
+    lines = [f"- {number}: {' '.join(str(name).split())}" for number, name in enumerate(examples.classes)]
+    return [
+        "",
+        "The labels in `energy(x, labels)` are numbers of classes, which `energy.examples.classes` names:",
+        "",
+        *lines,
+    ]
 
 
 def _options_text(options: Mapping[str, Any]) -> str:

@@ -19,12 +19,14 @@ from ebmcore.conditions import condition, split_conditions
 from ebmcore.distributions import InitialDistribution, Normal, at_least_float32
 from ebmcore.energies import SupportsInitialDistribution, check_energies, frozen, supports
 from ebmcore.errors import AmbiguousComponentError, CheckpointError, EbmcoreError, UsageError
+from ebmcore.host.origin import is_out_of_memory
 from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_generator, stream_seed
+from ebmcore.training.batches import Reading, as_label, as_tensor, is_numpy
 from ebmcore.training.checkpoints import find_checkpoint, read_checkpoint, read_info
 from ebmcore.training.configuration import PARTS, REQUIRED, Config, admit, components, create, read_config
 from ebmcore.training.data import DataSource, as_floating, check_compatible, check_values
-from ebmcore.training.directory import check_file, read_text
+from ebmcore.training.directory import check_file, read_text, writing
 from ebmcore.training.documents import MAX_JSON, load_json
 from ebmcore.training.examples import TrainingExamples
 from ebmcore.training.numbers import BOUNDS, Bounds, refusing_sizes
@@ -34,10 +36,15 @@ from ebmcore.training.preparation import build_loss, describe_data, require_trai
 from ebmcore.training.state import check_kinds
 
 CONFIG = "config.yaml"
+CODE = "code"  # where a run keeps the files of a user's own classes
 EVALUATION = "evaluation.json"
 
-Conditions = Mapping[str, Tensor] | Tensor | Sequence[float] | float
-"""Conditions of an energy by name (``"0"`` is the first positional one), or those of the first alone."""
+Conditions = Mapping[str, Any] | Tensor | Sequence[str | float] | str | float
+"""Conditions of an energy by name (``"0"`` is the first positional one), or those of the first alone.
+
+Tensors and arrays hold class numbers; texts and numbers alone or in a list may be names of classes, as
+`TrainingExamples.class_numbers` reads them.
+"""
 
 
 @dataclass
@@ -70,6 +77,8 @@ def _create_data(config: Config) -> DataSource:
         raise UsageError(
             f"the dataset {config['data']['name']!r} has no {', '.join(missing)}: see ebmcore.training.DataSource"
         )
+    if is_numpy(data.test):  # metrics take tensors
+        data.test = as_tensor(data.test, "the test data")
     return data  # type: ignore[no-any-return]
 
 
@@ -104,7 +113,7 @@ class TrainedRun:
         sampler: The run's sampler; `None` where it has none.
         loss: The loss in the state of the checkpoint, its persistent chains included. Its energy is the one that was trained,
             not the average.
-        examples: Shape, state space and range of the training examples.
+        examples: Shape, state space, range and classes of the training examples.
         checkpoint: The checkpoint that was loaded.
     """
 
@@ -132,6 +141,26 @@ class TrainedRun:
         check_binding(info.get("run"), binding(self.config, described), self.checkpoint)
         return data
 
+    @cached_property
+    def reader(self) -> Any:
+        """The data set of the run without its examples, which reads other files and knows their units; see `DataSource`.
+
+        `None` where the data set cannot be made without its examples.
+
+        Raises:
+            CheckpointError: If the checkpoint does not hold what the data set needs, and the data are missing or others.
+        """
+        cls, record = host.load("dataset", self.config["data"]["name"]), self.examples.record
+        if not hasattr(cls, "from_record"):
+            return None
+        if record is None:
+            return self.data
+        try:
+            with refusing_sizes():
+                return cls.from_record(record)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{self.checkpoint} does not say how {cls.__name__} reads files: {error}") from error
+
     def sample(
         self,
         n: int,
@@ -153,6 +182,7 @@ class TrainedRun:
             steps: Transitions of each chain.
             sampler: Another sampler than the run's.
             conditions: What the energy takes beside ``x``, such as labels: of each sample, or fewer that are taken in turn.
+                Names of classes, as in ``["cat", "dog"]``, stand for their numbers.
             seed: Seed of the chains; not used with a ``generator``.
             generator: Source of randomness.
 
@@ -170,13 +200,14 @@ class TrainedRun:
         if sampler is None:
             raise UsageError(f"{self.directory} was trained without a sampler: give one (sampler=)")
         check_compatible(self.energy, sampler, self.examples)
-        named = {name: t[torch.arange(n) % len(t)] for name, t in self._named(conditions).items()}
+        named = {name: t[torch.arange(n) % len(t)] for name, t in self.conditions(conditions).items()}
         generator = stream_generator(seed, "sample") if generator is None else generator
         with refusing_sizes():
             start = self._initial_distribution().sample(n, generator=generator)
-            x = samplers.sample(
-                sampler, self.energy, start.to(self._dtype(start)), steps, conditions=named, generator=generator
-            )
+            start = start.to(self._dtype(start))
+            if named:
+                self._energies(start, named)  # raises in one line what the energy does not take
+            x = samplers.sample(sampler, self.energy, start, steps, conditions=named, generator=generator)
         if not x.isfinite().all():
             raise UsageError("some chains are NaN or infinite: lower the sampler's step size, or take fewer steps")
         return x
@@ -186,7 +217,7 @@ class TrainedRun:
 
         Args:
             x: Examples ``(N, *shape)``, on the scale of the training examples; a tensor or an array.
-            conditions: What the energy takes beside ``x``, such as labels: of each example, or one for all.
+            conditions: What the energy takes beside ``x``, such as labels or names of classes: of each example, or one for all.
             batch_size: Examples in one forward.
 
         Returns:
@@ -196,19 +227,18 @@ class TrainedRun:
             UsageError: If the examples are not such as the run was trained on.
         """
         Bounds(1).check("batch_size", batch_size)
-        x = self._checked(torch.as_tensor(x))
-        named = self._named(conditions)
+        x = self._checked(as_tensor(x, "the examples"))
+        named = self.conditions(conditions)
         for name, t in named.items():
             if len(t) not in (1, len(x)):
                 raise UsageError(
                     f"the condition {name!r} must have one row, or one for each of {len(x)} examples, not {len(t)}"
                 )
         named = {name: t.expand(len(x), *t.shape[1:]) for name, t in named.items()}
-        with frozen(self.energy), torch.enable_grad():  # for an energy that takes a gradient of its own
-            energies = [
-                check_energies(condition(self.energy, {n: t[rows] for n, t in named.items()})(x[rows]), x[rows]).detach()
-                for rows in torch.arange(len(x)).split(batch_size)
-            ]
+        energies = [
+            self._energies(x[rows], {name: t[rows] for name, t in named.items()})
+            for rows in torch.arange(len(x)).split(batch_size)
+        ]
         return -at_least_float32(torch.cat(energies))
 
     def _checked(self, x: Tensor) -> Tensor:
@@ -237,15 +267,18 @@ class TrainedRun:
         kinds = (t.dtype for t in (*self.energy.parameters(), *self.energy.buffers()) if t.is_floating_point())
         return next(kinds, x.dtype if x.is_floating_point() else torch.float32)
 
-    def _named(self, given: Conditions | None) -> dict[str, Tensor]:
-        """Conditions by name, a row for each, such as the energy takes."""
+    def conditions(self, given: Conditions | None) -> dict[str, Tensor]:
+        """Return conditions as the energy takes them: by name, a row for each, names of classes as numbers.
+
+        Raises:
+            UsageError: If the energy takes others, or one is no class of the run.
+        """
         called = type(self.energy).__name__
         _, *parameters = inspect.signature(self.energy.forward).parameters.values()
         needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         first = parameters[0].name if parameters and parameters[0].kind is parameters[0].KEYWORD_ONLY else "0"
-        values = {} if given is None else given if isinstance(given, Mapping) else {first: given}
-        named = {name: torch.atleast_1d(torch.as_tensor(value)) for name, value in values.items()}
-        args, kwargs = split_conditions(named)
+        values: Mapping[str, Any] = {} if given is None else given if isinstance(given, Mapping) else {first: given}
+        args, kwargs = split_conditions(values)
         try:
             inspect.signature(self.energy.forward).bind(None, *args, **kwargs)
         except TypeError as error:
@@ -254,15 +287,44 @@ class TrainedRun:
             raise UsageError(
                 f"the energy {called} needs conditions ({', '.join(needed)}), such as labels: give one for each example or all"
             ) from error
+        return {name: self._condition(name, value, are_labels=len(values) == 1) for name, value in values.items()}
+
+    def _condition(self, name: str, given: Any, *, are_labels: bool) -> Tensor:
+        """One condition, a row for each; class numbers are whole ones of the run's classes."""
+        what = f"the values of the condition {name!r}"
+        if getattr(getattr(given, "dtype", None), "kind", "") in ("U", "S", "O"):  # a numpy array of texts
+            given = given.astype(str).tolist()
+        plain = (str, int, float)  # True is none of these
+        listed = [given] if type(given) in plain else given
+        listed = listed if isinstance(listed, list | tuple) and all(type(one) in plain for one in listed) else []
+        if listed and (are_labels or any(isinstance(one, str) for one in listed)):
+            given = self.examples.class_numbers(listed)
+        reading = Reading(dtype=self._dtype(torch.zeros(())))
+        t: Tensor = torch.atleast_1d(as_label(as_tensor(given, what), reading, what))
+        if not len(t):
+            raise UsageError(f"the condition {name!r} is empty: give one for each example or for all")
         n_classes = self.examples.n_classes
-        for name, t in named.items():
-            if not len(t):
-                raise UsageError(f"the condition {name!r} is empty: give one for each example or for all")
-            if len(named) == 1 and n_classes is not None and not bool(((t >= 0) & (t < n_classes)).all()):
-                raise UsageError(
-                    f"the labels must be from 0 to {n_classes - 1}, the classes of the run, got {t.tolist()[:8]}"
-                )
-        return named
+        if n_classes is None or not are_labels:
+            return t
+        if t.is_complex() or not bool(((t >= 0) & (t < n_classes) & (t == t.long())).all()):
+            got = t.flatten().tolist()[:8]
+            raise UsageError(
+                f"the labels must be from 0 to {n_classes - 1}, the classes of the run, in whole numbers, got {got}"
+            )
+        return t.long()
+
+    def _energies(self, x: Tensor, named: Mapping[str, Tensor]) -> Tensor:
+        """Energies under conditions, detached."""
+        try:
+            with frozen(self.energy), torch.enable_grad():  # for an energy that takes a gradient of its own
+                return check_energies(condition(self.energy, named)(x), x).detach()
+        except (RuntimeError, ValueError, TypeError, LookupError) as error:
+            if not named or is_out_of_memory(error):
+                raise
+            given = ", ".join(f"{name!r} of shape {tuple(t.shape)} ({t.dtype})" for name, t in named.items())
+            raise UsageError(
+                f"the energy {type(self.energy).__name__} cannot take the condition {given}: {' '.join(str(error).split())}"
+            ) from error
 
     def _initial_distribution(self) -> InitialDistribution:
         shape = torch.Size(self.examples.shape)
@@ -323,7 +385,7 @@ def load_run(path: str | os.PathLike[str], *, checkpoint: int | None = None, all
     if config.get("precision") == "64-true":
         loss.double()
     check_same(info, {"loss": loss, "energy": energy, "sampler": sampler}, found)
-    then, now = recorded_id(info, "dataset", found), host.find("dataset", config["data"]["name"]).id
+    then, now = recorded_id(info, "dataset", found), host.find("dataset", config["data"]["name"]).origin["id"]
     if then and then != now:  # told by name, as the data are not made
         raise CheckpointError(f"{found} was written with the dataset {then}, not with {now}: give that one its name again")
     average = "average.module."
@@ -366,6 +428,10 @@ def run_config(run: Path, step: int | None = None) -> Config:
         raise UsageError(f"{run} is not the directory of a run of 'ebmcore train': it holds no {CONFIG}{python}")
     check_file(run / CONFIG)
     config = read_config(run / CONFIG)
+    for part in (*REQUIRED, "sampler"):
+        chosen = config.get(part)
+        if isinstance(chosen, dict) and isinstance(chosen.get("name"), str):
+            chosen["name"] = _place_of(chosen["name"], run / CODE / part)
     checkpoint = find_checkpoint(run / "checkpoints", step)
     if checkpoint is None:
         return config
@@ -380,6 +446,27 @@ def run_config(run: Path, step: int | None = None) -> Config:
         except (EbmcoreError, KeyError, TypeError):
             continue  # raises when it is built
     return config
+
+
+def _place_of(name: str, kept: Path) -> str:
+    """The name of a component; of a class whose file is no longer where it was, that in the run's own copy of the file."""
+    place, _, cls = name.rpartition(":")
+    copy = kept / Path(place).name
+    return f"{copy}:{cls}" if place.endswith(".py") and not Path(place).is_file() and copy.is_file() else name
+
+
+def keep_code(run: Path, config: Config) -> None:
+    """Copy the files of a user's own classes into a run's directory, so that the run can be used where they are not.
+
+    The copies are code: they are run where the configuration's are allowed to be, and not otherwise.
+    """
+    for part in (*REQUIRED, "sampler"):
+        place, _, _ = config.get(part, {}).get("name", "").rpartition(":")
+        copy = run / CODE / part / Path(place).name
+        if place.endswith(".py") and not (copy.exists() and copy.samefile(place)):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with writing(copy) as file:
+                file.write(Path(place).read_bytes())
 
 
 def evaluation(run: Path) -> dict[str, Any]:

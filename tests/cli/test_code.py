@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from commands import MOONS, ebmcore
@@ -337,6 +338,78 @@ def test_run_finds_its_file_in_another_folder(folder):
     path.write_text(path.read_text().replace(str(folder / "model.py"), "elsewhere/model.py"))
     forget()
     assert ebmcore("train --resume run --steps 3 --allow-code") == 0
+
+
+COPIED = {
+    "sample": "sample run -n 2 --steps 1 --out a.npy",
+    "score": "score run x.npy --out a.csv",
+    "export": "export run --out a.pt",
+    "resume": "train --resume run --steps 3",
+}
+
+
+@pytest.mark.parametrize("road", COPIED.values(), ids=COPIED)
+def test_run_without_its_file_has_a_copy(road, folder, monkeypatch, capsys):
+    """In another folder, as on another machine; the copy needs leave, too."""
+    assert ebmcore(NET) == 0
+    (folder / "elsewhere").mkdir()
+    (folder / "run").rename(folder / "elsewhere/run")
+    (folder / "model.py").unlink()
+    monkeypatch.chdir(folder / "elsewhere")
+    np.save("x.npy", np.zeros((2, 2), dtype=np.float32))
+    forget()
+    error = refused(road, capsys)
+    assert f"the file {folder}/elsewhere/run/code/energy/model.py would be run: add --allow-code" in error
+    assert ebmcore(f"{road} --allow-code") == 0
+    assert "another version" not in capsys.readouterr().err
+
+
+def test_file_at_its_place_comes_before_the_copy(folder, capsys):
+    assert ebmcore(NET) == 0
+    (folder / "model.py").write_text(MODEL.replace("self.net(x).square()", "2 * self.net(x).square()"))
+    forget()
+    assert ebmcore("export run --out a.pt --allow-code") == 0
+    assert "another version of the file" in capsys.readouterr().err
+
+
+def test_copy_is_that_of_the_last_training(folder, capsys):
+    assert ebmcore(NET) == 0
+    assert (folder / "run/code/energy/model.py").read_text() == MODEL
+    (folder / "model.py").write_text(f"{MODEL}# changed\n")
+    forget()
+    assert ebmcore("train --resume run --steps 3 --allow-code") == 0
+    assert (folder / "run/code/energy/model.py").read_text() == f"{MODEL}# changed\n"
+
+
+OPEN = """
+import torch
+
+
+class Open(torch.nn.Module):
+    def __init__(self, shape, width=2, **options):
+        super().__init__()
+        self.options = options
+        self.scale = torch.nn.Parameter(torch.tensor(float(options["scale"])))
+
+    def forward(self, x):
+        return self.scale.abs() * x.square().sum(-1)
+"""
+
+
+def test_further_options_reach_the_class(folder, capsys):
+    """Those of ``**options``, from the command line and from a file, with the types that YAML gives them."""
+    (folder / "open.py").write_text(OPEN)
+    (folder / "options.yaml").write_text("energy: {name: 'open.py:Open', kind: deep}")
+    command = f"train --config options.yaml --energy open.py:Open {COMMON} --loss cd --steps 1 --out run"
+    given = "--energy.width 3 --energy.scale 2.5 --energy.sizes=[1,2] --energy.flag true"
+    assert ebmcore(f"{command} {given}") == 0
+    assert config()["energy"] == {
+        "name": "open.py:Open", "width": 3, "kind": "deep", "scale": 2.5, "sizes": [1, 2], "flag": True
+    }  # fmt: skip
+    assert kernel.load_run("run", allow_code=True).energy.options["sizes"] == [1, 2]
+    assert ebmcore("train --resume run --steps 2 --allow-code") == 0
+    assert "option --energy.scale needs a value" in refused(f"{command} --energy.scale --energy.width 2", capsys)
+    assert "unknown option --energy.widht" in refused(f"{NET} --energy.widht 2", capsys)
 
 
 @pytest.mark.parametrize("launcher", [[], ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]])

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from ebm_plugin_files.images import Images
 from ebm_plugin_files.sequences import Sequences
-from ebmcore import BaseContrastiveDivergence
+from ebmcore import BaseContrastiveDivergence, from_pretrained, load_run
 from ebmcore.cli import main
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/your-own-data.md"
@@ -94,7 +94,7 @@ def test_alignment_is_sampled(alignment):
 
 
 def test_each_class_of_pictures_is_sampled():
-    """``sample --condition K`` draws pictures that are nearest to the mean of class K, by far."""
+    """``sample --condition NAME`` draws pictures that are nearest to the mean of that class, by far, in the files' levels."""
     noise = np.random.default_rng(0)
     means = {"dark": np.full((8, 8), 60.0), "light": np.full((8, 8), 200.0), "stripes": np.full((8, 8), 60.0)}
     means["stripes"][:, ::2] = 200
@@ -110,13 +110,32 @@ def test_each_class_of_pictures_is_sampled():
     data = Images(Path("pictures"))
     assert data.classes == tuple(means)
     classes = torch.stack([data.train[data.train_labels == label].mean(0) for label in range(3)])
-    for label in range(3):
-        assert ebmcore(f"sample run -n 40 --steps 300 --condition {label} --out {label}.npy") == 0
-        x = torch.from_numpy(np.load(f"{label}.npy"))
+    for label, name in enumerate(means):
+        assert ebmcore(f"sample run -n 40 --steps 300 --condition {name} --out {label}.npy") == 0
+        x = torch.from_numpy(np.load(f"{label}.npy") / 127.5 - 1)
         distances = (x[:, None] - classes).square().mean((2, 3, 4))
         assert (distances.argmin(1) == label).double().mean() > 0.95
         own, others = distances.mean(0)[label], distances.mean(0)[[k for k in range(3) if k != label]]
         assert 2 * own < others.min()
+
+
+def test_export_names_the_classes():
+    """On the model card, and in what is loaded from it; the directory of the data is not needed."""
+    for name in ("cat", "dog"):
+        Path("pictures", name).mkdir(parents=True)
+        for i in range(3):
+            Image.new("L", (4, 4), 60 * i).save(f"pictures/{name}/{i}.png")
+    energy = "--energy conditional-conv --energy.n_classes 2 --energy.channels [4]"
+    command = f"{energy} --sampler langevin --sampler.step_size 0.01 --loss cd --steps 1 --progress false"
+    assert train(f"{command} --data pictures", "run") == 0
+    Path("pictures").rename("elsewhere")
+    assert ebmcore("export run --out model") == 0
+    assert "names:\n\n- 0: cat\n- 1: dog\n" in Path("model/README.md").read_text()
+    assert from_pretrained("model").examples.classes == ("cat", "dog")
+    assert ebmcore("score run elsewhere/dog --condition dog --out scores.csv") == 0
+    run, dogs = load_run("run"), Images(Path("elsewhere")).examples_of(Path("elsewhere/dog"))
+    found = np.loadtxt("scores.csv", delimiter=",", skiprows=1)[:, 1]
+    assert found == pytest.approx(run.score(dogs, 1).numpy())
 
 
 def test_more_classes_than_outputs_are_refused(capsys):

@@ -98,6 +98,7 @@ def test_labels_are_taken_in_turn(conditional, tmp_path, suffix):
     arrays = load_file(out) if suffix == "safetensors" else {name: torch.from_numpy(t) for name, t in np.load(out).items()}
     assert arrays["condition"].tolist() == [3, 0, 1, 3, 0, 1, 3, 0]
     assert (arrays["x"] - arrays["condition"][:, None]).abs().max() < 0.6
+    assert arrays["condition"].dtype == torch.int64
     assert torch.equal(arrays["x"], load_run(conditional).sample(8, 200, conditions=[3, 0, 1]))
 
 
@@ -107,7 +108,10 @@ def test_labels_are_taken_in_turn(conditional, tmp_path, suffix):
         ("", "the energy Around needs conditions (y)"),
         ("--condition 4", "the labels must be from 0 to 3"),
         ("--condition -1", "the labels must be from 0 to 3"),
-        ("--condition 1,,2", "--condition: takes numbers"),
+        ("--condition 1.5", "the labels must be from 0 to 3, the classes of the run, in whole numbers, got [1.5]"),
+        ("--condition nan", "hold 1 NaN"),
+        ("--condition dog", "conditions of this run are numbers: got dog"),
+        ("--condition 1,,2", "--condition: takes names or numbers"),
     ],
 )
 def test_wrong_labels_are_one_line(conditional, tmp_path, capsys, given, message):

@@ -7,7 +7,8 @@ import csv
 import numpy as np
 import pytest
 import torch
-from commands import ebmcore
+from commands import ebmcore, forge, train
+from safetensors.torch import load_file, save_file
 
 from ebmcore import load_run
 
@@ -93,6 +94,106 @@ def test_place_of_scores_is_checked_first(run, tmp_path, capsys, out, message):
     assert (tmp_path / "there.csv").read_text() == "mine"
 
 
-def test_labels_must_be_numbers(run, tmp_path, capsys):
-    assert ebmcore(f"score {run} x.npy --condition cat --out", tmp_path / "a.csv") == 2
-    assert "--condition: takes numbers such as 3 or 0,1,2, got 'cat'" in capsys.readouterr().err
+TABLE = "--energy mlp --energy.hidden [4] --sampler langevin --sampler.step_size 0.01 --loss cd --steps 2 --progress false"
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A run on two columns far from 0 and 1, whose file is gone, and the rows of that file."""
+    x = np.random.default_rng(0).normal((20, 300), (5, 40), (50, 2))
+    np.savetxt(tmp_path / "a.csv", x, delimiter=",", header="a,b", comments="")
+    assert train(f"{TABLE} --data {tmp_path / 'a.csv'} --data.scale standard", tmp_path / "run") == 0
+    (tmp_path / "a.csv").unlink()
+    return tmp_path / "run", x
+
+
+def write(path, x):
+    match path.suffix:
+        case ".npy":
+            np.save(path, x)
+        case ".npz":
+            np.savez(path, rows=x)
+        case ".safetensors":
+            save_file({"rows": torch.from_numpy(x)}, path)
+        case ".csv":
+            np.savetxt(path, np.c_[np.arange(len(x)), x[:, ::-1]], delimiter=";", header="id;b;a", comments="")
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz", "safetensors", "csv"])
+def test_files_are_in_the_units_of_the_data(table, tmp_path, suffix):
+    """Every kind of file is scaled as the training file was, which is not needed for it."""
+    run, x = table
+    file = tmp_path / f"new.{suffix}"
+    write(file, x)
+    assert ebmcore(f"score {run} {file} --out", tmp_path / "scores.csv") == 0
+    trained = load_run(run)
+    record = trained.examples.record
+    scaled = torch.from_numpy((x - record["shift"]) / record["spread"]).float()
+    assert abs(scaled.mean()) < 0.3
+    torch.testing.assert_close(scores(tmp_path / "scores.csv"), trained.score(scaled))
+
+
+@pytest.mark.parametrize("units", ["", "--units data", "--units model"])
+@pytest.mark.parametrize("suffix", ["npy", "npz", "safetensors"])
+def test_samples_keep_their_units(table, tmp_path, capsys, suffix, units):
+    """Samples have the same scores in either units: a file says them, where it is no single array."""
+    run, _ = table
+    file, out = tmp_path / f"x.{suffix}", tmp_path / "scores.csv"
+    assert ebmcore(f"sample {run} -n 50 --steps 3 {units} --out", file) == 0
+    said = "on the scale of the training" if units == "--units model" else "in the units of the data's files"
+    assert capsys.readouterr().out == f"50 samples in {file}, {said}\n"
+    stored = load_file(file)["x"].numpy() if suffix == "safetensors" else np.load(file)
+    stored = stored["x"] if suffix == "npz" else stored
+    assert (abs(stored).max() > 100) == (units != "--units model")
+    assert ebmcore(f"score {run} {file} {units if suffix == 'npy' else ''} --out", out) == 0
+    trained = load_run(run)
+    torch.testing.assert_close(scores(out), trained.score(trained.sample(50, 3)), atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture
+def thresholded(tmp_path):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(5, 1, (50, 4)))
+    options = "--energy rbm --energy.hidden 2 --sampler gibbs --loss cd --steps 2 --progress false --data.threshold 5"
+    assert train(f"{options} --data {tmp_path / 'a.npy'}", tmp_path / "run") == 0
+    return tmp_path / "run"
+
+
+def test_bits_or_levels_must_be_said(thresholded, tmp_path, capsys):
+    """An array may hold either; a file of samples says that it holds bits."""
+    file, out = tmp_path / "x.npz", tmp_path / "scores.csv"
+    assert ebmcore(f"sample {thresholded} -n 9 --steps 3 --out", file) == 0
+    assert "on the scale of the training" in capsys.readouterr().out
+    assert ebmcore(f"score {thresholded} {file} --out", out) == 0
+    trained = load_run(thresholded)
+    torch.testing.assert_close(scores(out), trained.score(trained.sample(9, 3)))
+    levels = tmp_path / "a.npy"
+    assert ebmcore(f"score {thresholded} {levels} --out", tmp_path / "b.csv") == 2
+    assert "add --units model or --units data" in capsys.readouterr().err
+    assert ebmcore(f"score {thresholded} {levels} --units data --out", tmp_path / "b.csv") == 0
+    bits = torch.from_numpy(np.load(levels) > 5).float()
+    torch.testing.assert_close(scores(tmp_path / "b.csv"), trained.score(bits))
+    assert ebmcore(f"sample {thresholded} --units data --out", tmp_path / "y.npy") == 2
+    assert "which nothing undoes: leave out --units data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["score {run} x.npy --out a.csv", "sample {run} --out a.npy"])
+def test_units_need_a_scale(run, capsys, command):
+    assert ebmcore(command.format(run=run) + " --units model") == 2
+    assert "the data set bars-and-stripes scales no files: leave out --units" in capsys.readouterr().err
+
+
+def test_table_has_units(table, tmp_path, capsys):
+    run, x = table
+    write(tmp_path / "b.csv", x)
+    assert ebmcore(f"score {run} {tmp_path / 'b.csv'} --units model --out", tmp_path / "s.csv") == 2
+    assert "leave out --units model" in capsys.readouterr().err
+
+
+def test_forged_scale_is_refused(table, capsys, tmp_path):
+    run, x = table
+    write(tmp_path / "b.npy", x)
+    forge(run / "checkpoints/step-00000002", lambda info: info["examples"]["record"].update(spread=[[0.0, 1.0]]))
+    assert ebmcore(f"score {run} {tmp_path / 'b.npy'} --out", tmp_path / "s.csv") == 2
+    error = capsys.readouterr().err
+    assert "does not say how Array reads files: its scale does not fit" in error
+    assert error.count("\n") == 1

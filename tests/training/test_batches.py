@@ -354,33 +354,78 @@ def test_weighted_examples_are_those_repeated():
 
 
 class Columns:
-    """What the library `datasets` gives: rows as mappings, of Python's numbers unless another format is asked for."""
+    """What the library `datasets` gives: rows as mappings, in the format that is set; without one, of Python's numbers."""
 
-    column_names = ("x", "label")
+    column_names = ("x", "label", "note")
 
-    def __init__(self, x, labels, as_tensors=False):
-        self.x, self.labels, self.as_tensors = x, labels, as_tensors
+    def __init__(self, x, labels, kind=None, columns=("x", "label")):
+        self.x, self.labels, self.format = x, labels, {"type": kind, "columns": columns}
 
-    def with_format(self, kind):
-        assert kind == "torch"
-        return Columns(self.x, self.labels, as_tensors=True)
+    def with_format(self, kind, columns=("x", "label")):
+        return Columns(self.x, self.labels, kind, columns)
 
     def __len__(self):
         return len(self.x)
 
     def __getitem__(self, row):
-        item = {"x": self.x[row], "label": self.labels[row]}
-        return item if self.as_tensors else {name: value.tolist() for name, value in item.items()}
+        item = {"x": self.x[row], "label": self.labels[row], "note": "text"}
+        if self.format["type"] in (None, "pandas"):
+            item["x"], item["label"] = self.x[row].tolist(), self.labels[row].item()
+        if self.format["type"] == "numpy":
+            item["x"] = self.x[row].numpy()
+        if self.format["type"] == "custom":
+            item["x"] = 2 * self.x[row]
+        return {name: value for name, value in item.items() if name in self.format["columns"]}
 
 
-def test_columns_of_a_table_are_named_conditions():
-    """A column x holds the examples, and the others are conditions by name."""
+@pytest.mark.parametrize("kind", [None, "pandas", "numpy", "torch", "custom"])
+@pytest.mark.parametrize("form", [lambda given: given, lambda given: DataLoader(given, batch_size=4, shuffle=True)])
+def test_formats_of_a_table_are_kept_or_made_tensors(kind, form):
+    """A format of arrays, or a transform, stays as it is; the columns that are chosen stay in each."""
+    x = data(20)
+    given = Columns(x, torch.arange(20), kind, ["x"] if kind else ("x", "label"))
+    batch = next(opened(form(given), labelled_by_name()).starting_at(0))
+    assert set(batch.named) == (set() if kind else {"label"})
+    rows = batch.args[0] / (2 if kind == "custom" else 1)
+    assert all((x == row).all(1).any() for row in rows)
 
+
+def test_text_column_is_named():
+    given = Columns(data(20), torch.arange(20), "torch", ["x", "note"])
+    with pytest.raises(UsageError, match="but holds a list at 'note': leave it out"):
+        quiet(labelled_by_name(), given, steps=1)
+
+
+@pytest.mark.parametrize("collate", [np.stack, lambda rows: (np.stack(rows),), lambda rows: {"x": np.stack(rows)}])
+def test_arrays_of_a_collate_function_are_taken(collate):
+    loader = DataLoader(Rows(), batch_size=5, collate_fn=lambda rows: collate([row.numpy() for row in rows]))
+    assert torch.cat(drawn(loader, 2))[:, 1].tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("item", [lambda i: torch.zeros(i + 1), lambda i: None, lambda i: object()])
+def test_items_that_make_no_batch_are_one_line(item):
+    class Items(Rows):
+        def __getitem__(self, i):
+            return item(i)
+
+    with pytest.raises(
+        UsageError, match="^items of a data set must be tensors, arrays or numbers, all of one shape"
+    ) as caught:
+        quiet(cd(), Items(), steps=1)
+    assert "\n" not in str(caught.value)
+
+
+def labelled_by_name():
     class Named(Quadratic):
         def forward(self, x, *, label):
             return super().forward(x - label[:, None])
 
-    loss = ebmcore.create_loss("cd", Named((2,)), Identity())
+    return ebmcore.create_loss("cd", Named((2,)), Identity())
+
+
+def test_columns_of_a_table_are_named_conditions():
+    """A column x holds the examples, and the others are conditions by name."""
+    loss = labelled_by_name()
     given = Columns(data(20), torch.arange(20) % 3)
     batch = next(opened(given, loss).starting_at(0))
     rows = [int((given.x == x).all(1).nonzero()) for x in batch.args[0]]

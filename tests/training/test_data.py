@@ -188,3 +188,38 @@ def test_more_classes_than_the_energy_are_refused():
         UsageError, match="has 3 classes, but the energy SimpleNamespace has n_classes=2: give it n_classes=3"
     ):
         check_compatible(energy, None, SimpleNamespace(n_classes=3))
+
+
+X = torch.rand(20, 3)
+Y = torch.arange(20) % 2
+
+
+@pytest.mark.parametrize("form", [lambda x: x, lambda x: x.numpy() if isinstance(x, torch.Tensor) else x])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"test": torch.full((20, 3), torch.nan)}, "the test data hold 60 NaN"),
+        ({"test": torch.full((20, 3), 255, dtype=torch.uint8)}, "the test data are bytes"),
+        ({"test": X[:, :2]}, r"the test data have examples of shape \(2,\), but the training examples have \(3,\)"),
+        ({"test": X * 3}, "the test data are for binary units"),
+        ({"test_labels": Y[:4]}, r"test_labels must have a row for each of 20 examples, got shape \(4,\)"),
+        ({"test_labels": Y + 1}, "test_labels must be class numbers from 0 to 1, as n_classes=2 says, got 1 to 2"),
+        ({"train_labels": Y - 1}, "train_labels must be class numbers from 0 to 1, as n_classes=2 says, got -1 to 0"),
+        ({"train_labels": {"y": Y[:5]}}, r"train_labels must have a row for each of 20 examples, got shape \(5,\)"),
+    ],
+)
+def test_test_data_and_labels_are_checked(change, told, form):
+    """Before the first step, tensors and arrays alike, also where the energy takes no labels."""
+    parts = {"train": X, "test": X[:20], "train_labels": Y, "test_labels": Y} | change
+    source = SimpleNamespace(shape=(3,), state_space="binary", n_classes=2, **{k: form(v) for k, v in parts.items()})
+    with pytest.raises(UsageError, match=f"^{told}"):
+        trained("binary", source)
+
+
+def test_test_data_beyond_bounds_are_counted():
+    """A scaling that the training examples say leaves some, so that they are no error."""
+    test = torch.tensor([[0.0, 1.5], [0.0, 1.0], [-1.1, 0.0]])
+    source = SimpleNamespace(train=X[:, :2], test=test, shape=(2,), state_space="continuous")
+    langevin = ebmcore.create_sampler("langevin", step_size=0.01, bounds=(-1, 1))
+    with pytest.warns(UserWarning, match=r"^2 of 3 test examples are beyond the bounds \(-1.0, 1.0\)"):
+        quiet(ebmcore.create_loss("cd", Space("continuous"), langevin), source, steps=1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,6 +32,14 @@ class FromFile:
         self.n_classes = 2
 
 
+class OfArrays(FromFile):
+    """The same, in arrays of numpy."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.train, self.test, self.train_labels = self.train.numpy(), self.test.numpy(), self.train_labels.numpy()
+
+
 class Shifted(nn.Module):
     """``E(x, y) = ||x - y||^2 / 2``: the samples of label y are around y."""
 
@@ -45,6 +55,7 @@ class Plugin:
     @kernel.hookimpl
     def ebmcore_register(self, register):
         register.dataset("from-file", FromFile)
+        register.dataset("of-arrays", OfArrays)
         register.energy("shifted", Shifted)
 
 
@@ -182,6 +193,15 @@ def test_chains_started_at_data_go_on(moved):
     assert torch.equal(start, run.loss.chain)
 
 
+@pytest.mark.filterwarnings("ignore:.*rim of the grid")
+def test_arrays_of_a_data_set_are_measured(tmp_path):
+    """Metrics get tensors of the test data, as they need."""
+    data = file_of(tmp_path / "data.npy")
+    command = f"{ON_FILE} --steps 2 --progress false --data of-arrays --data.path {data} --metric grid-ll"
+    assert train(command, tmp_path / "run") == 0
+    assert "grid-ll" in (tmp_path / "run/evaluation.json").read_text()
+
+
 def test_missing_data_are_named_when_used(moved):
     with pytest.raises((UsageError, OSError), match=r"data\.npy"):
         _ = load_run(moved).data
@@ -241,6 +261,76 @@ def test_wrong_conditions_are_one_line(conditional, conditions, message):
         load_run(conditional).sample(2, 1, conditions=conditions)
 
 
+def with_classes(path, *classes):
+    run = load_run(path)
+    return replace(run, examples=replace(run.examples, n_classes=len(classes), classes=classes))
+
+
+@pytest.mark.parametrize(
+    ("classes", "given", "numbers"),
+    [
+        (("cat", "dog"), "dog", [1]),
+        (("cat", "dog"), ["dog", "cat"], [1, 0]),
+        (("cat", "dog"), ["1", 0], [1, 0]),
+        (("cat", "dog"), np.array(["dog"]), [1]),
+        (("cat", "dog"), {"0": ("dog", "cat")}, [1, 0]),
+        ((1, 0), 1, [0]),
+        ((1, 0), [1.0], [1]),
+        ((1, 0), torch.tensor([1]), [1]),
+        ((1, 0), np.array([1]), [1]),
+        (("01", "1"), "1", [1]),
+        ((3, 7), [7], [1]),
+        ((3, 7), [1], [1]),
+    ],
+)
+def test_classes_have_names(conditional, classes, given, numbers):
+    """A name wins over a number; tensors and arrays hold class numbers."""
+    found = with_classes(conditional, *classes).conditions(given)
+    assert {name: t.tolist() for name, t in found.items()} == {"0": numbers}
+
+
+@pytest.mark.parametrize(
+    ("classes", "given", "message"),
+    [
+        (("cat", "dog"), "cow", "^give classes of the run, which has cat, dog: got cow$"),
+        (("cat", "dog"), ["cat", 1], "^'1' is no class of the run, which has cat, dog$"),
+        ((3, 7), [3, 0], "^'0' is no class of the run, which has 3, 7$"),
+        ((3, 7), 2, "from 0 to 1, the classes of the run"),
+        (("cat", "dog"), 0.5, "in whole numbers"),
+        (tuple(map(str, range(20))), "x", "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 10 more"),
+    ],
+)
+def test_unknown_classes_are_one_line(conditional, classes, given, message):
+    with pytest.raises(UsageError, match=message):
+        with_classes(conditional, *classes).conditions(given)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint64", "int8", "int32", "float16", "float64", "bool", ">i4"])
+def test_labels_of_any_type_are_class_numbers(conditional, dtype):
+    run, x = load_run(conditional), torch.tensor([[0.0, 0.0], [5.0, 5.0]])
+    labels = np.array([0, 1]).astype(dtype)
+    assert torch.equal(run.score(x, labels), run.score(x, [0, 1]))
+    assert torch.equal(run.sample(2, 1, conditions=labels), run.sample(2, 1, conditions=[0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([[0, 1, 1]], r"cannot take the condition '0' of shape \(2, 3\) \(torch.int64\): "),
+        ([[0], [0, 1]], "must be numbers"),
+        (float("nan"), "1 NaN"),
+        (torch.tensor([0.0, 1.5]), "in whole numbers"),
+        (torch.tensor([1j]), "in whole numbers"),
+    ],
+)
+def test_conditions_that_fit_no_energy_are_one_line(conditional, given, message):
+    run = load_run(conditional)
+    for use in (lambda: run.sample(2, 1, conditions=given), lambda: run.score(torch.zeros(2, 2), given)):
+        with pytest.raises(UsageError, match=message) as caught:
+            use()
+        assert "\n" not in str(caught.value)
+
+
 def test_unconditional_energy_takes_no_conditions(averaged):
     with pytest.raises(UsageError, match="takes no such conditions"):
         load_run(averaged).sample(2, 1, conditions=1)
@@ -264,13 +354,31 @@ def test_examples_are_recorded(averaged):
 @pytest.mark.parametrize(
     "change",
     [{"shape": None}, {"shape": [-1]}, {"shape": [True]}, {"state_space": "grey"}, {"low": "0"}, {"high": None},
-     {"n_classes": 2.5}, {"low": float("inf")}],
+     {"n_classes": 2.5}, {"low": float("inf")}, {"classes": "ab"}, {"classes": ["a"]}, {"classes": ["a", "a"]},
+     {"classes": ["a", None]}, {"record": []}],
 )  # fmt: skip
 def test_forged_examples_are_refused(change, tmp_path):
-    right = TrainingExamples((2,), "binary", 0.0, 1.0, 2).as_json()
+    right = TrainingExamples((2,), "binary", 0.0, 1.0, 2, ("a", 1), {"key": None}).as_json()
     assert TrainingExamples.from_json(right, tmp_path).as_json() == right
     with pytest.raises(CheckpointError, match="does not say what the examples"):
         TrainingExamples.from_json(right | change, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        ({}, (("a", 7), {"b": [1.5]})),
+        ({"classes": ["a", "b", "c"]}, (None, {"b": [1.5]})),
+        ({"classes": ["a", object()]}, (None, {"b": [1.5]})),
+        ({"classes": ["a", "b" * 2**18]}, (None, {"b": [1.5]})),
+        ({"as_record": lambda: {"b": "c" * 2**18}}, (("a", 7), None)),
+    ],
+)
+def test_names_and_record_are_kept_within_limits(change, kept):
+    """Names that are none, and more than a checkpoint may hold, are left out."""
+    known = {"n_classes": 2, "classes": ["a", 7], "as_record": lambda: {"b": (1.5,)}}
+    found = TrainingExamples.of(SimpleNamespace(**known | change), torch.zeros(1, 2))
+    assert (found.classes, found.record) == kept
 
 
 def test_earlier_checkpoints_ask_the_data(averaged, tmp_path):

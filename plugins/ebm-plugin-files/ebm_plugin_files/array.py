@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from ebm_plugin_files.examples import (
     Scale,
     bits,
     check_choice,
+    check_exact,
     check_numbers,
     learn_scale,
     reshaped,
@@ -33,7 +35,8 @@ class Array(FileData):
     ``.npz``              several, of which ``key`` names the examples
     ``.pt``               a tensor, or a mapping of names to tensors; nothing else, for pickles run code
     ``.safetensors``      tensors by name
-    ``.csv``              numbers or texts, separated by commas, semicolons or tabs; a first line of names is recognized
+    ``.csv``              numbers or texts, separated by commas, tabs, or semicolons, with which decimals may have commas; a
+                          first line of names is recognized
     ``.parquet``          a table; needs ``pip install 'ebm-plugin-files[parquet]'``
     ====================  =============================================================================================
 
@@ -45,13 +48,14 @@ class Array(FileData):
         key: Name of the array that holds the examples, where there are several.
         columns: Columns to take, by name or number; all but those of ``labels`` and ``weights`` by default.
         labels: Labels of the examples: name or number of a column, name of an array, or path of a file with one label per
-            example. Whole numbers or texts, which become class numbers from 0 in sorted order.
+            example. Whole numbers or texts, which become class numbers from 0 in sorted order; ``01`` of a ``.csv`` is a text.
         weights: Weights of the examples, at least 0: likewise.
         test_share: Share of the examples that are for testing, drawn at random.
         seed: Seed of that draw.
         scale: ``"none"``, ``"standard"`` (mean 0 and standard deviation 1), ``"unit"`` ([0, 1]) or ``"symmetric"`` ([-1, 1]), by
             what the training examples say: for each column of a table, and for all values of examples with more axes together.
-            Test examples may lie outside such a range. Constant columns are shifted and divided by 1, with a warning.
+            Test examples may lie outside such a range. Constant columns are shifted and divided by 1, with a warning. With
+            ``"none"``, bytes above 1 and whole numbers that float32 does not hold are refused, unless they become bits.
         threshold: If given, values become bits: 1 where the scaled value is above it.
         shape: Shape of one example, if it is not that of the file.
         state_space: ``"continuous"``, ``"binary"`` or ``"categorical"``; by default ``"categorical"`` if the last of several axes
@@ -107,9 +111,11 @@ class Array(FileData):
         self._reshape, self._threshold = shape, threshold
         check_numbers(x, path, names)
         rows = split(len(x), test_share, seed, path)
-        x = reshaped(x, shape, path)
+        x, stored = reshaped(x, shape, path), x.dtype
         axes = (0,) if x.ndim == 2 else tuple(range(x.ndim))
         self._keep_scale(*learn_scale(x, rows[0], scale, axes, path=path, names=names))
+        if scale == "none" and threshold is None:
+            check_exact(x, path, text=content.is_text)
         x = self._scaled(x)
         if threshold is not None:
             x = bits(x, threshold, path)
@@ -119,7 +125,7 @@ class Array(FileData):
             self._hold_labels(*beside["labels"], rows)
         if "weights" in beside:
             self._hold_weights(*beside["weights"], rows)
-        self._say(path, guessed=state_space is None)
+        self._say(path, guessed=state_space is None, stored=None if content.is_text else stored)
 
     def examples_of(self, path: Path) -> Tensor:
         """The examples of another file, in its order, as they would be in this data set.
@@ -142,8 +148,27 @@ class Array(FileData):
         check_numbers(x, path, names)
         x = reshaped(x, self._reshape, path)
         self._check_shape(x, path)
-        x = self._scaled(x)
-        return torch.from_numpy(x if self._threshold is None else (x > self._threshold).astype(np.float32))
+        return torch.from_numpy(self._in_model(x))
+
+    def as_record(self) -> dict[str, Any]:
+        """What `from_record` needs, as JSON: how other files are read, without any example."""
+        taken = {"key": self._key, "columns": self._names, "beside": list(self._beside), "header": self._header}
+        return super().as_record() | taken | {"reshape": None if self._reshape is None else list(self._reshape)}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """The data set of an `as_record`, without its examples: it has `examples_of`, `scaled` and `unscaled`.
+
+        Raises:
+            ValueError, TypeError, LookupError: If it is no such record.
+        """
+        data = super().from_record(record)
+        data._key, data._header, names, reshape = (record[name] for name in ("key", "header", "columns", "reshape"))
+        data._names = None if names is None else list(map(str, names))
+        data._reshape = None if reshape is None else tuple(map(int, reshape))
+        labels, weights = record["beside"]
+        data._beside = labels, weights
+        return data
 
     def _chosen(self, content: Content) -> tuple[np.ndarray, list[str] | None]:
         """Values of the columns of this data set in another file, and their names; or of the array, where it has no columns."""
@@ -155,8 +180,9 @@ class Array(FileData):
             if not table.names:
                 return x, None
         wanted = table.names if self._names is None else self._names
-        if all(name.isdecimal() for name in wanted) and len(wanted) == len(table.names) and None in map(table.find, wanted):
-            wanted = table.names  # without the columns of the labels and weights, numbers are others
+        unnamed = not content.table or all(name.isdecimal() for name in wanted)
+        if unnamed and len(wanted) == len(table.names) and None in map(table.find, wanted):
+            wanted = table.names  # an array has no names; without the columns of the labels and weights, numbers are others
         names = table.columns(wanted)
         return table.stacked(names), names
 
@@ -189,10 +215,11 @@ def _taken(
         if not content.table and str(name) in content.names:
             beside[what] = content.get(str(name)), path
         elif column is not None:
-            beside[what] = table.get(column), path
+            beside[what] = table.labels(column) if what == "labels" else table.get(column), path
             used.add(column)
         elif Path(str(name)).is_file():
-            beside[what] = read(Path(str(name)), header=header).only(None), Path(str(name))
+            own = read(Path(str(name)), header=header)
+            beside[what] = own.labels(own.only_name(None)) if what == "labels" else own.only(None), own.path
         else:
             raise UsageError(f"{what} {name!r} is no column or key of {path}, which has {table.known()}, and no file")
     if table.names:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ebmcore.distributed import rank
 from ebmcore.errors import UsageError
+from ebmcore.training import as_floating
 
 Scale = Literal["none", "standard", "unit", "symmetric"]
 SCALES = ("none", "standard", "unit", "symmetric")
@@ -37,6 +38,63 @@ class FileData:
     test_weights: Tensor
     shift: Tensor
     spread: Tensor
+    _threshold: float | None = None
+
+    def as_record(self) -> dict[str, Any]:
+        """What `from_record` needs, as JSON: how other files are read, without any example."""
+        shift, spread = (part.tolist() for part in self._learnt)
+        scale = {"shift": shift, "spread": spread, "threshold": self._threshold}
+        return {"shape": list(self.shape), "state_space": self.state_space, **scale}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """The data set of an `as_record`, without its examples: it has `examples_of`, `scaled` and `unscaled`.
+
+        Raises:
+            ValueError, TypeError, LookupError: If it is no such record.
+        """
+        data = cls.__new__(cls)
+        data.shape, data.state_space = tuple(map(int, record["shape"])), record["state_space"]
+        check_choice("state_space", data.state_space, SPACES)
+        shift, spread = (np.array(record[name], dtype=np.float64) for name in ("shift", "spread"))
+        whole = (1, *data.shape)
+        fits = shift.shape == spread.shape and np.broadcast_shapes(shift.shape, whole) == whole
+        if not fits or not np.isfinite(shift).all() or not np.isfinite(spread).all() or not (spread > 0).all():
+            raise ValueError(f"its scale does not fit examples of shape {data.shape}")
+        data._keep_scale(shift, spread)
+        data._threshold = None if record["threshold"] is None else float(record["threshold"])
+        return data
+
+    @property
+    def invertible(self) -> bool:
+        """Whether `unscaled` takes examples back to the units of the file: bits of a ``threshold`` do not."""
+        return self._threshold is None
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Examples ``(N, *shape)`` in the units of the file, as they would be in this data set.
+
+        Raises:
+            UsageError: If they have another shape.
+        """
+        values = torch.as_tensor(x).numpy()
+        self._check_shape(values, "the array")
+        return torch.from_numpy(self._in_model(values))
+
+    def unscaled(self, x: Tensor) -> Tensor:
+        """Examples ``(N, *shape)`` of this data set, or samples of a model of it, in the units of the file, float64.
+
+        Raises:
+            UsageError: If a ``threshold`` made bits of them.
+        """
+        if not self.invertible:
+            raise UsageError(f"bits that threshold {self._threshold} made have no value in the file: use them as they are")
+        shift, spread = map(torch.from_numpy, self._learnt)
+        return shift + spread * x.double()
+
+    def _in_model(self, x: np.ndarray) -> np.ndarray:
+        """Examples of another file, scaled and made bits as those of this data set."""
+        x = self._scaled(x)
+        return x if self._threshold is None else (x > self._threshold).astype(np.float32)
 
     def _hold(self, x: np.ndarray, rows: tuple[np.ndarray, np.ndarray]) -> None:
         """Keeps the examples, those to train and those to test."""
@@ -75,7 +133,7 @@ class FileData:
         shift, spread = (part.astype(precise) for part in self._learnt)
         return ((x - shift) / spread).astype(np.float32)
 
-    def _check_shape(self, x: np.ndarray, path: Path) -> None:
+    def _check_shape(self, x: np.ndarray, path: Path | str) -> None:
         """Raises `UsageError` if the examples of another file have another shape."""
         if x.shape[1:] != self.shape:
             raise UsageError(
@@ -83,10 +141,11 @@ class FileData:
                 "examples"
             )
 
-    def _say(self, path: Path, guessed: bool) -> None:
-        """Prints one line of what was made of the file."""
+    def _say(self, path: Path, guessed: bool, stored: np.dtype[Any] | None = None) -> None:
+        """Prints one line of what was made of the file, and of the numbers that it has stored."""
         if rank() == 0:
             line = f"{path}: {len(self.train)} training and {len(self.test)} test examples of shape {self.shape}, "
+            line += "" if stored is None or stored == np.float32 else f"{stored} converted to float32, "
             line += f"{self.state_space}{' (guessed)' if guessed else ''}"
             line += f", classes {listed(self.classes)}" if hasattr(self, "classes") else ""
             print(f"ebmcore: {line}", file=sys.stderr)  # noqa: T201 - for the user of the command line
@@ -135,6 +194,23 @@ def check_numbers(x: np.ndarray, path: Path, names: Sequence[str] | None = None)
             f"{path} holds {len(where)} value{'s' * (len(where) != 1)} NaN, infinite or too large for float32, in {len(rows)} of "
             f"{len(x)} rows, the first in {place}: fill them in, or leave those rows out"
         )
+
+
+def check_exact(x: np.ndarray, path: Path, *, text: bool) -> None:
+    """Raises `UsageError` for numbers that are to be taken as they are and do not train so, or that float32 does not hold.
+
+    Args:
+        x: Examples ``(N, *shape)``.
+        path: The file.
+        text: Whether it holds texts, whose whole numbers have no type.
+    """
+    if text:
+        whole = (x == np.rint(x)) & (np.abs(x) < 2**63)
+        x = x[:, whole.reshape(len(x), -1).all(0).reshape(x.shape[1:])].astype(np.int64)
+    if x.dtype.kind in "iu":
+        native = torch.from_numpy(x.astype(x.dtype.newbyteorder("=")))
+        remedy = "set scale to unit for values in [0, 1], symmetric for [-1, 1], or standard"
+        as_floating(native, torch.float32, None, f"the values of {path}", warn=False, remedy=remedy)
 
 
 def class_numbers(values: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str | int, ...]]:

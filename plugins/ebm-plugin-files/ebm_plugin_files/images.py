@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -118,9 +118,24 @@ class Images(FileData):
         height, width = self.shape[1:]
         if not self._resizes:
             _check_sizes(files, found, (width, height), "the training examples have")
-        x = self._scaled(_read(files, self._mode, (width, height), path))
-        x = x if self._threshold is None else (x > self._threshold).astype(np.float32)
+        x = self._in_model(_read(files, self._mode, (width, height), path))
         return torch.from_numpy(np.ascontiguousarray(x))
+
+    def as_record(self) -> dict[str, Any]:
+        """What `from_record` needs, as JSON: how other images are read, without any example."""
+        return super().as_record() | {"mode": self._mode, "resizes": self._resizes}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """The data set of an `as_record`, without its examples: it has `examples_of`, `scaled` and `unscaled`.
+
+        Raises:
+            ValueError, TypeError, LookupError: If it is no such record.
+        """
+        data = super().from_record(record)
+        data._mode, data._resizes = record["mode"], bool(record["resizes"])
+        check_choice("mode", data._mode, tuple(MODES.values()))
+        return data
 
     @staticmethod
     def reads(path: Path) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import csv
 import difflib
+import math
 import pickle
+import re
 import struct
 import tokenize
 import zipfile
@@ -27,6 +29,9 @@ _DAMAGE = (
     OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, SyntaxError, csv.Error, struct.error,
     tokenize.TokenError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, SafetensorError,
 )  # fmt: skip
+_WITH_COMMA = re.compile(r"\s*[+-]?\d*,\d+(e[+-]?\d+)?\s*", re.IGNORECASE)
+_WITH_POINT = re.compile(r"\s*[+-]?\d*\.\d+(e[+-]?\d+)?\s*", re.IGNORECASE)
+_PADDED = re.compile(r"[+-]?0\d")  # a number that is a text: 01 is not 1
 _MISSING = {"", "na", "n/a", "nan", "null", "none"}  # cells without a value, in lower case
 
 
@@ -55,10 +60,19 @@ class Content:
         names: Their names, in order.
         get: Returns the array of a name.
         table: Whether they are columns of one table, of equal length.
+        texts: Returns the cells of a column as the file has them, where it is a text.
     """
 
-    def __init__(self, path: Path, names: Sequence[str], get: Callable[[str], np.ndarray], *, table: bool) -> None:
-        self.path, self.names, self.get, self.table = path, list(names), get, table
+    def __init__(
+        self,
+        path: Path,
+        names: Sequence[str],
+        get: Callable[[str], np.ndarray],
+        *,
+        table: bool,
+        texts: Callable[[str], Sequence[str]] | None = None,
+    ) -> None:
+        self.path, self.names, self.get, self.table, self._texts = path, list(names), get, table, texts
         if len(set(self.names)) < len(self.names):
             twice = next(name for name in self.names if self.names.count(name) > 1)
             raise UsageError(f"{path} has two columns {twice!r}: give each a name of its own")
@@ -72,15 +86,28 @@ class Content:
         except (ValueError, IndexError):
             return None
 
+    @property
+    def is_text(self) -> bool:
+        """Whether the file is a text, whose numbers have no type."""
+        return self._texts is not None
+
+    def labels(self, name: str) -> np.ndarray:
+        """The labels in a column: ``01`` is a text, and another label than ``1``."""
+        return self.get(name) if self._texts is None else _as_labels(self._texts(name))
+
     def only(self, name: str | None, but: Sequence[str | int | None] = ()) -> np.ndarray:
         """The array of that name or, without a name, the only one there is beside those of ``but``."""
+        return self.get(self.only_name(name, but))
+
+    def only_name(self, name: str | None, but: Sequence[str | int | None] = ()) -> str:
+        """The name of `only`."""
         if name is not None and name not in self.names:
             what = "is one array: leave key out" if self.names == [""] else f"has no key {name!r}; it has {self.known()}"
             raise UsageError(f"{self.path} {what}")
         rest = [other for other in self.names if other not in map(str, but)]
         if name is None and len(rest) != 1:
             raise UsageError(f"{self.path} holds {self.known()}: choose one with key, or give a file of one array")
-        return self.get(rest[0] if name is None else name)
+        return rest[0] if name is None else name
 
     def columns(self, chosen: Sequence[str | int]) -> list[str]:
         """Names of the chosen columns."""
@@ -107,9 +134,11 @@ class Content:
         cells = ["" if value is None else str(value) for value in values.tolist()]
         for row, cell in enumerate(cells):
             if values.dtype.kind not in "OU" or not _is_number(cell):
+                advice = "choose columns without it, or name it in labels"
+                if _WITH_COMMA.fullmatch(cell):
+                    advice = "write decimals with a point, or separate the cells by semicolons and use commas alone"
                 raise UsageError(
-                    f"{self.path} holds {cell!r} in column {name!r}, row {row} (counted from 0), which is no number: choose "
-                    "columns without it, or name it in labels"
+                    f"{self.path} holds {cell!r} in column {name!r}, row {row} (counted from 0), which is no number: {advice}"
                 )
         return _as_numbers(cells)
 
@@ -197,45 +226,70 @@ def _read_parquet(path: Path, _: bool | None) -> Content:
 def _read_csv(path: Path, header: bool | None) -> Content:
     advice = "write it as UTF-8 text with commas, semicolons or tabs"
     with reading(path, advice), path.open(encoding="utf-8-sig", newline="") as file:
-        first = next((line for line in file if line.strip()), "")
-        delimiter = max(",;\t", key=first.count)
-        file.seek(0)
+        delimiter = _delimiter(file)
+        commas = delimiter == ";"  # where commas may be decimal
         start = [row for _, row in zip(range(2), _rows(file, delimiter), strict=False)]
         if not start:
             raise UsageError(f"{path} is empty: write it again")
-        header = _is_header(start[0], start[-1] if start[1:] else ["0"] * len(start[0])) if header is None else header
+        second = start[-1] if start[1:] else ["0"] * len(start[0])
+        header = _is_header(start[0], second, commas) if header is None else header
         names = [name.strip() for name in start[0]] if header else [str(i) for i in range(len(start[0]))]
         if len(start) <= header:
             raise UsageError(f"{path} has a header and no rows: write it again")
-        file.seek(0)
         columns = _columns(file, path, delimiter, len(names), header)
-    table = dict(zip(names, columns, strict=True))
+    table, places = dict(zip(names, columns, strict=True)), {name: place for place, name in enumerate(names)}
     if names[0] == "":  # the index that pandas writes
         del table[names.pop(0)]
-    return Content(path, names, table.__getitem__, table=True)
+
+    def texts(name: str) -> list[str]:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return [row[places[name]] for row in _rows(file, delimiter)][header:]
+
+    return Content(path, names, table.__getitem__, table=True, texts=texts)
+
+
+def _delimiter(file: Any) -> str:
+    """What separates the cells, by the first line with some; semicolons also between decimal commas."""
+    record = ""
+    for line in file:
+        record += line if record or line.strip() else ""
+        if record.count('"') % 2 == 0 and record:  # a quoted cell may have several lines
+            break
+    bare = re.sub('"[^"]*"', "", record)
+    if ";" in bare and all(_is_number(cell, True) for cell in bare.split(";")):
+        return ";"
+    return max(",;\t", key=bare.count)
 
 
 def _rows(file: Any, delimiter: str) -> Iterator[list[str]]:
+    file.seek(0)
     return (row for row in csv.reader(file, delimiter=delimiter) if row)
 
 
-def _is_header(first: Sequence[str], second: Sequence[str]) -> bool:
+def _is_header(first: Sequence[str], second: Sequence[str], commas: bool) -> bool:
     """Whether some column begins with a text and continues with numbers, or the cells count the columns as pandas does."""
     numbered = [cell.strip() for cell in first if cell.strip()] == [str(i) for i in range(len(first) - (first[0] == ""))]
-    begins = any(not _is_number(a) and _is_number(b) for a, b in zip(first, second, strict=False))
+    begins = any(not _is_number(a, commas) and _is_number(b, commas) for a, b in zip(first, second, strict=False))
     return (len(first) > 2 and numbered) or begins
 
 
-def _is_number(cell: str) -> bool:
+def _is_number(cell: str, commas: bool = False) -> bool:
     try:
-        float(cell)
+        _number(cell, commas)
     except ValueError:
-        return cell.strip().lower() in _MISSING
+        return False
     return True
+
+
+def _number(cell: str, commas: bool) -> float:
+    if cell.strip().lower() in _MISSING:
+        return math.nan
+    return float(cell.replace(",", ".")) if commas and _WITH_COMMA.fullmatch(cell) else float(cell)
 
 
 def _columns(file: Any, path: Path, delimiter: str, width: int, header: bool) -> Sequence[np.ndarray]:
     """The columns: numbers in float64, otherwise texts."""
+    file.seek(0)
     lines = csv.reader(file, delimiter=delimiter)
     if header:
         next(row for row in lines if row)
@@ -254,14 +308,35 @@ def _columns(file: Any, path: Path, delimiter: str, width: int, header: bool) ->
             )
         if row and lines.line_num > position:
             rows.append(row)
-    return [_as_numbers(column) for column in zip(*rows, strict=True)]
+    commas = delimiter == ";"
+    if commas:
+        cells = [cell for row in rows for cell in row]
+        comma = next(filter(_WITH_COMMA.fullmatch, cells), None)
+        point = next(filter(_WITH_POINT.fullmatch, cells), None)
+        if comma and point:
+            raise UsageError(
+                f"{path} has decimals with a comma ({comma}) and with a point ({point}): write all with a point"
+            )
+    return [_as_numbers(column, commas) for column in zip(*rows, strict=True)]
 
 
-def _as_numbers(cells: Sequence[str]) -> np.ndarray:
+def _as_numbers(cells: Sequence[str], commas: bool = False) -> np.ndarray:
     try:
-        return np.array([np.nan if cell.strip().lower() in _MISSING else float(cell) for cell in cells])
+        return np.array([_number(cell, commas) for cell in cells])
     except ValueError:
-        return np.array([cell.strip() for cell in cells])
+        texts = [cell.replace(",", ".") if commas and _WITH_COMMA.fullmatch(cell) else cell for cell in cells]
+        return np.array([text.strip() for text in texts])
+
+
+def _as_labels(cells: Sequence[str]) -> np.ndarray:
+    """Whole numbers where the cells are no more than that; otherwise the texts."""
+    texts = [cell.strip() for cell in cells]
+    if not all(map(_is_number, texts)):
+        return np.array(texts)
+    numbers = _as_numbers(texts)
+    if any(_PADDED.match(text) for text in texts) or (np.abs(numbers) >= 2**53).any():  # from which on numbers merge
+        return np.array(["" if math.isnan(number) else text for text, number in zip(texts, numbers.tolist(), strict=True)])
+    return numbers
 
 
 FORMATS: dict[str, Callable[[Path, bool | None], Content]] = {

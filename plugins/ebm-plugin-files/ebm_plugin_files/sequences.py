@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -72,13 +74,12 @@ class Sequences(FileData):
         seed: int = 0,
     ) -> None:
         path = Path(path)
-        self.letters = ALPHABETS.get(alphabet, alphabet)
-        if len(self.letters) < 2 or len(set(self.letters)) != len(self.letters) or not self.letters.isascii():
-            raise UsageError(f"alphabet must be {', '.join(ALPHABETS)} or two or more different letters, got {alphabet!r}")
+        self.letters = _letters(alphabet)
         if reweight is not None and not 0 < reweight <= 1:
             raise UsageError(f"reweight must be above 0 and at most 1, or None for no weights, got {reweight!r}")
         numbers = _numbers(_aligned(path), self.letters, path)
         rows = split(len(numbers), test_share, seed, path)
+        self._keep_scale(np.zeros(1), np.ones(1))
         self._hold(_one_hot(numbers, self.letters, path), rows)
         if reweight is not None:
             self.train_weights, self.test_weights = (neighbour_weights(part, reweight) for part in (self.train, self.test))
@@ -101,6 +102,21 @@ class Sequences(FileData):
         self._check_shape(x, path)
         return torch.from_numpy(x)
 
+    def as_record(self) -> dict[str, Any]:
+        """What `from_record` needs, as JSON: how other files are read, without any sequence."""
+        return super().as_record() | {"letters": self.letters}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """The data set of an `as_record`, without its sequences: it has `examples_of`.
+
+        Raises:
+            ValueError, TypeError, LookupError: If it is no such record.
+        """
+        data = super().from_record(record)
+        data.letters = _letters(record["letters"])
+        return data
+
     @staticmethod
     def reads(path: Path) -> bool:
         """Whether this class reads that path, by its suffix."""
@@ -122,6 +138,14 @@ def neighbour_weights(x: Tensor, identity: float) -> Tensor:
     flat = x.flatten(1)
     chunks = flat.split(max(_CHUNK_ELEMENTS // len(flat), 1))
     return torch.cat([1 / (chunk @ flat.T >= needed).sum(1) for chunk in chunks])
+
+
+def _letters(alphabet: str) -> str:
+    """The letters of an alphabet, by its name or as they are."""
+    letters = ALPHABETS.get(alphabet, alphabet)
+    if len(letters) < 2 or len(set(letters)) != len(letters) or not letters.isascii():
+        raise UsageError(f"alphabet must be {', '.join(ALPHABETS)} or two or more different letters, got {alphabet!r}")
+    return letters
 
 
 def _numbers(texts: list[str], alphabet: str, path: Path) -> np.ndarray:

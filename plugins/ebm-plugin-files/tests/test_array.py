@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -73,12 +74,30 @@ def test_file_of_one_array_needs_no_key(name):
     assert torch.equal(in_order(Array(name)), torch.from_numpy(X).float())
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "bool", "int16", "int64", "float16", "float64"])
+@pytest.mark.parametrize("dtype", ["bool", "int16", "int64", "float16", "float64"])
 def test_numbers_become_float32(dtype):
     np.save("a.npy", X.astype(dtype))
     data = Array("a.npy")
     assert data.train.dtype == torch.float32
     assert torch.equal(in_order(data), torch.from_numpy(X.astype(dtype)).float())
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "message"),
+    [
+        ("a.npy", X.astype("uint8"), r"are bytes \(0 to 39\), .* set scale to unit"),
+        ("a.npy", X.astype(">i8") + 2**25, "hold 33554471, which torch.float32 cannot hold exactly: set scale"),
+        ("a.csv", X + 2**25, "hold 33554471, which torch.float32 cannot hold exactly: set scale"),
+    ],
+)
+def test_numbers_that_do_not_train_are_refused(name, x, message):
+    """As `fit` refuses them, unless they are scaled or become bits."""
+    write(name, x)
+    labels = "kinds" if name == "a.csv" else None
+    with pytest.raises(UsageError, match=message):
+        Array(name, labels=labels)
+    assert Array(name, labels=labels, scale="unit").train.amax() == 1
+    assert Array(name, labels=labels, threshold=float(x.mean())).train.unique().tolist() == [0, 1]
 
 
 def test_bfloat16_is_read():
@@ -243,10 +262,13 @@ def test_state_space_is_guessed_and_printed(x, space, capsys):
     assert capsys.readouterr().err.endswith(f", {space} (guessed)\n")
 
 
-def test_line_says_what_was_made(capsys):
+@pytest.mark.parametrize(("name", "said"), [("a.npy", "float64 converted to float32, continuous"), ("a.csv", "continuous")])
+def test_line_says_what_was_made(name, said, capsys):
+    """The numbers of a text have no type that was converted."""
     np.save("a.npy", X)
-    Array("a.npy", state_space="continuous")
-    assert capsys.readouterr().err == "ebmcore: a.npy: 8 training and 2 test examples of shape (4,), continuous\n"
+    np.savetxt("a.csv", X, delimiter=",")
+    Array(name, state_space="continuous")
+    assert capsys.readouterr().err == f"ebmcore: {name}: 8 training and 2 test examples of shape (4,), {said}\n"
 
 
 def test_one_process_prints(capsys, monkeypatch):
@@ -510,7 +532,7 @@ def test_other_file_is_on_the_scale(name, other):
 @pytest.mark.parametrize("options", [{}, {"scale": "unit"}, {"scale": "standard", "threshold": 0}, {"shape": (2, 2)}])
 def test_own_file_gives_own_examples(options):
     """In the order of the file, to the last bit, also where values are far from 0."""
-    data = Array(write("a.csv", X + 1e9), labels="kinds", **options)
+    data = Array(write("a.csv", X + 1e9 * ("scale" in options)), labels="kinds", **options)
     assert torch.equal(data.examples_of(Path("a.csv")), in_order(data))
 
 
@@ -603,3 +625,111 @@ def test_reads_knows_its_suffixes():
     reads = Array.reads
     assert all(reads(Path(name)) for name in (*FORMATS, "a.npy", "A.CSV"))
     assert not any(reads(Path(name)) for name in ("two-moons", "a.fasta", "a.png", "folder.npy"))
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": "standard"}, {"scale": "unit", "shape": (2, 2)}, {"scale": "symmetric"}])
+@pytest.mark.parametrize("name", FORMATS)
+def test_record_makes_the_reader(name, options):
+    """Without the examples, from JSON alone, files are read as with them."""
+    data = Array(write(name), labels="kinds", **options)
+    other = Path(write(f"b{name}", X * 1.7 + 3))
+    wanted = data.examples_of(other)
+    Path(name).unlink()
+    reader = Array.from_record(json.loads(json.dumps(data.as_record())))
+    assert not hasattr(reader, "train")
+    assert torch.equal(reader.examples_of(other), wanted)
+    assert (reader.shape, reader.state_space) == (data.shape, data.state_space)
+
+
+@pytest.mark.parametrize("scale", ["none", "standard", "unit", "symmetric"])
+def test_unscaled_is_the_file(scale):
+    """In float64, to the precision of the float32 that training has."""
+    np.save("a.npy", X)
+    data = Array("a.npy", scale=scale)
+    back = data.unscaled(in_order(data))
+    torch.testing.assert_close(back, torch.from_numpy(X), atol=1e-5, rtol=0)
+    assert torch.equal(data.scaled(torch.from_numpy(X)), in_order(data))
+
+
+def test_bits_have_no_units():
+    np.save("a.npy", X)
+    data = Array("a.npy", threshold=20)
+    assert not data.invertible
+    assert torch.equal(data.scaled(torch.from_numpy(X)), in_order(data))
+    with pytest.raises(UsageError, match="bits that threshold 20 made have no value in the file"):
+        data.unscaled(data.train)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"shape": None}, {"shape": [3]}, {"spread": [[0.0] * 4]}, {"shift": [[float("nan")] * 4]}, {"state_space": "grey"},
+     {"columns": 3}, {"beside": []}, {"threshold": "a"}],
+)  # fmt: skip
+def test_forged_record_is_refused(change):
+    np.save("a.npy", X)
+    record = Array("a.npy", scale="standard").as_record()
+    with pytest.raises((ValueError, TypeError, LookupError)):
+        Array.from_record(record | change)
+
+
+def test_array_stands_for_a_table():
+    """An array of as many columns as were taken, which have no names."""
+    data = Array(write("a.csv"), labels="kinds")
+    np.save("b.npy", X[:2])
+    assert data.examples_of(Path("b.npy")).tolist() == X[:2].tolist()
+
+
+COMMAS = "1,5;2\n-,5;1e1\n3;4\n"
+HEADED = [f"a;b\n{COMMAS}", f'"a\n;";b\n{COMMAS}', f"\ufeffa;b\n{COMMAS}".replace("\n", "\r\n")]
+
+
+@pytest.mark.parametrize("text", [COMMAS, *HEADED])
+def test_decimal_commas_are_read(text):
+    """Between semicolons, with a header or without, though there are more commas."""
+    Path("a.csv").write_text(text, newline="")
+    assert in_order(Array("a.csv")).tolist() == [[1.5, 2], [-0.5, 10], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a;b\n1,5;2.5\n2;3\n", r"decimals with a comma \(1,5\) and with a point \(2\.5\): write all with a point"),
+        ("a;b\n1.234,5;2\n2;3\n", r"holds '1\.234,5' in column 'a', row 0 .* which is no number"),
+        ("a\tb\n1,5\t2\n2\t3\n", "holds '1,5' in column 'a', row 0 .*: write decimals with a point"),
+        ('a,b\n"1,5",2\n2,3\n', "holds '1,5' in column 'a', row 0 .*: write decimals with a point"),
+        ("a,b\n1,\n2,3\n", "holds 1 value NaN, .* the first in row 0 .* column 'b'"),
+        ("a,b\n1,?\n2,3\n", r"holds '\?' in column 'b', row 0"),
+    ],
+)
+def test_unclear_numbers_are_refused(text, message):
+    Path("a.csv").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        Array("a.csv")
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["01", "1", "01", "2"], ("01", "1", "2")),
+        (["2", "10", "2", "1"], (1, 2, 10)),
+        (["1.0", "0.0", "1.0", "0.0"], (0, 1)),
+        (["9007199254740993", "9007199254740992", "9007199254740993", "1"], ("1", "9007199254740992", "9007199254740993")),
+        (['"two\nlines"', "one", "one", "one"], ("one", "two\nlines")),
+    ],
+)
+def test_labels_are_those_of_the_text(labels, classes):
+    """Two texts are two classes, also where they would be one number."""
+    Path("a.csv").write_text("x,kind\n" + "".join(f"{i},{label}\n" for i, label in enumerate(labels)))
+    data = Array("a.csv", labels="kind")
+    assert data.classes == classes
+    names = [data.classes[number] for number in in_order(data, "_labels")]
+    assert [str(name) for name in names] == [label.strip('"').removesuffix(".0") for label in labels]
+    Path("kinds.csv").write_text("".join(f"{label}\n" for label in labels))
+    assert Array("a.csv", columns=["x"], labels="kinds.csv").classes == classes
+
+
+@pytest.mark.parametrize("missing", ["", "NA"])
+def test_row_without_a_label_is_named(missing):
+    Path("a.csv").write_text(f"x,kind\n1,01\n2,{missing}\n3,1\n")
+    with pytest.raises(UsageError, match=r"1 rows without a label, the first is row 1"):
+        Array("a.csv", labels="kind")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 
@@ -201,3 +202,23 @@ def test_reads_knows_folders():
     assert reads(write())
     assert not reads(Path("pictures/0.png"))
     assert not reads(Path("nowhere"))
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": "standard"}, {"threshold": 0}, {"mode": "grey", "size": (3, 2)}])
+def test_record_reads_a_folder(options):
+    """Without the examples, from JSON alone."""
+    data = Images(write(), **options)
+    reader = Images.from_record(json.loads(json.dumps(data.as_record())))
+    assert torch.equal(reader.examples_of(Path("pictures")), data.examples_of(Path("pictures")))
+    assert not hasattr(reader, "train")
+
+
+def test_unscaled_are_levels():
+    data = Images(write())
+    torch.testing.assert_close(data.unscaled(data.train), (data.train.double() + 1) * 127.5)
+    assert torch.equal(data.scaled(data.unscaled(data.train)), data.train)
+
+
+def test_forged_mode_is_refused():
+    with pytest.raises(ValueError, match="mode must be one of"):
+        Images.from_record(Images(write()).as_record() | {"mode": "F"})

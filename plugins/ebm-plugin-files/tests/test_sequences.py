@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,10 @@ def test_reads_knows_its_suffixes():
     reads = Sequences.reads
     assert all(reads(Path(name)) for name in ("a.fasta", "a.FA", "a.a3m"))
     assert not any(reads(Path(name)) for name in ("a.csv", "fasta"))
+
+
+def test_record_reads_an_alignment():
+    data = Sequences(write("ACGT", "AC-T"), alphabet="dna")
+    reader = Sequences.from_record(json.loads(json.dumps(data.as_record())))
+    assert torch.equal(reader.examples_of(Path("a.fasta")), data.examples_of(Path("a.fasta")))
+    assert torch.equal(reader.unscaled(data.train), data.train.double())
