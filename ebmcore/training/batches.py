@@ -11,7 +11,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +36,7 @@ from ebmcore.training.stopping import WorkerStart
 
 _FEW = 256  # examples that observers see
 _MANY = 1000  # examples that are read at once to have them all
+_LOOKED_AT = 16  # examples of a data set by which a resumed run knows it, from the first to the last at equal distances
 
 
 class Batch(NamedTuple):
@@ -234,7 +235,7 @@ class Table(Examples, Dataset[Any]):
         return self[:]
 
     def description(self) -> dict[str, Any]:
-        parts = [self.x, *self.labels, *(part for pair in sorted(self.named.items()) for part in pair)]
+        parts = [self.x, *self.labels, *_by_name(self.named)]
         parts += [] if self.weights is None else [self.weights]
         return {"examples": len(self.x), "shape": list(self.x.shape[1:]), "digest": _digest(parts)}
 
@@ -270,8 +271,18 @@ class Items(Examples):
     def description(self) -> dict[str, Any]:
         kind = getattr(getattr(self.order, "batch_sampler", None), "sampler", None)
         order = {} if kind is None else {"order": type(kind).__name__}
-        held = self.dataset.tensors if isinstance(self.dataset, TensorDataset) else ()
+        held = self.dataset.tensors if isinstance(self.dataset, TensorDataset) else self._looked_at()
         return {"examples": len(self.dataset), **order} | ({"digest": _digest(held)} if held else {})
+
+    def _looked_at(self) -> list[Any]:
+        """The contents of a few examples; none where they are others at each look, as with a generator of its own."""
+        last = len(self.dataset) - 1
+        rows = sorted({last * i // (_LOOKED_AT - 1) for i in range(_LOOKED_AT)})
+        alike = _NumberedBatches(self.dataset, replace(self.reading, seed=0, rank=0))
+        # By the loader's own processes: a file that a data set opens at its first item must not be opened before they start.
+        loader: Any = DataLoader(alike, sampler=[(0, rows), (0, rows)], **self.options)
+        first, again = ([*args, *_by_name(named)] for args, named in map(_as_batch, loader))
+        return first if _digest(first) == _digest(again) else []
 
 
 class _NumberedBatches(Dataset[Any]):
@@ -334,7 +345,9 @@ class Stream(Examples):
         return _joined(_checked(itertools.islice(self._all(), len(self.loader)), self.reading, 0))
 
     def description(self) -> dict[str, Any]:
-        return {}
+        """The class, and the number of batches where it is known: a look at the examples might use them up."""
+        known = {} if self.steps_per_epoch is None else {"batches": len(self.loader)}
+        return {"class": type(self.loader.dataset).__qualname__, **known}
 
 
 def open_examples(data: Any, loss: BaseLoss, reading: Reading, weights: Any = None) -> Examples:
@@ -634,6 +647,10 @@ def _seeded(seed: int, generators: Sequence[torch.Generator] = ()) -> Iterator[N
                 numpy.set_state(states[1])
             for generator, state in zip(generators, states[2], strict=True):
                 generator.set_state(state)
+
+
+def _by_name(named: Mapping[str, Tensor]) -> list[Any]:
+    return [part for pair in sorted(named.items()) for part in pair]
 
 
 def _digest(parts: Sequence[Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -134,45 +133,41 @@ class Options:
         return {name: value for name, value in values.items() if not callable(value)}
 
 
-def options_of(component: object) -> dict[str, Any]:
-    """Options of a component that are plain data, which it keeps under the names that its constructor gives them.
+def binding(config: Mapping[str, Any], data: Mapping[str, Any], made: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a checkpoint records of its run, as JSON.
 
-    Example:
-        >>> from ebmcore.testing import ExactGaussian, Quadratic
-        >>> from ebmcore.losses import BaseContrastiveDivergence
-        >>> class CD(BaseContrastiveDivergence):
-        ...     forward = compute_loss = None
-        >>> options_of(CD(Quadratic((2,)), ExactGaussian(), k_steps=3))
-        {'k_steps': 3, 'energy_l2': 0.0, 'joint_forward': True}
+    Args:
+        config: The options; those are recorded that a resumed run keeps.
+        data: The description of the data.
+        made: What the components are made of, by dotted names; `None` where it is not compared.
     """
-    found: dict[str, Any] = {}
-    for cls in type(component).__mro__:
-        made_by = vars(cls).get("__init__")
-        for name in inspect.signature(made_by).parameters if made_by is not None and cls is not object else ():
-            value = getattr(component, name, component)
-            parts = value if isinstance(value, list | tuple) else [value]
-            if value is None or all(isinstance(part, bool | int | float | str) for part in parts):
-                found.setdefault(name, value)
-    return found
+    return {"options": kept_options(config), "data": dict(data), "made": None if made is None else dict(made)}
 
 
-def binding(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint records of its run, as JSON: the options that a resumed run keeps, and the description of its data."""
-    return {"options": _kept(config), "data": dict(data)}
+def check_binding(recorded: Any, now: Mapping[str, Any], where: Path, advice: str = "resume with") -> None:
+    """Raise `CheckpointError` if a checkpoint is of a run with other options, components or data, whose name the message gives.
 
-
-def check_binding(recorded: Any, now: Mapping[str, Any], where: Path) -> None:
-    """Raise `CheckpointError` if a checkpoint is of a run with other options or other data, whose name the message gives."""
-    check_options(recorded, now["options"], where)
+    Args:
+        recorded: The `binding` in the checkpoint.
+        now: That of this run.
+        where: The checkpoint, for messages.
+        advice: What to do with what it was written with.
+    """
+    check_options(recorded, now["options"], where, advice)
+    if now["made"] is not None:
+        made = recorded.get("made")
+        if not isinstance(made, Mapping):
+            raise CheckpointError(f"{where} does not say what its run was made of: it is not a checkpoint of ebmcore")
+        _check_equal(made, now["made"], where, advice)
     then, data = recorded["data"], now["data"]
     if then != data:
         known = {name: then.get(name) for name in data} if isinstance(then, Mapping) else {}
         other = next((name for name in data if known.get(name) != data[name]), "description")
         told = "" if other in ("digest", "description") else f" ({other} {known.get(other)!r}, not {data[other]!r})"
-        raise CheckpointError(f"{where} is of a run on other data{told}: resume with the same")
+        raise CheckpointError(f"{where} is of a run on other data{told}: {advice} the same")
 
 
-def check_options(recorded: Any, config: Mapping[str, Any], where: Path) -> None:
+def check_options(recorded: Any, config: Mapping[str, Any], where: Path, advice: str = "resume with") -> None:
     """Raise `CheckpointError` if a checkpoint is of a run with other options, before anything is made with these."""
     try:
         then = flat_config(recorded["options"])
@@ -180,15 +175,19 @@ def check_options(recorded: Any, config: Mapping[str, Any], where: Path) -> None
             raise KeyError("options")
     except (TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{where} does not say which run wrote it: it is not a checkpoint of ebmcore") from error
-    now = flat_config(_kept(config))
+    # Names of components have more than one spelling: their origins are compared, by `ebmcore.training.origins`.
+    compared = {name: value for name, value in then.items() if name not in _NOT_COMPARED}
+    _check_equal(compared, flat_config(kept_options(config)), where, advice)
+
+
+def _check_equal(then: Mapping[str, Any], now: Mapping[str, Any], where: Path, advice: str) -> None:
     for name, value in then.items():
-        # Names of components have more than one spelling: their origins are compared, by `ebmcore.training.origins`.
-        if now.get(name, _MISSING) != value and name not in _NOT_COMPARED:
+        if now.get(name, _MISSING) != value:
             given = f"not {now[name]!r}" if name in now else "which is not given"
-            raise CheckpointError(f"{where} is of a run with {name}={value!r}, {given}: resume with that one")
+            raise CheckpointError(f"{where} is of a run with {name}={value!r}, {given}: {advice} that one")
 
 
-def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
+def kept_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a resumed run keeps, as JSON."""
     return {name: _as_json(value) for name, value in config.items() if name not in CHANGEABLE | {"out", "resume"}}
 

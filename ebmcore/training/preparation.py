@@ -7,6 +7,7 @@ import itertools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -26,11 +27,12 @@ from ebmcore.training.averaging import moving_average
 from ebmcore.training.batches import Batch, Examples, LabelledExamples, Reading, check_test, loader_batch_size, open_examples
 from ebmcore.training.checkpoints import CheckpointWriter
 from ebmcore.training.data import DataSource, SupportsDataStart, check_compatible
+from ebmcore.training.described import describe, describe_optimizer, generators_within
 from ebmcore.training.examples import TrainingExamples
 from ebmcore.training.observers import BaseObserver, MetricsFile, ProgressBar, TensorBoard
 from ebmcore.training.optimizers import create_optimizer
-from ebmcore.training.options import Options, binding, options_of
-from ebmcore.training.run import Run
+from ebmcore.training.options import Options, binding, kept_options
+from ebmcore.training.run import Run, flat_config
 from ebmcore.training.scheduled import ScheduledOptions
 from ebmcore.training.sharding import check_shardable, gathered, put_back_on_error, without_parameters
 from ebmcore.training.state import TrainingState
@@ -228,6 +230,13 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
         energy.start_from_data(examples.whole().args[0], examples.weights)  # type: ignore[operator]
     if options.compile:
         loss.compile()
+    parts = {"loss": loss, "energy": energy, "sampler": sampler}
+    made: dict[str, Any] = {}
+    if out is not None:
+        _warn_of_generators({**parts, "data": data})
+        made = _made_of(parts, [*parts])
+        if options.config is not None:  # which need not hold the options of this call
+            made |= {f"fit.{name}": v for name, v in kept_options(replace(options, config=None).as_config()).items()}
     bare = None
     if options.strategy == "fsdp" and fabric.world_size > 1:
         check_shardable(loss, ema_decay=options.ema_decay, compile=options.compile)
@@ -250,15 +259,12 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
             "sampler": sampler,
             "dataset": data if isinstance(data, DataSource) else None,
         }
-        config = dict(options.as_config())
         if callable(options.optimizer):
-            made = {
-                name: value for name, value in optimizer.defaults.items() if name != "lr" and isinstance(value, int | float)
-            }
-            config["optimizer"] = {"name": type(optimizer).__name__, **made}
-        if options.config is None:  # which would hold those of the components
-            config |= {kind: options_of(part) for kind, part in components.items() if kind != "dataset" and part is not None}
-        bound = None if out is None else binding(config, {"shape": list(shape), **examples.description()})
+            made |= {f"optimizer.{name}": value for name, value in describe_optimizer(optimizer).items()}
+        bound = None
+        if out is not None:
+            bound = binding(options.as_config(), {"shape": list(shape), **examples.description()}, made)
+        unscheduled = [kind for kind in parts if not any(name.startswith(f"{kind}.") for name in options.schedules)]
         state = TrainingState(
             loss,
             wrapped_optimizer.optimizer,
@@ -267,6 +273,7 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
             scheduled.optimizer_options,
             bound,
             TrainingExamples.of(data, first.args[0]),
+            partial(_made_of, parts, unscheduled if out is not None else ()),
         )
         if energy is not loss:
             _probe(loss, energy, first, fabric)
@@ -295,6 +302,27 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
             if out is None
             else CheckpointWriter(out / "checkpoints", background=options.checkpoint_async, keep=options.kept[0]),
         )
+
+
+def _made_of(parts: Mapping[str, object], kinds: Sequence[str]) -> dict[str, Any]:
+    """What the parts of those kinds are made of, by dotted names; each is described on its own."""
+    present = {kind: part for kind, part in parts.items() if part is not None}
+    if present["energy"] is present["loss"]:
+        del present["energy"]
+    apart = {kind: [other for name, other in present.items() if name not in (kind, "loss")] for kind in present}
+    return flat_config({kind: describe(part, apart[kind]) for kind, part in present.items() if kind in kinds})
+
+
+def _warn_of_generators(parts: Mapping[str, object]) -> None:
+    for kind, part in parts.items():
+        names = generators_within(part)
+        if names:
+            warnings.warn(
+                f"the {kind} {type(part).__name__} holds a random generator of its own ({', '.join(names)}), whose state no "
+                "checkpoint holds, so that a resumed run would be another: draw from the generator that a sampler's step() is "
+                "given, or from torch's global one",
+                stacklevel=2,
+            )
 
 
 def _set_up(fabric: Any, loss: BaseLoss) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ class TrainingState:
         average: The moving average of the energy, where one is kept.
         components: The components by kind, whose origins a checkpoint records.
         scheduled: Names of the optimizer's options whose values follow from the step.
-        binding: Options and digest of the data of the run, which a checkpoint is bound to.
+        binding: Options, components and digest of the data of the run, which a checkpoint is bound to.
         examples: What the run is trained on.
+        made: Returns what the components are made of at the moment, apart from what schedules change.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class TrainingState:
         scheduled: Collection[str] = (),
         binding: Mapping[str, Any] | None = None,
         examples: TrainingExamples | None = None,
+        made: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self.loss = loss
         self.scheduled = scheduled
@@ -51,6 +54,9 @@ class TrainingState:
         self.components = components
         self.binding = binding or {}
         self.examples = examples
+        self.made = made
+        self.made_at_start = made()
+        self.changed: set[str] = set()
         self.groups = self._groups()
 
     def check(self) -> None:
@@ -88,7 +94,23 @@ class TrainingState:
                 self.optimizer, [n for n, v in group.items() if not isinstance(v, int | float | str | tuple | list | None)]
             )
         examples = {} if self.examples is None else {"examples": self.examples.as_json()}
-        return {"run": self.binding, **examples, "optimizer_groups": changed}
+        return {"run": self._lasting(), **examples, "optimizer_groups": changed}
+
+    def _lasting(self) -> dict[str, Any]:
+        """The binding without what training changes in the components, such as a counter: it says nothing of another run."""
+        now = self.made()
+        changed = {name for name, value in self.made_at_start.items() if now.get(name) != value}
+        if changed - self.changed:
+            warnings.warn(
+                f"training changes {', '.join(sorted(changed - self.changed))}, which no checkpoint holds, so that a resumed run "
+                "would be another: keep it in a buffer (register_buffer)",
+                UserWarning,
+                stacklevel=2,
+            )
+        self.changed |= changed
+        made = self.binding.get("made")
+        lasting = {} if made is None else {"made": {name: v for name, v in made.items() if name not in self.changed}}
+        return {**self.binding, **lasting}
 
     def load(self, path: Path) -> int:
         """Load a checkpoint; return the number of steps done."""

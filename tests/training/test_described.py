@@ -1,0 +1,218 @@
+"""A resumed run is made of what its checkpoint says: other components are refused by name, the same ones never."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from small_runs import data, quiet
+from torch import nn
+from torch.utils.data import Dataset, IterableDataset
+
+import ebmcore
+from ebmcore import BaseSampler
+from ebmcore.errors import CheckpointError
+from ebmcore.testing import Identity
+from ebmcore.training.described import describe
+
+
+class Bowl(nn.Module):
+    """An energy with one option of each kind."""
+
+    def __init__(self, power=2, act=None, widths=(3, 3), scale=1.0, shift=None):
+        super().__init__()
+        self.exponent, self._scale, self.widths = power, scale, widths
+        self.shift = torch.zeros(2) if shift is None else shift
+        self.net = nn.Sequential(nn.Linear(2, 3), nn.SiLU() if act is None else act, nn.Linear(3, 1))
+
+    def forward(self, x):
+        return self.net(x + self.shift).squeeze(-1) + self._scale * x.abs().pow(self.exponent).sum(1)
+
+
+class OtherBowl(Bowl):
+    pass
+
+
+def frozen():
+    energy = Bowl()
+    energy.net[0].requires_grad_(False)
+    return energy
+
+
+def tempering(step_size=0.1):
+    inner = ebmcore.create_sampler("langevin", step_size=step_size)
+    return ebmcore.create_sampler("tempering", inner=inner, n_rungs=2)
+
+
+def gaussian(learn):
+    return ebmcore.create_energy("gaussian-rbm", (2,), hidden=3, learn_variance=learn)
+
+
+def cd(energy=None, sampler=None):
+    torch.manual_seed(0)
+    energy = Bowl() if energy is None else energy()
+    return ebmcore.create_loss("cd", energy, Identity() if sampler is None else sampler())
+
+
+def resumed(tmp_path, first, second, x=None, other=None, **options):
+    x = data() if x is None else x
+    quiet(first, x, steps=1, out=tmp_path, **options)
+    return quiet(second, x if other is None else other, steps=2, out=tmp_path, resume=True, **options)
+
+
+OTHERS = {
+    "exponent": (Bowl, lambda: Bowl(power=4), r"energy\.exponent=2, not 4"),
+    "private": (Bowl, lambda: Bowl(scale=0.5), r"energy\._scale=1\.0, not 0\.5"),
+    "tensor": (Bowl, lambda: Bowl(shift=torch.ones(2)), r"energy\.shift="),
+    "layer": (Bowl, lambda: Bowl(act=nn.ReLU()), r"energy\.net\.1\.class='SiLU', not 'ReLU'"),
+    "layer-option": (
+        lambda: Bowl(act=nn.LeakyReLU(0.1)),
+        lambda: Bowl(act=nn.LeakyReLU(0.2)),
+        r"energy\.net\.1='LeakyReLU\(negative_slope=0\.1\)'",
+    ),
+    "class": (Bowl, OtherBowl, r"energy\.class='Bowl', not 'OtherBowl'"),
+    "frozen": (frozen, Bowl, r"energy\.not trained=\['net\.0\.weight', 'net\.0\.bias'\], not \[\]"),
+    "learn_variance": (lambda: gaussian(True), lambda: gaussian(False), r"energy\.not trained=\[\], not \['log_variance'\]"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_energy_is_refused_by_name(tmp_path, case):
+    first, second, message = OTHERS[case]
+    with pytest.raises(CheckpointError, match=message):
+        resumed(tmp_path, cd(first), cd(second))
+
+
+def test_other_inner_sampler_is_refused(tmp_path):
+    """An option of a sampler within another one is compared."""
+    with pytest.raises(CheckpointError, match=r"of a run with sampler\.inner\.step_size=0\.1, not 0\.2"):
+        resumed(tmp_path, cd(sampler=tempering), cd(sampler=lambda: tempering(0.2)))
+
+
+class Several(BaseSampler):
+    def __init__(self, samplers):
+        self.samplers = samplers
+
+    def step(self, energy, state, *, generator=None):
+        for sampler in self.samplers:
+            state, info = sampler.step(energy, state, generator=generator)
+        return state, info
+
+
+def several(*step_sizes):
+    return Several([ebmcore.create_sampler("langevin", step_size=size) for size in step_sizes])
+
+
+def test_other_sampler_in_a_list_is_refused(tmp_path):
+    """Options of samplers in a list are compared."""
+    with pytest.raises(CheckpointError, match=r"of a run with sampler\.samplers="):
+        resumed(tmp_path, cd(sampler=lambda: several(0.1, 0.2)), cd(sampler=lambda: several(0.1, 0.3)))
+
+
+def test_value_is_the_same_however_it_is_written(tmp_path):
+    """Lists and tuples, whole and real numbers, numpy's and Python's, and defaults left out or given."""
+    written = {
+        "power": np.float64(2.0),
+        "act": nn.SiLU(),
+        "widths": [3, 3.0],
+        "scale": np.float32(1),
+        "shift": torch.zeros(2),
+    }
+    assert resumed(tmp_path, cd(), cd(lambda: Bowl(**written))).step == 2
+
+
+def test_moved_module_and_the_same_object_resume(tmp_path):
+    """The loss that was trained may be resumed itself, with what its energy counts, and in another precision."""
+
+    class Counts(Bowl):
+        def forward(self, x):
+            self.calls = getattr(self, "calls", 0) + 1
+            self.last = self.calls
+            return super().forward(x)
+
+    loss = cd(Counts)
+    loss.energy.calls = 0
+    with pytest.warns(UserWarning, match=r"training changes energy\.calls, which no checkpoint holds"):
+        quiet(loss, data(), steps=1, out=tmp_path)
+    with pytest.warns(UserWarning, match=r"training changes energy\.calls, energy\.last"):
+        assert quiet(loss, data(), steps=2, out=tmp_path, resume=True).step == 2
+
+
+def test_options_of_the_call_are_compared_beside_a_configuration(tmp_path):
+    """A configuration for observers does not hide the options of `fit`."""
+    quiet(cd(), data(), steps=1, out=tmp_path, config={"note": "first"}, seed=1)
+    with pytest.raises(CheckpointError, match=r"of a run with fit\.seed=1, not 2"):
+        quiet(cd(), data(), steps=2, out=tmp_path, resume=True, config={"note": "first"}, seed=2)
+
+
+def test_other_option_of_an_own_optimizer_is_refused(tmp_path):
+    def adam(beta):
+        return lambda groups: torch.optim.Adam(groups, lr=0.1, betas=(beta, 0.9))
+
+    quiet(cd(), data(), steps=1, out=tmp_path, optimizer=adam(0.5))
+    with pytest.raises(CheckpointError, match=r"of a run with optimizer\.betas=\[0\.5, 0\.9\], not \[0\.0, 0\.9\]"):
+        quiet(cd(), data(), steps=2, out=tmp_path, resume=True, optimizer=adam(0.0))
+
+
+class Rows(Dataset):
+    """Examples with noise from a generator: torch's global one, or one of its own."""
+
+    def __init__(self, x, noise=0.0, own=None):
+        self.x, self.noise, self.rng = x, noise, own
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, row):
+        return self.x[row] + self.noise * torch.randn(2, generator=self.rng)
+
+
+def test_other_content_of_a_dataset_is_refused(tmp_path):
+    """The contents of examples of a torch ``Dataset`` are compared."""
+    with pytest.raises(CheckpointError, match="of a run on other data"):
+        resumed(tmp_path, cd(), cd(), Rows(data()), other=Rows(data() + 1))
+
+
+def test_dataset_that_draws_resumes(tmp_path):
+    """Augmentations by the global generator are compared as functions of the seed."""
+    assert resumed(tmp_path, cd(), cd(), Rows(data(), 0.1), other=Rows(data(), 0.1), num_workers=0).step == 2
+
+
+def test_generators_of_its_own_are_named(tmp_path):
+    """A generator whose state no checkpoint holds is named; its draws are not compared."""
+    rows = [Rows(data(), 0.1, torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    with pytest.warns(UserWarning, match=r"the data Rows holds a random generator of its own \(rng\)"):
+        assert resumed(tmp_path, cd(), cd(), rows[0], other=rows[1]).step == 2
+
+
+def test_numpy_generator_of_a_sampler_is_named(tmp_path):
+    def drawing():
+        sampler = Identity()
+        sampler.rng = np.random.default_rng(0)
+        return sampler
+
+    with pytest.warns(UserWarning, match=r"the sampler Identity holds a random generator of its own \(rng\)"):
+        quiet(cd(sampler=drawing), data(), steps=1, out=tmp_path)
+
+
+class Flow(IterableDataset):
+    def __iter__(self):
+        return iter(data())
+
+
+class OtherFlow(Flow):
+    pass
+
+
+def test_other_iterable_dataset_is_refused(tmp_path):
+    """An iterable data set is known by its class."""
+    with pytest.raises(CheckpointError, match=r"other data \(class 'Flow', not 'OtherFlow'\)"):
+        resumed(tmp_path, cd(), cd(), Flow(), other=OtherFlow())
+
+
+def test_long_description_is_a_digest():
+    """A description of thousands of layers is recorded as its digest, as a checkpoint's record is of bounded size."""
+    deep = nn.Sequential(*[nn.Linear(1, 1) for _ in range(2000)])
+    assert list(describe(deep)) == ["parts"]
+    other = describe(nn.Sequential(*deep[:-1], nn.SiLU()))
+    assert describe(deep) != other
