@@ -45,8 +45,8 @@ class BaseLoss(StrictKeywords, nn.Module, ABC):
         needs_sampler: Whether its constructor takes a sampler after the energy.
         state_space: ``"continuous"``, ``"binary"`` or ``"categorical"``; `None` for data of any.
         weighted: Whether it takes `data_weights`.
-        labels: What further arguments of ``forward`` are: ``"conditions"`` of the energy, ``"targets"`` that the energy never
-            sees, or `None` where it takes none.
+        double_backward: Whether it differentiates a gradient of the energy, which the strategy ``"fsdp"`` cannot.
+        labels: Further arguments of ``forward``: ``"conditions"`` of the energy, ``"targets"`` that it never sees, or `None`.
         example_options: Further options (plain data) with which the conformance kit makes one.
         expected_failures: Checks of the kit that are known to fail, each with its reason.
         metrics: Detached 0-dim diagnostics of the last call, by name; a new mapping at each call.
@@ -75,6 +75,7 @@ class BaseLoss(StrictKeywords, nn.Module, ABC):
     needs_sampler: ClassVar[bool] = False
     state_space: ClassVar[str | None] = None
     weighted: ClassVar[bool] = False
+    double_backward: ClassVar[bool] = True
     labels: ClassVar[str | None] = "conditions"
     example_options: ClassVar[Mapping[str, Any]] = {}
     expected_failures: ClassVar[Mapping[str, str]] = {}
@@ -161,14 +162,13 @@ class BaseContrastiveDivergence(BaseLoss):
         ...         return self.compute_loss(x, pred_x, *args, **kwargs), pred_x
         ...     def compute_loss(self, x, pred_x, *args, **kwargs):
         ...         return self.energy_gap(x, pred_x, *args, **kwargs)
-        >>> loss, pred_x = CD(Quadratic((2,)), ExactGaussian(), k_steps=1)(torch.randn(8, 2))
-        >>> loss.shape, pred_x.shape
-        (torch.Size([]), torch.Size([8, 2]))
+        >>> [result.shape for result in CD(Quadratic((2,)), ExactGaussian(), k_steps=1)(torch.randn(8, 2))]
+        [torch.Size([]), torch.Size([8, 2])]
     """
 
     family = "contrastive-divergence"
-    needs_sampler = True
-    weighted = True
+    needs_sampler = weighted = True
+    double_backward = False
     persistent: ClassVar[bool] = False
     starts_at_data: ClassVar[bool] = True
     trains_more: ClassVar[bool] = False

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from ebmcore.conditions import name_conditions
-from ebmcore.energies import check_energies, frozen, supports
+from ebmcore.energies import frozen, supports
 from ebmcore.errors import UsageError
 from ebmcore.host.origin import is_out_of_memory
 from ebmcore.losses import BaseLoss
@@ -377,7 +377,7 @@ def _initialise_lazy(loss: BaseLoss, energy: nn.Module, batch: Batch, seed: int)
     args, kwargs = _first_two(loss, batch)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(stream_seed(seed, "init"))
-        energy(*args, **kwargs)  # on the CPU, where a module is made
+        (energy if energy is loss else loss.energies)(*args, **kwargs)  # on the CPU, where a module is made
 
 
 def _for_energy(loss: BaseLoss, batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
@@ -401,7 +401,7 @@ def _probe(loss: BaseLoss, energy: nn.Module, batch: Batch, fabric: Any) -> None
     (x, *args), kwargs = fabric.to_device(_first_two(loss, batch))
     try:
         with gathered(energy), frozen(energy), torch.enable_grad(), fabric.autocast():
-            check_energies(energy(fabric.strategy.precision.convert_input(x), *args, **kwargs), x)
+            loss.energies(fabric.strategy.precision.convert_input(x), *args, **kwargs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         if is_out_of_memory(error):
             raise

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor, Shard, _redistribute, distribute_t
 
 from ebmcore.distributed import world_size
 from ebmcore.errors import UsageError
-from ebmcore.losses import BaseContrastiveDivergence, BaseLoss
+from ebmcore.losses import BaseLoss
 from ebmcore.training.averaging import copy_energy, tensors_within
 
 _BLOCK = 2**20  # parameters from which a module is gathered alone, where the energy names no blocks
@@ -32,8 +32,10 @@ _BLOCK = 2**20  # parameters from which a module is gathered alone, where the en
 def check_shardable(loss: BaseLoss, *, ema_decay: float | None, compile: bool) -> None:
     """Raise `UsageError`, with the reason and what to do, for a training that cannot have sharded parameters."""
     name = type(loss).__name__
-    if not isinstance(loss, BaseContrastiveDivergence):
-        reason = f"{name} may differentiate a gradient, which sharded parameters cannot carry"
+    alternative = "use strategy='ddp'"
+    if loss.double_backward:
+        reason = f"{name} differentiates a gradient (double_backward), which sharded parameters cannot carry"
+        alternative += ", or a loss of differences of energies"
     elif any(not key.startswith("energy.") for key, _ in loss.named_parameters()):
         reason = f"{name} trains parameters beside the energy's, which are not sharded"
     elif fault := _fault(loss.energy):
@@ -44,7 +46,7 @@ def check_shardable(loss: BaseLoss, *, ema_decay: float | None, compile: bool) -
         reason = "a compiled graph holds whole parameters"
     else:
         return
-    raise UsageError(f"strategy='fsdp' cannot train this: {reason}; use strategy='ddp'")
+    raise UsageError(f"strategy='fsdp' cannot train this: {reason}; {alternative}")
 
 
 def _fault(energy: nn.Module) -> str | None:
