@@ -43,7 +43,7 @@ class BaseLoss(StrictKeywords, nn.Module, ABC):
     Attributes:
         family: ``"contrastive-divergence"`` or ``"other"``.
         needs_sampler: Whether its constructor takes a sampler after the energy.
-        state_space: ``"continuous"``, ``"binary"`` or ``"categorical"``; `None` for data of any.
+        state_space: ``"continuous"``, ``"binary"`` or ``"categorical"``; `None` for data of any. An instance may set its own.
         weighted: Whether it takes `data_weights`.
         labels: What further arguments of ``forward`` are: ``"conditions"`` of the energy, ``"targets"`` that the energy never
             sees, or `None` where it takes none.
