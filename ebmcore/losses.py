@@ -43,7 +43,7 @@ class BaseLoss(StrictKeywords, nn.Module, ABC):
     Attributes:
         family: ``"contrastive-divergence"`` or ``"other"``.
         needs_sampler: Whether its constructor takes a sampler after the energy.
-        state_space: ``"continuous"``, ``"binary"`` or ``"categorical"``; `None` for data of any.
+        state_space: ``"continuous"``, ``"binary"`` or ``"categorical"``; `None` for data of any. An instance may set its own.
         weighted: Whether it takes `data_weights`.
         double_backward: Whether it differentiates a gradient of the energy, which the strategy ``"fsdp"`` cannot.
         labels: Further arguments of ``forward``: ``"conditions"`` of the energy, ``"targets"`` that it never sees, or `None`.

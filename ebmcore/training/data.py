@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from ebmcore._keywords import constructor_keywords
 from ebmcore.errors import UsageError
 
 
@@ -81,10 +82,10 @@ def check_compatible(energy: nn.Module, sampler: object, data: object, loss: obj
         if other != space:
             name = _name(parts[first])
             fixed = f"{name} is {space}" if first == "data set" else f"the {first} {name} is for {space} data"
-            raise UsageError(
-                f"the {kind} {_name(parts[kind])} is for {other} data, but {fixed}: choose another {first} or {kind}, or the "
-                f"data set's option for {other} examples"
-            )
+            how = f"choose another {first} or {kind}, or the data set's option for {other} examples"
+            if "continuous" not in (space, other) and "state_space" in constructor_keywords(type(parts[kind])):
+                how = f"give the {kind} the option state_space={space}, or choose another {first}"
+            raise UsageError(f"the {kind} {_name(parts[kind])} is for {other} data, but {fixed}: {how}")
     return space
 
 

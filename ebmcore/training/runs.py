@@ -89,8 +89,9 @@ def _build_on(config: Config, data: Any) -> tuple[nn.Module, Any, Any]:
     kind = host.load("loss", config["loss"]["name"])
     if kind.needs_sampler and sampler is None:
         raise UsageError(f"the configuration names no sampler, which the loss {config['loss']['name']} needs")
-    check_compatible(energy, sampler, data, kind)
+    check_compatible(energy, sampler, data)
     loss = create(config, "loss", energy=energy, **({"sampler": sampler} if kind.needs_sampler else {}))
+    check_compatible(energy, sampler, data, loss)  # of which the options may say its state space
     build_loss(loss, data.shape, config.get("seed", 0))
     return energy, sampler, loss
 

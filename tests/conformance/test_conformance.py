@@ -27,6 +27,7 @@ from ebmcore.cli import main
 from ebmcore.errors import UsageError
 from ebmcore.host.manager import get_manager
 from ebmcore.testing import Boltzmann, ExactGaussian, Identity, SiteGibbs, checks, conformance, run_checks, summary
+from ebmcore.testing.cases import LossCase
 from ebmcore.testing.runner import find, load_check, run_check
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -704,3 +705,13 @@ def test_rules_are_sentences():
         assert rule.endswith(".")
         assert len(rule) > 20
         assert re.fullmatch(r"\d+\.\d+", load_check(name).since)
+
+
+def test_categorical_losses_get_one_hot_examples():
+    """The kit tries a loss with the option state_space in that space, on examples of several units of several values."""
+    case = LossCase("the loss", correct_losses.PseudoLikelihood, {"state_space": "categorical"})
+    x = case.start(8)
+    assert x.shape == (8, 2, 2)
+    assert x.unique().tolist() == [0, 1]
+    assert (x.sum(-1) == 1).all()
+    assert LossCase("the loss", correct_losses.PseudoLikelihood).start(8).shape == (8, 4)

@@ -123,6 +123,14 @@ def test_loss_of_another_state_space_is_refused(sampler):
         quiet(Binary(Quadratic((2,))), Labelled(LABELS), steps=1)
 
 
+def test_space_of_the_instance_counts():
+    """A loss may set its state space in its constructor, and is then held to that one."""
+    loss = Noted(Quadratic((2,)))
+    loss.state_space = "binary"
+    with pytest.raises(UsageError, match="the loss Noted is for binary data, but Labelled is continuous"):
+        quiet(loss, Labelled(LABELS), steps=1)
+
+
 class Built(Noted):
     """A loss with a second part, whose shape comes from the data."""
 

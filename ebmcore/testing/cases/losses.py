@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from ebmcore.losses import BaseContrastiveDivergence, BaseLoss
 from ebmcore.samplers import Sampler
@@ -78,12 +79,14 @@ class LossCase(SteppingCase):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (4,) if self._own_batch is None else tuple(self._own_batch[0].shape[1:])
+        if self._own_batch is not None:
+            return tuple(self._own_batch[0].shape[1:])
+        return (2, 2) if self.space == "categorical" else (4,)  # the last axis of a categorical example are its values
 
     @property
     def space(self) -> str | None:
-        """The state space that it declares."""
-        space: str | None = getattr(self.component, "state_space", None)
+        """The state space in which it is tried: its option ``state_space`` if that is given, or else the one that it declares."""
+        space: str | None = self.options.get("state_space", getattr(self.component, "state_space", None))
         return space
 
     def make(
@@ -192,6 +195,8 @@ class LossCase(SteppingCase):
             x = self._own_batch[0][torch.arange(n) % len(self._own_batch[0])]
             return x if seed == 1 else x.roll(seed, 0)
         x = torch.randn(n, *(shape or self.shape), generator=generator(seed))
+        if self.space == "categorical":
+            return one_hot(x.argmax(-1), x.shape[-1]).to(x.dtype)
         return (x > 0).to(x.dtype) if self.space == "binary" else x
 
     def draws(self) -> bool:
