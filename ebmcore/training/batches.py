@@ -290,7 +290,7 @@ class Stream(Examples):
 
     def whole(self) -> Tensor:
         if self.steps_per_epoch is None:
-            raise UsageError("the energy starts from all data, but an iterable data set does not say where they end")
+            raise UsageError("energy or loss start from all data, but an iterable data set does not say where they end")
         return torch.cat(
             [batch.args[0] for batch in _checked(itertools.islice(self._all(), len(self.loader)), self.reading, 0)]
         )
