@@ -45,12 +45,12 @@ class DataSource(Protocol):
 
 @runtime_checkable
 class SupportsDataStart(Protocol):
-    """Initial parameters that depend on the data, such as an RBM's visible biases.
+    """Initial values that depend on the data: of an energy, such as an RBM's visible biases, or of a loss, such as its noise.
 
-    `ebmcore.training.fit` lets the energy set them before the first step; a training loop by hand calls `start_from_data` itself.
+    `ebmcore.training.fit` sets them before the first step; a training loop by hand calls `start_from_data` itself.
 
     Attributes:
-        awaits_data: Whether they are still to be set. Keep it in ``state_dict()``: a resumed or copied energy is not set again.
+        awaits_data: Whether they are still to be set. Keep it in ``state_dict()``: a resumed or copied part is not set again.
     """
 
     awaits_data: bool

@@ -226,8 +226,9 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
     shape = first.args[0].shape[1:]
     build_loss(loss, shape, options.seed)
     _initialise_lazy(loss, energy, first, options.seed)
-    if supports(energy, SupportsDataStart) and energy.awaits_data:
-        energy.start_from_data(examples.whole().args[0], examples.weights)  # type: ignore[operator]
+    for part in (energy, loss):
+        if supports(part, SupportsDataStart) and part.awaits_data:
+            part.start_from_data(examples.whole().args[0], examples.weights)  # type: ignore[operator]
     if options.compile:
         loss.compile()
     parts = {"loss": loss, "energy": energy, "sampler": sampler}

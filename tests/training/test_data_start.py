@@ -12,6 +12,7 @@ from small_runs import quiet, same_state
 from torch.utils.data import Dataset
 
 import ebmcore
+from ebmcore import BaseLoss
 from ebmcore.errors import CheckpointError, UsageError
 from ebmcore.testing import Quadratic
 from ebmcore.training.batches import Reading, open_examples
@@ -88,6 +89,35 @@ def test_resumed_run_keeps_the_biases(tmp_path):
     quiet(resumed, BITS, steps=6, out=tmp_path / "run", resume=True)
     assert same_state(whole, resumed)
     assert not whole.energy.awaits_data
+
+
+def test_loss_starts_from_the_data():
+    """A loss that asks for the data gets all of them with their weights, once, after `build`."""
+
+    class Centred(BaseLoss):
+        weighted = awaits_data = True
+
+        def __init__(self, energy):
+            super().__init__()
+            self.energy = energy
+            self.calls = []
+
+        def build(self, shape):
+            self.calls.append("build")
+
+        def start_from_data(self, x, weights=None):
+            self.calls.append((x, weights))
+            self.awaits_data = False
+
+        def forward(self, x):
+            return self.energies(x).mean()
+
+    loss, weights = Centred(Quadratic((4,))), torch.arange(60.0)
+    for _ in range(2):
+        quiet(loss, BITS, steps=1, weights=weights)
+    assert len(loss.calls) == 2
+    assert torch.equal(loss.calls[1][0], BITS)
+    torch.testing.assert_close(loss.calls[1][1], weights / weights.mean())
 
 
 def test_average_starts_from_the_data():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from ebmcore.energies import supports
 from ebmcore.losses import BaseContrastiveDivergence, BaseLoss
 from ebmcore.samplers import Sampler
 from ebmcore.testing.awkward import Moody, Watched
@@ -17,6 +18,7 @@ from ebmcore.testing.cases.base import SteppingCase, network
 from ebmcore.testing.devices import generator, seeded
 from ebmcore.testing.rules import ConformanceError
 from ebmcore.testing.samplers import Drift, SiteGibbs
+from ebmcore.training import SupportsDataStart
 
 N_CHAINS = 16
 
@@ -113,10 +115,12 @@ class LossCase(SteppingCase):
         return loss
 
     def build(self, loss: Any, shape: Sequence[int]) -> None:
-        """Call ``build()``, as training does before it makes an optimizer."""
+        """Call ``build()``, and ``start_from_data()`` where it awaits data, as training does before it makes an optimizer."""
         with seeded(1):
             loss.build(torch.Size(shape))
             loss.built = True
+        if supports(loss, SupportsDataStart) and loss.awaits_data:
+            loss.start_from_data(self.start(64, *shape))
 
     @property
     def obstacle(self) -> str | None:
