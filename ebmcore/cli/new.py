@@ -152,7 +152,7 @@ def _kernel_repository(path: Path) -> Path | None:
     for folder in (path.absolute(), *path.absolute().parents):
         pyproject = folder / "pyproject.toml"
         if pyproject.is_file() and (folder / "plugins").is_dir():
-            project = tomllib.loads(pyproject.read_text()).get("project", {})
+            project = tomllib.loads(pyproject.read_text(encoding="utf-8")).get("project", {})
             if project.get("name") == "ebmcore":
                 return folder
     return None

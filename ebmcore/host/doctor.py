@@ -76,7 +76,7 @@ def _examine(distribution: str, seconds: float) -> Examination:
             end, output = _how_it_ended(done.returncode), done.stderr.decode(errors="replace")
         except subprocess.TimeoutExpired:
             end, output = f"did not come to an end in {seconds:g} s", ""
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
     found = next((line["found"] for line in lines if "found" in line), None)
     if found is not None:
         return Examination(**{**found, "components": [tuple(c) for c in found["components"]]})
@@ -96,7 +96,7 @@ def _leave_out(distribution: str) -> str:
 
 
 def _serve(distribution: str, path: str) -> None:
-    with Path(path).open("w") as file:
+    with Path(path).open("w", encoding="utf-8") as file:
         _write(file, found=vars(_examine_here(distribution, file)))
     os._exit(0)  # threads that a plugin started must not keep the process
 

@@ -150,7 +150,7 @@ def name_of(device: torch.device) -> str:
         module = torch.get_device_module(device)
         return str(module.get_device_name(device)) if hasattr(module, "get_device_name") else device.type
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
@@ -194,11 +194,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "rows": [asdict(row) for row in rows],
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "gpu.json").write_text(json.dumps(report, indent=2) + "\n")
-    (options.out / "gpu.md").write_text(table(report))
+    (options.out / "gpu.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    (options.out / "gpu.md").write_text(table(report), encoding="utf-8")
     if options.page is not None:
-        above, marker, _ = options.page.read_text().partition(TABLE)
-        options.page.write_text(f"{above}{marker or TABLE}\n\n{table(report)}")
+        above, marker, _ = options.page.read_text(encoding="utf-8").partition(TABLE)
+        options.page.write_text(f"{above}{marker or TABLE}\n\n{table(report)}", encoding="utf-8")
     print(table(report))
     return int(any(row.verdict == FAILED for row in rows))
 

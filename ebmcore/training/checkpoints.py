@@ -149,7 +149,7 @@ def _complete(temporary: Path, final: Path, record: dict[str, Any], keep: int) -
     record = {"format": _FORMAT, **record, "bytes": {name: _size(temporary / name) for name in names}}
     record["sha256"] = {name: _digest(temporary / name) for name in names}
     record["sha256_of_this"] = _own_digest(record)
-    (temporary / _INFO).write_text(json.dumps(record, indent=2))
+    (temporary / _INFO).write_text(json.dumps(record, indent=2), encoding="utf-8")
     _flush_to_disk(temporary)
     if os.path.lexists(final):  # only in a run that was since resumed from an earlier one
         _discard(final)

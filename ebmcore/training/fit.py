@@ -206,7 +206,7 @@ def fit(
 
 
 def _fit(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: Any) -> FitResult:
-    with _saying_when_memory_ends(lambda: "before the first step"):
+    with _saying_when_memory_ends(lambda: _before_the_first_step(options)):
         training = prepare(loss, data, weights, options, fabric)
     with (
         signals(training.end_by) if options.out is not None else nullcontext(),
@@ -257,8 +257,9 @@ def _training(training: Training) -> Iterator[None]:
     """Set up a run: the loss gets the generator of the run, observers start, the global generator is restored at the end."""
     loss, device = training.loss, training.fabric.device
     own = loss.generator
-    _resume(training)
-    _show(training)
+    with _saying_when_memory_ends(lambda: f"before step {training.step + 1}; {training.kept}"):
+        _resume(training)
+        _show(training)
     try:
         loss.generator = torch.Generator(device=device)
         with (
@@ -298,6 +299,12 @@ def _saying_when_memory_ends(when: Callable[[], str]) -> Iterator[None]:
             f"out of memory {when()}; take a smaller batch_size (with accumulate), fewer chains, a smaller energy or a cheaper "
             f"metric ({reason})"
         ) from error
+
+
+def _before_the_first_step(options: Options) -> str:
+    """When that was, and the checkpoint of a resumed run."""
+    there = latest_checkpoint(options.out / "checkpoints") if options.resume and options.out is not None else None
+    return "before the first step" + (f"; the last checkpoint is {there}" if there else "")
 
 
 def _train_step(training: Training, step: int, *, read: bool) -> dict[str, Tensor]:

@@ -106,19 +106,28 @@ def _launch(
             raise UsageError(f"{reason}: set its requires_grad to False") from error
         raise
     finally:
+        if own_group and n_processes > 1:
+            # First what torch wraps the model in: as the last holder of the group it would end the group's threads while it
+            # holds the interpreter's lock, for which they may wait.
+            _clear(sys.exception())
         if own_group:
             shutdown()
 
 
 def _release_group(error: BaseException | None) -> None:
-    """Clears what still holds the process group that has ended, and so what an error's traceback holds.
+    """Clears what still holds the process group that has ended.
 
     The group holds its threads, which abort a process that ends before them, and connections whose end the others wait for.
     """
+    forget_meshes()
+    _clear(error)
+
+
+def _clear(error: BaseException | None) -> None:
+    """Clears what an error's traceback holds, and what only its own references hold."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
-    forget_meshes()
     gc.collect()
 
 

@@ -67,8 +67,8 @@ def export(run: TrainedRun, out: Path) -> None:
     directory.mkdir()
     try:
         (directory / _WEIGHTS).write_bytes(content)
-        (directory / _CONFIG).write_text(json.dumps(_record(run), indent=2))
-        (directory / _CARD).write_text(model_card(run))
+        (directory / _CONFIG).write_text(json.dumps(_record(run), indent=2), encoding="utf-8")
+        (directory / _CARD).write_text(model_card(run), encoding="utf-8")
         directory.rename(out)
     except BaseException:
         remove(directory)

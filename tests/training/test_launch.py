@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import time
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from commands import MOONS, tensors
 
 from ebmcore.cli import main
 from ebmcore.errors import CheckpointError, UsageError
-from ebmcore.training import launch
+from ebmcore.training import InterruptedRun, launch
 
 RUN = f"train {MOONS} --loss pcd --loss.n_chains 12 --batch_size 20 --accelerator cpu --progress false"
 SLURM = {
@@ -211,7 +214,7 @@ print("threads of gloo:", sum("gloo" in path.read_text() for path in Path("/proc
 WATCHED = """
 import subprocess, sys, time
 from lightning_fabric.strategies.launchers import subprocess_script
-from ebmcore.training import launch
+from ebmcore.training import InterruptedRun, launch
 
 launch._NOTICING = 0
 with launch._watching():
@@ -225,3 +228,23 @@ def test_lost_child_ends_the_first_process_with_a_line():
     done = subprocess.run([sys.executable, "-c", WATCHED], capture_output=True, text=True, timeout=50)
     assert done.returncode == 1
     assert "ebmcore: another process of the run has ended before its time" in done.stderr
+
+
+def test_group_ends_after_what_holds_it(monkeypatch):
+    """A model that torch wraps holds the group: as its last holder it would wait for threads that need the interpreter."""
+    held, alive = [], []
+
+    class Model:
+        pass
+
+    def train(fabric):
+        model = Model()
+        model.itself = model
+        held.append(weakref.ref(model))
+        raise InterruptedRun("ended", signal.SIGTERM)
+
+    monkeypatch.setattr("lightning_fabric.Fabric", lambda **_: SimpleNamespace(launch=lambda: None))
+    monkeypatch.setattr(launch, "shutdown", lambda: alive.append(held[0]()))
+    with pytest.raises(InterruptedRun):
+        launch._launch(train, "cpu", 2, 1, "auto", "32-true", False)
+    assert alive == [None]

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small_runs import data, pcd, quiet
 
 import ebmcore
+from ebmcore.cli import main
 from ebmcore.errors import CheckpointError, DivergenceError, EbmcoreError, UsageError
 from ebmcore.testing import Identity, Quadratic
-from ebmcore.training import checkpoints, latest_checkpoint
+from ebmcore.training import checkpoints, latest_checkpoint, load_run
 
 SOURCE = Path(__file__).resolve().parents[2] / "ebmcore"
-PROMISES = r"last (?:good )?(?:checkpoint|one)|is complete|to resume from|resume it with|trains it from the start"
+PROMISES = (
+    r"last (?:good )?(?:checkpoint|one) is|is complete|to resume from|resume it with|resume from the last checkpoint|"
+    r"trains it from the start|holds the (?:results|plugin)|(?:samples|scores) in \{\}|the energy of step \{\} in \{\}|"
+    r"(?:is|are|was) (?:kept|saved) in"
+)
 
 
 def promised(message):
@@ -56,6 +63,21 @@ def test_end_names_the_last_checkpoint_or_says_that_there_is_none(tmp_path, erro
     assert latest_checkpoint(tmp_path / "early/run/checkpoints") is None
     late = run_that_fails(tmp_path / "late", 9, error, checkpoint_every=2)
     assert promised(late) == [latest_checkpoint(tmp_path / "late/run/checkpoints")]
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_memory_that_ends_when_a_run_resumes_names_its_checkpoint(tmp_path, monkeypatch, late):
+    """When the energy is tried, and when the checkpoint is loaded."""
+    energy = Fails(MemoryError("it is full"))
+    energy.late = 100
+    loss = ebmcore.create_loss("cd", energy, Identity())
+    quiet(loss, data(), steps=4, out=tmp_path, checkpoint_every=2)
+    energy.late, energy.calls = late, 0
+    if late:
+        monkeypatch.setattr(type(loss), "load_state_dict", lambda *_, **__: energy(data()) and energy(data()))
+    with pytest.raises(UsageError, match="out of memory before") as caught:
+        quiet(loss, data(), steps=8, out=tmp_path, resume=True)
+    assert promised(str(caught.value)) == [latest_checkpoint(tmp_path / "checkpoints")]
 
 
 def test_memory_that_ends_in_a_metric_names_its_step(tmp_path):
@@ -125,18 +147,118 @@ def test_damaged_checkpoint_names_another_that_is_there(tmp_path, n):
     assert quiet(pcd(), data(), steps=8, out=tmp_path, resume=True).step == 8
 
 
+TRAIN = "train --energy rbm --energy.hidden 4 --sampler gibbs --loss pcd --data bars-and-stripes --progress false --steps 2 --out"
+
+
+def test_a_run_without_a_checkpoint_starts_as_its_message_says(tmp_path, capsys):
+    assert main([*TRAIN.split(), str(tmp_path / "run")]) == 0
+    checkpoints.remove(latest_checkpoint(tmp_path / "run/checkpoints"))
+    with pytest.raises(CheckpointError, match="trains it from the start") as caught:
+        load_run(tmp_path / "run")
+    command = re.search("'ebmcore (.*)'", str(caught.value))[1]
+    assert main(command.split()) == 0
+    assert load_run(tmp_path / "run").step == 2
+
+
+def test_what_commands_say_is_there(tmp_path, capsys):
+    """Each names, when it has ended, what it has written."""
+    run = tmp_path / "run"
+    rows = tmp_path / "rows.npy"
+    np.save(rows, np.zeros((2, 1, 4, 4), dtype=np.float32))
+    for command, name in (
+        (f"{TRAIN} {run}", "run"),
+        (f"sample {run} -n 2 --steps 1 --out {tmp_path}/samples.npy", "samples.npy"),
+        (f"score {run} {rows} --out {tmp_path}/scores.csv", "scores.csv"),
+        (f"export {run} --out {tmp_path}/energy.pt", "energy.pt"),
+    ):
+        assert main(command.split()) == 0
+        said = capsys.readouterr().out
+        assert str(tmp_path / name) in said
+        assert (tmp_path / name).exists()
+
+
+def strings(path):
+    """The strings of a module with ``{}`` for what they format, without its docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    passed = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            passed |= {id(part) for part in ast.walk(node) if part is not node}
+            text = "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            text = node.value
+        else:
+            continue
+        if id(node) not in passed:
+            yield text
+
+
 def test_each_promise_has_a_test():
-    """A message that promises a checkpoint is one of those above, of the signals' tests, or says: if there is one."""
-    found = set()
-    for path in SOURCE.rglob("*.py"):
-        for line in path.read_text().splitlines():
-            if re.search(PROMISES, line) and '"' in line and not line.strip().startswith(("#", '"""')) and 'f"' in line:
-                found.add((path.relative_to(SOURCE).as_posix(), re.search(PROMISES, line)[0]))
-    assert found == {
-        ("training/preparation.py", "last checkpoint"),  # test_end_names_the_last_checkpoint_or_says_that_there_is_none
-        ("training/fit.py", "is complete"),  # tests/training/test_stopping.py
-        ("training/checkpoints.py", "last good one"),  # test_failed_write_names_the_last_good_checkpoint
-        ("training/checkpoints.py", "to resume from"),  # test_damaged_checkpoint_names_another_that_is_there
-        ("training/directory.py", "resume it with"),  # tests/training/test_owner.py
-        ("training/runs.py", "trains it from the start"),  # tests/cli/test_evaluate.py
+    """A message that promises something is one of those whose test is named here."""
+    modules = [path for path in SOURCE.rglob("*.py") if "testing" not in path.parts]
+    modules += SOURCE.parent.glob("plugins/*/ebm_plugin_*/**/*.py")
+    found = {
+        (path.relative_to(SOURCE.parent).as_posix(), match[0])
+        for path in modules
+        for text in strings(path)
+        for match in re.finditer(PROMISES, text)
     }
+    assert found == TESTED.keys()
+    for place, name in TESTED.values():
+        assert f"def {name}(" in (SOURCE.parent / "tests" / place).read_text(encoding="utf-8"), name
+
+
+TESTED = {
+    ("ebmcore/training/preparation.py", "last checkpoint is"): (
+        "training/test_promises.py",
+        "test_end_names_the_last_checkpoint_or_says_that_there_is_none",
+    ),
+    ("ebmcore/training/fit.py", "last checkpoint is"): (
+        "training/test_promises.py",
+        "test_memory_that_ends_when_a_run_resumes_names_its_checkpoint",
+    ),
+    ("ebmcore/training/fit.py", "is complete"): (
+        "training/test_stopping.py",
+        "test_signal_costs_no_step",
+    ),
+    ("ebmcore/training/launch.py", "resume from the last checkpoint"): (
+        "training/test_launch.py",
+        "test_others_end_when_one_process_is_killed",
+    ),
+    ("ebmcore/training/checkpoints.py", "last good one is"): (
+        "training/test_promises.py",
+        "test_failed_write_names_the_last_good_checkpoint",
+    ),
+    ("ebmcore/training/checkpoints.py", "to resume from"): (
+        "training/test_promises.py",
+        "test_damaged_checkpoint_names_another_that_is_there",
+    ),
+    ("ebmcore/training/directory.py", "resume it with"): (
+        "cli/test_train.py",
+        "test_an_existing_directory_is_never_overwritten",
+    ),
+    ("ebmcore/training/runs.py", "trains it from the start"): (
+        "training/test_promises.py",
+        "test_a_run_without_a_checkpoint_starts_as_its_message_says",
+    ),
+    ("ebmcore/cli/train.py", "holds the results"): (
+        "training/test_promises.py",
+        "test_what_commands_say_is_there",
+    ),
+    ("ebmcore/cli/sample.py", "samples in {}"): (
+        "training/test_promises.py",
+        "test_what_commands_say_is_there",
+    ),
+    ("ebmcore/cli/score.py", "scores in {}"): (
+        "training/test_promises.py",
+        "test_what_commands_say_is_there",
+    ),
+    ("ebmcore/cli/export.py", "the energy of step {} in {}"): (
+        "training/test_promises.py",
+        "test_what_commands_say_is_there",
+    ),
+    ("ebmcore/cli/new.py", "holds the plugin"): (
+        "cli/test_new.py",
+        "test_inside_the_repository_it_goes_among_the_plugins_and_needs_no_ci",
+    ),
+}

@@ -100,7 +100,7 @@ class RecipeCase(Case):
         """Content of the file."""
         import yaml  # comes with the extra train, as recipes do
 
-        return yaml.safe_load(Path(self.component).read_text())
+        return yaml.safe_load(Path(self.component).read_text(encoding="utf-8"))
 
 
 class CommandCase(Case):

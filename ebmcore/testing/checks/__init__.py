@@ -24,7 +24,7 @@ def names(kind: str) -> list[str]:
     """The names of the checks for a kind of component, in the order in which they run. Imports none of them."""
     found = []
     for module in MODULES[kind]:
-        tree = ast.parse(files(__name__).joinpath(f"{module}.py").read_text())
+        tree = ast.parse(files(__name__).joinpath(f"{module}.py").read_text(encoding="utf-8"))
         functions = (node.name for node in tree.body if isinstance(node, ast.FunctionDef))
         found += [name for name in functions if name.startswith("check_")]
     return found

@@ -19,7 +19,7 @@ def check_it_is_a_mapping_of_settings(case: RecipeCase) -> None:
     expect(isinstance(settings, dict) and bool(settings), f"it holds a {type(settings).__name__}, not a mapping")
     wrong = [key for key in settings if not isinstance(key, str)]
     expect(not wrong, f"{wrong} are not names of settings")
-    expect("#" in case.component.read_text(), "no comment says where its settings come from")
+    expect("#" in case.component.read_text(encoding="utf-8"), "no comment says where its settings come from")
 
 
 @check(since="0.1")

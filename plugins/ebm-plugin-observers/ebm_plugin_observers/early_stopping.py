@@ -68,7 +68,7 @@ class EarlyStopping(BaseObserver):
         self._forget()
         if run.step == 0 or run.directory is None:
             return
-        with (run.directory / "metrics.csv").open(newline="") as file:
+        with (run.directory / "metrics.csv").open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 if int(row["step"]) <= run.step and row.get(self.metric):
                     self.exhausted_by({self.metric: float(row[self.metric])})

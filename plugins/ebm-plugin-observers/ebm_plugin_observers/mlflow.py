@@ -46,7 +46,7 @@ class Mlflow(BaseObserver):
         self.client = MlflowClient(tracking_uri=uri)
         known = None if run.directory is None else run.directory / ID
         if known is not None and run.step > 0 and known.exists():
-            self.run_id = known.read_text().strip()
+            self.run_id = known.read_text(encoding="utf-8").strip()
             self.client.update_run(self.run_id, status="RUNNING")
             return
         found = self.client.get_experiment_by_name(self.experiment)
@@ -57,7 +57,7 @@ class Mlflow(BaseObserver):
         for option, value in flat_config(run.config).items():
             self.client.log_param(self.run_id, option, value)
         if known is not None:
-            known.write_text(self.run_id)
+            known.write_text(self.run_id, encoding="utf-8")
 
     def on_log(self, run: Run, metrics: Mapping[str, float]) -> None:
         from mlflow.entities import Metric

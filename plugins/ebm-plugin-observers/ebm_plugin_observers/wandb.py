@@ -51,13 +51,13 @@ class Wandb(BaseObserver):
             mode=self.mode,
             config=dict(run.config),
             dir=run.directory,
-            id=known.read_text().strip() if resumed else None,
+            id=known.read_text(encoding="utf-8").strip() if resumed else None,
             resume="allow",
             reinit="create_new",  # a run that the caller has begun stays the current one
             settings=wandb.Settings(console="off"),
         )
         if known is not None and not resumed:
-            known.write_text(self.tracked.id)
+            known.write_text(self.tracked.id, encoding="utf-8")
 
     def on_log(self, run: Run, metrics: Mapping[str, float]) -> None:
         self.tracked.log(dict(metrics), step=run.step)
