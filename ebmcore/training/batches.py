@@ -29,7 +29,7 @@ from torch.utils.data import (
 from ebmcore.errors import UsageError
 from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_generator, stream_seed
-from ebmcore.training.data import DataSource, as_floating, check_values
+from ebmcore.training.data import DataSource, as_floating, check_labels, check_values
 
 _MANY = 1000  # examples that are read at once to have them all
 _LOOKED_AT = 16  # examples of a data set by which a resumed run knows it, from the first to the last at equal distances
@@ -50,6 +50,7 @@ class Reading:
     Args:
         dtype: What they are converted to.
         space: The state space that they must lie in, or `None`.
+        n_classes: Number of classes of their labels, or `None`.
         bounds: The bounds that they must lie in, or `None`.
         batch_size: Examples in a batch.
         num_workers: Processes that read a torch ``Dataset``; 0 reads in this one.
@@ -60,6 +61,7 @@ class Reading:
 
     dtype: torch.dtype = torch.float32
     space: str | None = None
+    n_classes: int | None = None
     bounds: tuple[float, float] | None = None
     batch_size: int = 64
     num_workers: int = 0
@@ -144,6 +146,10 @@ class Examples(ABC):
     def whole(self) -> Tensor:
         """Return all examples ``(N, *shape)``, without what belongs to them; those of a data set are read once more."""
 
+    def outermost(self) -> list[Batch]:
+        """Return, for each kind of labels that are whole numbers, the example with the smallest and that with the largest."""
+        return []
+
     @abstractmethod
     def description(self) -> dict[str, Any]:
         """Return what a checkpoint records of the examples, as JSON: with another description they are others."""
@@ -178,6 +184,7 @@ class Table(Examples, Dataset[Any]):
 
     def _check(self, reading: Reading) -> None:
         check_values(self.x, reading.space, "the data", reading.bounds)
+        check_labels([*self.labels, *self.named.values()], reading.n_classes, "the labels")
         for one in (*self.labels, *self.named.values()):
             if len(one) != len(self.x):
                 raise UsageError(f"the data have {len(self.x)} training examples but {len(one)} labels")
@@ -204,6 +211,10 @@ class Table(Examples, Dataset[Any]):
 
     def whole(self) -> Tensor:
         return self.x
+
+    def outermost(self) -> list[Batch]:
+        numbers = [t for t in (*self.labels, *self.named.values()) if t.ndim == 1 and t.dtype == torch.int64]
+        return [self[torch.stack([t.argmin(), t.argmax()])] for t in numbers]
 
     def description(self) -> dict[str, Any]:
         parts = [self.x, *self.labels, *_by_name(self.named)]
@@ -435,6 +446,8 @@ def _checked(loader: Any, reading: Reading, first: int) -> Iterator[Batch]:
             check_values(x, reading.space, f"the data of batch {number}", reading.bounds)
         args = [_label(one, reading, f"the labels of batch {number}") for one in args]
         named = {name: _label(one, reading, f"the condition {name!r} of batch {number}") for name, one in named.items()}
+        if x.is_cpu:
+            check_labels([*args, *named.values()], reading.n_classes, f"the labels of batch {number}")
         yield Batch((x, *args), named)
 
 
