@@ -82,7 +82,11 @@ class TrainingState:
         """Options of the optimizer's groups, apart from those that follow from the step."""
         groups = self.optimizer.state_dict()["param_groups"]
         return [
-            {k: copy.deepcopy(v) for k, v in group.items() if k not in self.scheduled and not isinstance(v, Tensor)}
+            {
+                k: v.tolist() if isinstance(v, Tensor) else copy.deepcopy(v)
+                for k, v in group.items()
+                if k not in self.scheduled
+            }
             for group in groups
         ]
 
@@ -155,7 +159,7 @@ class TrainingState:
                     raise ValueError(f"{key} of the optimizer has the shape {tuple(tensor.shape)}")
                 slots.setdefault(int(index), {})[name] = like(tensor, parameters[int(index)])
             for group, changed in zip(own, self._recorded_changes(info, path), strict=True):
-                group |= {name: tuple(v) if isinstance(v, list) else v for name, v in changed.items()}
+                group |= {name: _as_it_is(v, group.get(name)) for name, v in changed.items()}
             self.optimizer.load_state_dict({"state": slots, "param_groups": own})
         except (RuntimeError, ValueError, TypeError) as error:
             raise _other_configuration(path, error) from error
@@ -184,6 +188,13 @@ class TrainingState:
         if changed:
             raise CheckpointError(f"{path} changes {min(changed)} of the optimizer, which does not change in this run")
         return changes
+
+
+def _as_it_is(value: Any, own: Any) -> Any:
+    """A recorded option in the form that the optimizer keeps it in: a learning rate may be a tensor."""
+    if isinstance(own, Tensor):
+        return torch.tensor(value, dtype=own.dtype, device=own.device).expand_as(own).clone()
+    return tuple(value) if isinstance(value, list) else value
 
 
 def check_kinds(flat: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
