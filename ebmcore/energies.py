@@ -103,10 +103,11 @@ def require(energy: object, capability: type, asked_by: str) -> None:
 
 def check_energies(values: Tensor, x: Tensor) -> Tensor:
     """Returns ``values`` if they are one energy for each row of ``x``; raises a `ValueError` that says so otherwise."""
-    if values.shape != x.shape[:1]:
-        wanted = f"it must return ({len(x)},): one number for each, e.g. through .squeeze(-1)"
-        raise ValueError(f"the energy returned shape {tuple(values.shape)} for {len(x)} examples; {wanted}")
-    return values
+    if isinstance(values, Tensor) and values.shape == x.shape[:1]:
+        return values
+    got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+    wanted = f"it must return ({len(x)},): one number for each, e.g. through .squeeze(-1)"
+    raise ValueError(f"the energy returned {got} for {len(x)} examples; {wanted}")
 
 
 def value_and_grad(energy: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Tensor]:

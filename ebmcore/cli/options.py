@@ -34,6 +34,7 @@ from ebmcore.training.configuration import LISTED, PARTS, Config, admit, compone
 from ebmcore.training.documents import check_text, load_yaml
 from ebmcore.training.numbers import check_magnitudes, check_numbers
 from ebmcore.training.optimizers import OPTIMIZERS, optimizer_class
+from ebmcore.training.preparation import DEFAULT_BATCH_SIZE
 from ebmcore.training.schedules import SCHEDULES
 
 # No value names code: for a parameter of a class, a function or a module jsonargparse would import what the value says.
@@ -307,6 +308,7 @@ def _parser(prog: str, names: dict[str, str], parts: Sequence[str], *, for_help:
                     action.help = argparse.SUPPRESS
     if training:
         parser.add_function_arguments(fit, skip=_NOT_OPTIONS, as_group=True)
+        parser.set_defaults({"batch_size": DEFAULT_BATCH_SIZE})  # recorded as the number that it is
         text = f"how that option changes during training: {', '.join(SCHEDULES)}, e.g. 'cosine(0.1, 0.01)'; see the Python class"
         parser.add_argument("--schedules.OPTION", type=str, metavar="SCHEDULE", help=text)
     return parser

@@ -31,7 +31,7 @@ from ebmcore.conditions import name_conditions
 from ebmcore.errors import UsageError
 from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_generator, stream_seed
-from ebmcore.training.data import DataSource, as_floating, check_values
+from ebmcore.training.data import DataSource, as_floating, check_labels, check_values
 from ebmcore.training.stopping import WorkerStart
 
 _FEW = 256  # examples that observers see
@@ -70,6 +70,7 @@ class Reading:
     Args:
         dtype: What they are converted to.
         space: The state space that they must lie in, or `None`.
+        n_classes: Number of classes of their labels, or `None`.
         bounds: The bounds that they must lie in, or `None`.
         batch_size: Examples in a batch.
         num_workers: Processes that read a torch ``Dataset``; 0 reads in this one.
@@ -81,6 +82,7 @@ class Reading:
 
     dtype: torch.dtype = torch.float32
     space: str | None = None
+    n_classes: int | None = None
     bounds: tuple[float, float] | None = None
     batch_size: int = 64
     num_workers: int = 0
@@ -170,6 +172,10 @@ class Examples(ABC):
     def whole(self) -> Batch:
         """Return all examples in their order; those of a data set are read once more."""
 
+    def outermost(self) -> list[Batch]:
+        """Return, for each kind of labels that are whole numbers, the example with the smallest and that with the largest."""
+        return []
+
     @abstractmethod
     def description(self) -> dict[str, Any]:
         """Return what a checkpoint records of the examples, as JSON: with another description they are others."""
@@ -204,6 +210,7 @@ class Table(Examples, Dataset[Any]):
 
     def _check(self, reading: Reading) -> None:
         check_values(self.x, reading.space, "the data", reading.bounds)
+        check_labels([*self.labels, *self.named.values()], reading.n_classes, "the labels")
         for one in (*self.labels, *self.named.values()):
             if len(one) != len(self.x):
                 raise UsageError(f"the data have {len(self.x)} examples but {len(one)} labels")
@@ -233,6 +240,10 @@ class Table(Examples, Dataset[Any]):
 
     def whole(self) -> Batch:
         return self[:]
+
+    def outermost(self) -> list[Batch]:
+        numbers = [t for t in (*self.labels, *self.named.values()) if t.ndim == 1 and t.dtype == torch.int64]
+        return [self[torch.stack([t.argmin(), t.argmax()])] for t in numbers]
 
     def description(self) -> dict[str, Any]:
         parts = [self.x, *self.labels, *_by_name(self.named)]
@@ -519,7 +530,10 @@ def check_test(data: DataSource, reading: Reading, shape: Sequence[int]) -> None
         labels = getattr(data, name, None)
         known = labels.values() if isinstance(labels, Mapping) else [] if labels is None else [labels]
         for one in known if hasattr(x, "__len__") else []:
-            _check_labels(as_tensor(one, name), len(x), getattr(data, "n_classes", None), name)
+            own = as_label(as_tensor(one, name), reading, name)
+            if own.shape[:1] != (len(x),):
+                raise UsageError(f"{name} must have a row for each of {len(x)} examples, got shape {tuple(own.shape)}")
+            check_labels([own], reading.n_classes, name)
     if not isinstance(test, Tensor) or not len(test):
         return
     if tuple(test.shape[1:]) != tuple(shape):
@@ -538,23 +552,6 @@ def check_test(data: DataSource, reading: Reading, shape: Sequence[int]) -> None
                 "chain is: a likelihood of them is not that of the chains",
                 UserWarning,
                 stacklevel=3,
-            )
-
-
-def _check_labels(labels: Tensor, n: int, n_classes: Any, what: str) -> None:
-    if labels.shape[:1] != (n,):
-        raise UsageError(f"{what} must have a row for each of {n} examples, got shape {tuple(labels.shape)}")
-    if (
-        isinstance(n_classes, int)
-        and not labels.is_floating_point()
-        and labels.dtype != torch.bool
-        and labels.ndim == 1
-        and n
-    ):
-        low, high = labels.long().min().item(), labels.long().max().item()
-        if low < 0 or high >= n_classes:
-            raise UsageError(
-                f"{what} must be class numbers from 0 to {n_classes - 1}, as n_classes={n_classes} says, got {low} to {high}"
             )
 
 
@@ -599,6 +596,8 @@ def _checked(loader: Any, reading: Reading, first: int) -> Iterator[Batch]:
             check_values(x, reading.space, f"the data of batch {number}", reading.bounds)
         args = [as_label(one, reading, f"the labels of batch {number}") for one in args]
         named = {name: as_label(one, reading, f"the condition {name!r} of batch {number}") for name, one in named.items()}
+        if x.is_cpu:
+            check_labels([*args, *named.values()], reading.n_classes, f"the labels of batch {number}")
         yield Batch((x, *args), named)
 
 

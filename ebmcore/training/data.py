@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -174,6 +175,30 @@ def check_values(x: Tensor, space: str | None, what: str, bounds: tuple[float, f
         raise UsageError(
             f"{what} go from {x.amin().item():.4g} to {x.amax().item():.4g}, but the sampler keeps its chains in the bounds "
             f"{tuple(bounds)}: scale the data, or widen the bounds"
+        )
+
+
+def check_labels(labels: Sequence[Tensor], n_classes: int | None, what: str) -> None:
+    """Check that labels number classes, where an example has one label and it is a whole number.
+
+    Args:
+        labels: What belongs to the examples, ``(N, ...)`` each.
+        n_classes: Number of classes; `None` checks nothing.
+        what: What the labels are called in the message.
+
+    Raises:
+        UsageError: If one is no number of a class.
+
+    Example:
+        >>> check_labels([torch.tensor([0, 2])], 3, "the labels")
+    """
+    if n_classes is None or len(labels) != 1 or labels[0].dtype != torch.int64 or not labels[0].numel():
+        return
+    low, high = (end.item() for end in labels[0].aminmax())
+    if low < 0 or high >= n_classes:
+        raise UsageError(
+            f"{what} must be from 0 to {n_classes - 1}, the numbers of {n_classes} classes, but go from {low} to {high}: number "
+            "them from 0, or give a larger n_classes"
         )
 
 

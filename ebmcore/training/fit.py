@@ -22,6 +22,7 @@ from ebmcore.host.origin import is_out_of_memory
 from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_seed
 from ebmcore.training.averaging import refresh_spectral_norms
+from ebmcore.training.batches import loader_batch_size
 from ebmcore.training.checkpoints import KEPT, latest_checkpoint
 from ebmcore.training.data import DataSource
 from ebmcore.training.directory import owned
@@ -65,7 +66,7 @@ def fit(
     weights: Any = None,
     epochs: int | None = None,
     steps: int | None = None,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int | None = None,
     accumulate: int = 1,
     optimizer: OptimizerChoice = "adam",
     lr: float = 1e-3,
@@ -109,7 +110,7 @@ def fit(
             (``train_weights``), otherwise all count the same.
         epochs: Passes through the data. Give this or ``steps``.
         steps: Optimizer steps, in place of ``epochs``.
-        batch_size: Examples per micro-batch and device; those of a ``DataLoader`` are its own.
+        batch_size: Examples per micro-batch and device; `None` is 64, or the batch size of a ``DataLoader``.
         accumulate: Micro-batches per optimizer step, whose mean gradient it follows: a batch of ``accumulate * batch_size``
             examples in the memory of ``batch_size``. The loss is called once for each.
         optimizer: An optimizer of ``torch.optim`` by its name in lower case, such as ``"adamw"``; a mapping with the name and
@@ -131,7 +132,8 @@ def fit(
         strategy: How several processes share the work: with ``"ddp"``, which ``"auto"`` chooses, each has all parameters; with
             ``"fsdp"`` each keeps a part of them and of the optimizer's state, gathered once in each step
             (`ebmcore.training.sharding`).
-        precision: Floating-point arithmetic, as Lightning Fabric names it.
+        precision: Floating-point arithmetic, as Lightning Fabric names it. With ``"64-true"``, ``"16-true"`` and ``"bf16-true"``
+            the loss and its energy are converted to that dtype, and keep it after training.
         out: Directory for ``metrics.csv``, checkpoints and TensorBoard's files, which must hold nothing yet unless the run is
             resumed; `None` writes nothing.
         resume: Resume from the last checkpoint in ``out``, or start if it has none.
@@ -168,10 +170,13 @@ def fit(
     require_train_extra()
     if not isinstance(loss, BaseLoss):
         raise UsageError(f"loss must be an instance of BaseLoss, got {type(loss).__name__}")
+    if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
+        context = "torch.inference_mode()" if torch.is_inference_mode_enabled() else "torch.no_grad()"
+        raise UsageError(f"training takes gradients, which {context} turns off: call fit() outside of it")
     given = {
         "epochs": epochs,
         "steps": steps,
-        "batch_size": batch_size,
+        "batch_size": loader_batch_size(data) or DEFAULT_BATCH_SIZE if batch_size is None else batch_size,
         "accumulate": accumulate,
         "optimizer": optimizer,
         "lr": lr,
@@ -247,8 +252,7 @@ def _resume(training: Training) -> None:
         training.step = training.state.load(training.checkpoint)
         if training.step > training.n_steps:
             raise UsageError(f"{options.out} already has {training.step} steps, more than the {training.n_steps} asked for")
-        training.before = training.loss.step - training.step
-        training.visited = training.examples.starting_at(training.loss.step * options.accumulate)
+        training.visit_from_here()
     training.first = training.step
 
 

@@ -59,16 +59,22 @@ def warn_of_other_versions(info: Mapping[str, Any], where: Path) -> None:
             )
 
 
-def check_same(info: Mapping[str, Any], components: Mapping[str, object], where: Path) -> None:
-    """Raise `CheckpointError` if a run is resumed with another component than it was started with.
+def check_same(info: Mapping[str, Any], components: Mapping[str, object], where: Path, advice: str = "resume with") -> None:
+    """Raise `CheckpointError` if a checkpoint was written with another component.
 
     Warn where the file of a user's own class has changed.
+
+    Args:
+        info: Result of `origins` at that time.
+        components: The components by kind.
+        where: The checkpoint, for messages.
+        advice: What to do with the component that it was written with.
     """
     for kind, part in components.items():
         then, now = _recorded_origin(info, kind, where), host.provenance(part) if part is not None else {}
         if then.get("id") and now.get("id") and then["id"] != now["id"]:
             raise CheckpointError(
-                f"{where} was written with the {kind} {then['id']}, not with {now['id']}: resume with that one"
+                f"{where} was written with the {kind} {then['id']}, not with {now['id']}: {advice} that one"
             )
         if then.get("sha256") != now.get("sha256") and then.get("id") and now.get("id"):
             text = f"{where} was written with another version of the file of {now['id']}: results may differ"

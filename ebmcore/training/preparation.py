@@ -48,8 +48,8 @@ def require_train_extra() -> None:
 
 
 DEFAULT_BATCH_SIZE = 64
-# The batches of the last run of each loss: how many there are in a pass, their size, and how many a step takes.
-_BATCHES: WeakKeyDictionary[BaseLoss, tuple[int | None, int, int]] = WeakKeyDictionary()
+# Of the last run of each loss: batches of a pass, their size, how many a step takes; and how far beyond its count it is.
+_BATCHES: WeakKeyDictionary[BaseLoss, tuple[tuple[int | None, int, int], int]] = WeakKeyDictionary()
 
 
 @dataclass
@@ -150,6 +150,14 @@ class Training:
         )
         return Due(log=done % options.log_every == 0 or last or measure or read, measure=measure, save=save)
 
+    def visit_from_here(self) -> None:
+        """Continue with the batch that follows those of the steps done, after a checkpoint was loaded."""
+        accumulate = self.options.accumulate
+        self.before = self.loss.step - self.step
+        beyond = self.state.first_batch - self.before * accumulate
+        _BATCHES[self.loss] = _batches(self.examples, self.options), beyond
+        self.visited = self.examples.starting_at(self.loss.step * accumulate + beyond)
+
     def best(self) -> dict[str, Any]:
         """Return what a checkpoint records where the best one is kept: the metric, and a value of which more is better."""
         metric = self.options.kept[1]
@@ -199,14 +207,13 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
     energy: nn.Module = getattr(loss, "energy", loss)  # a loss may be its own model
     sampler = getattr(loss, "sampler", None)
     own = loader_batch_size(data)
-    if own is not None:
-        if options.batch_size not in (DEFAULT_BATCH_SIZE, own):
-            raise UsageError(f"batch_size={options.batch_size}, but the DataLoader has batches of {own}: leave it out")
-        options = replace(options, batch_size=own)
+    if own not in (None, options.batch_size):
+        raise UsageError(f"batch_size={options.batch_size}, but the DataLoader has batches of {own}: leave it out")
     reading = Reading(
         dtype=floating_dtype(energy, options.precision),
         space=check_compatible(energy, sampler, data, loss),
         bounds=getattr(sampler, "bounds", None),
+        n_classes=_n_classes(data, energy, loss),
         batch_size=options.batch_size,
         num_workers=options.num_workers,
         seed=options.seed,
@@ -215,7 +222,8 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
     )
     examples = open_examples(data, loss, reading, weights)
     n_steps = options.number_of_steps(examples.steps_per_epoch)
-    visited = examples.starting_at(_position(loss, examples, options))
+    first_batch = _position(loss, examples, options)
+    visited = examples.starting_at(first_batch)
     first = next(visited)
     if isinstance(data, DataSource):
         check_test(data, reading, first.args[0].shape[1:])
@@ -229,6 +237,11 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
     for part in (energy, loss):
         if supports(part, SupportsDataStart) and part.awaits_data:
             part.start_from_data(examples.whole().args[0], examples.weights)  # type: ignore[operator]
+    if not any(p.requires_grad for p in loss.parameters()):
+        raise UsageError(
+            f"no parameter of the loss {type(loss).__name__} or of its energy requires a gradient, so there is nothing to train: "
+            "call energy.requires_grad_(True)"
+        )
     if options.compile:
         loss.compile()
     parts = {"loss": loss, "energy": energy, "sampler": sampler}
@@ -275,9 +288,11 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
             bound,
             TrainingExamples.of(data, first.args[0]),
             partial(_made_of, parts, unscheduled if out is not None else ()),
+            first_batch,
         )
         if energy is not loss:
-            _probe(loss, energy, first, fabric)
+            for batch in [first, *(examples.outermost() if loss.labels == "conditions" else [])]:
+                _probe(loss, energy, batch, fabric)
         if out is not None:
             state.check()  # raises now, not after hours
         return Training(
@@ -346,15 +361,24 @@ def build_loss(loss: BaseLoss, shape: Sequence[int], seed: int) -> None:
     loss.built = True
 
 
+def _n_classes(data: Any, energy: nn.Module, loss: BaseLoss) -> int | None:
+    """The number of classes that labels of the data may name, where it is known."""
+    known = [getattr(part, "n_classes", None) for part in (data, energy)]
+    return min((n for n in known if type(n) is int), default=None) if loss.labels is not None else None
+
+
 def _position(loss: BaseLoss, examples: Examples, options: Options) -> int:
     """The batch at which a run begins: where the last one of this loss stopped; at the next pass if its batches were others."""
-    per_pass, position = examples.steps_per_epoch, loss.step * options.accumulate
-    now = (per_pass, options.batch_size, options.accumulate)
-    before = _BATCHES.get(loss, now)
-    _BATCHES[loss] = now
-    if before == now or per_pass is None or options.out is not None:  # a run with a checkpoint is resumed by its count alone
-        return position
-    return -(-position // per_pass) * per_pass
+    now, count = _batches(examples, options), loss.step * options.accumulate
+    before, beyond = _BATCHES.get(loss, (now, 0))
+    if before != now:
+        beyond = -count % now[0] if now[0] is not None else 0
+    _BATCHES[loss] = now, beyond
+    return count + beyond
+
+
+def _batches(examples: Examples, options: Options) -> tuple[int | None, int, int]:
+    return examples.steps_per_epoch, options.batch_size, options.accumulate
 
 
 def floating_dtype(energy: nn.Module, precision: str) -> torch.dtype:
@@ -400,15 +424,18 @@ def _seen(loss: BaseLoss, batch: Batch) -> LabelledExamples:
 def _probe(loss: BaseLoss, energy: nn.Module, batch: Batch, fabric: Any) -> None:
     """Check before the first step that the energy can take the data. Gradients are on, as it may take some of its own."""
     (x, *args), kwargs = fabric.to_device(_first_two(loss, batch))
+    devices = [fabric.device] if fabric.device.type == "cuda" else []
     try:
-        with gathered(energy), frozen(energy), torch.enable_grad(), fabric.autocast():
+        with gathered(energy), frozen(energy), torch.enable_grad(), fabric.autocast(), torch.random.fork_rng(devices):
             loss.energies(fabric.strategy.precision.convert_input(x), *args, **kwargs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         if is_out_of_memory(error):
             raise
         reason = " ".join(str(error).split())
+        conditions = [str(t.tolist()) for t in (*args, *kwargs.values()) if t.ndim == 1]
+        under = f" under the conditions {', '.join(conditions)}" if conditions else ""
         raise UsageError(
-            f"the energy {type(energy).__name__} cannot take examples of shape {tuple(x.shape[1:])} ({x.dtype}): {reason}"
+            f"the energy {type(energy).__name__} cannot take examples of shape {tuple(x.shape[1:])} ({x.dtype}){under}: {reason}"
         ) from error
 
 

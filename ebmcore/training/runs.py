@@ -38,6 +38,7 @@ from ebmcore.training.state import check_kinds
 CONFIG = "config.yaml"
 CODE = "code"  # where a run keeps the files of a user's own classes
 EVALUATION = "evaluation.json"
+_ADVICE = f"give its {CONFIG}"
 
 Conditions = Mapping[str, Any] | Tensor | Sequence[str | float] | str | float
 """Conditions of an energy by name (``"0"`` is the first positional one), or those of the first alone.
@@ -137,9 +138,9 @@ class TrainedRun:
         with refusing_sizes():
             data = _create_data(self.config)
         info = read_info(self.checkpoint)
-        check_same(info, {"dataset": data}, self.checkpoint)
+        check_same(info, {"dataset": data}, self.checkpoint, "use")
         described = describe_data(data, self.loss, self.config.get("precision", ""))
-        check_binding(info.get("run"), binding(self.config, described), self.checkpoint)
+        check_binding(info.get("run"), binding(self.config, described), self.checkpoint, "use")
         return data
 
     @cached_property
@@ -379,13 +380,13 @@ def load_run(path: str | os.PathLike[str], *, checkpoint: int | None = None, all
     _check_complete(config)
     tensors, info = read_checkpoint(found)
     warn_of_other_versions(info, found)
-    check_options(info.get("run"), config, found)
+    check_options(info.get("run"), config, found, _ADVICE)
     with refusing_sizes():
         examples = _recorded_examples(config, info, found)
         energy, sampler, loss = _build_on(config, examples)
     if config.get("precision") == "64-true":
         loss.double()
-    check_same(info, {"loss": loss, "energy": energy, "sampler": sampler}, found)
+    check_same(info, {"loss": loss, "energy": energy, "sampler": sampler}, found, _ADVICE)
     then, now = recorded_id(info, "dataset", found), host.find("dataset", config["data"]["name"]).origin["id"]
     if then and then != now:  # told by name, as the data are not made
         raise CheckpointError(f"{found} was written with the dataset {then}, not with {now}: give that one its name again")
@@ -437,7 +438,7 @@ def run_config(run: Path, step: int | None = None) -> Config:
     if checkpoint is None:
         return config
     info = read_info(checkpoint)
-    check_options(info.get("run"), config, checkpoint)
+    check_options(info.get("run"), config, checkpoint, _ADVICE)
     for part in (*REQUIRED, "sampler"):
         kind = PARTS[part][0]
         try:

@@ -49,7 +49,7 @@ def start_from(loss: BaseLoss, run: str | os.PathLike[str]) -> None:
         raise CheckpointError(f"{run} holds no checkpoint to start from: name the directory of a run that has one")
     tensors, info = read_checkpoint(checkpoint)
     energy: nn.Module = getattr(loss, "energy", loss)
-    check_same(info, {"energy": energy}, checkpoint)
+    check_same(info, {"energy": energy}, checkpoint, "start with")
     warn_of_other_versions(info, checkpoint)
     own: dict[str, Tensor] = loss.state_dict()
     check_kinds(tensors, {f"loss.{name}": tensor for name, tensor in own.items()}, checkpoint)

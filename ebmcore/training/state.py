@@ -34,6 +34,7 @@ class TrainingState:
         binding: Options, components and digest of the data of the run, which a checkpoint is bound to.
         examples: What the run is trained on.
         made: Returns what the components are made of at the moment, apart from what schedules change.
+        first_batch: The batch at which the run began.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class TrainingState:
         binding: Mapping[str, Any] | None = None,
         examples: TrainingExamples | None = None,
         made: Callable[[], Mapping[str, Any]] = dict,
+        first_batch: int = 0,
     ) -> None:
         self.loss = loss
         self.scheduled = scheduled
@@ -56,6 +58,7 @@ class TrainingState:
         self.examples = examples
         self.made = made
         self.made_at_start = made()
+        self.first_batch = first_batch
         self.changed: set[str] = set()
         self.groups = self._groups()
 
@@ -79,7 +82,11 @@ class TrainingState:
         """Options of the optimizer's groups, apart from those that follow from the step."""
         groups = self.optimizer.state_dict()["param_groups"]
         return [
-            {k: copy.deepcopy(v) for k, v in group.items() if k not in self.scheduled and not isinstance(v, Tensor)}
+            {
+                k: v.tolist() if isinstance(v, Tensor) else copy.deepcopy(v)
+                for k, v in group.items()
+                if k not in self.scheduled
+            }
             for group in groups
         ]
 
@@ -94,7 +101,7 @@ class TrainingState:
                 self.optimizer, [n for n, v in group.items() if not isinstance(v, int | float | str | tuple | list | None)]
             )
         examples = {} if self.examples is None else {"examples": self.examples.as_json()}
-        return {"run": self._lasting(), **examples, "optimizer_groups": changed}
+        return {"run": self._lasting(), **examples, "optimizer_groups": changed, "first_batch": self.first_batch}
 
     def _lasting(self) -> dict[str, Any]:
         """The binding without what training changes in the components, such as a counter: it says nothing of another run."""
@@ -118,6 +125,10 @@ class TrainingState:
         warn_of_other_versions(info, path)
         check_same(info, self.components, path)
         check_binding(info.get("run"), self.binding, path)
+        first_batch = info.get("first_batch")
+        if type(first_batch) is not int or first_batch < 0:
+            raise CheckpointError(f"{path} does not say at which batch its run began: it is not a checkpoint of ebmcore")
+        self.first_batch = first_batch
         groups: dict[str, dict[str, Tensor]] = {"loss": {}, "optimizer": {}, "average": {}}
         for key, tensor in flat.items():
             group, _, name = key.partition(".")
@@ -148,7 +159,7 @@ class TrainingState:
                     raise ValueError(f"{key} of the optimizer has the shape {tuple(tensor.shape)}")
                 slots.setdefault(int(index), {})[name] = like(tensor, parameters[int(index)])
             for group, changed in zip(own, self._recorded_changes(info, path), strict=True):
-                group |= {name: tuple(v) if isinstance(v, list) else v for name, v in changed.items()}
+                group |= {name: _as_it_is(v, group.get(name)) for name, v in changed.items()}
             self.optimizer.load_state_dict({"state": slots, "param_groups": own})
         except (RuntimeError, ValueError, TypeError) as error:
             raise _other_configuration(path, error) from error
@@ -177,6 +188,13 @@ class TrainingState:
         if changed:
             raise CheckpointError(f"{path} changes {min(changed)} of the optimizer, which does not change in this run")
         return changes
+
+
+def _as_it_is(value: Any, own: Any) -> Any:
+    """A recorded option in the form that the optimizer keeps it in: a learning rate may be a tensor."""
+    if isinstance(own, Tensor):
+        return torch.tensor(value, dtype=own.dtype, device=own.device).expand_as(own).clone()
+    return tuple(value) if isinstance(value, list) else value
 
 
 def check_kinds(flat: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:

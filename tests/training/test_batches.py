@@ -168,10 +168,11 @@ def test_iterable_data_have_no_epochs():
 
 
 def test_loader_trains_with_its_batch_size(tmp_path):
-    result = quiet(cd(), DataLoader(Rows(), batch_size=5), epochs=3, batch_size=64)
+    result = quiet(cd(), DataLoader(Rows(), batch_size=5), epochs=3, batch_size=None)
     assert result.step == 6
-    with pytest.raises(UsageError, match="batch_size=16, but the DataLoader has batches of 5"):
-        quiet(cd(), DataLoader(Rows(), batch_size=5), epochs=3, batch_size=16)
+    for given in (16, 64):
+        with pytest.raises(UsageError, match=f"batch_size={given}, but the DataLoader has batches of 5"):
+            quiet(cd(), DataLoader(Rows(), batch_size=5), epochs=3, batch_size=given)
 
 
 @pytest.mark.parametrize(
@@ -465,6 +466,21 @@ def test_later_fit_of_other_batches_begins_a_pass():
     assert len(torch.cat(loss.rows).unique(dim=0)) == 40
 
 
+@pytest.mark.filterwarnings("ignore:training changes")
+def test_later_fit_of_other_batches_resumes_where_it_was(tmp_path):
+    """With checkpoints such a run begins a pass too, also when it is resumed."""
+    whole, stopped, resumed = (Seen(Quadratic((2,)), Identity()) for _ in range(3))
+    for loss in (whole, stopped, resumed):
+        quiet(loss, data(40), steps=2, batch_size=16)
+        loss.rows.clear()
+    quiet(whole, data(40), steps=10, batch_size=4, out=tmp_path / "whole")
+    quiet(stopped, data(40), steps=6, batch_size=4, out=tmp_path / "run")
+    fresh = Seen(Quadratic((2,)), Identity())
+    quiet(fresh, data(40), steps=10, batch_size=4, out=tmp_path / "run", resume=True)
+    assert len(torch.cat(whole.rows).unique(dim=0)) == 40
+    assert torch.equal(torch.cat(stopped.rows + fresh.rows), torch.cat(whole.rows))
+
+
 def test_loader_of_its_own_way_is_iterated():
     """A loader that changes its batches, on the way to a device for example, gives what it gives."""
 
@@ -494,7 +510,7 @@ def test_sampler_is_told_the_epoch():
 
 def test_workers_beside_a_loader_are_refused():
     with pytest.raises(UsageError, match="num_workers is for a Dataset"):
-        quiet(cd(), DataLoader(Rows(), batch_size=5), steps=1, num_workers=2, batch_size=64)
+        quiet(cd(), DataLoader(Rows(), batch_size=5), steps=1, num_workers=2, batch_size=5)
 
 
 @pytest.mark.parametrize("form", ["table", "items"])

@@ -220,14 +220,22 @@ def test_run_resumes_where_its_data_are_now(moved, tmp_path):
 def test_other_data_are_refused(moved, tmp_path, capsys):
     before = (moved / "config.yaml").read_text()
     assert ebmcore(f"train --resume {moved} --steps 6 --data.path", file_of(tmp_path / "other.npy", seed=1)) == 2
-    assert "is of a run on other data" in capsys.readouterr().err
+    assert "is of a run on other data: resume with the same" in capsys.readouterr().err
     assert (moved / "config.yaml").read_text() == before
 
 
 def test_other_data_in_python_are_refused(moved, tmp_path):
     file_of(tmp_path / "data.npy", seed=1)  # another file of that name
-    with pytest.raises(CheckpointError, match="other data"):
+    with pytest.raises(CheckpointError, match="other data: use the same"):
         _ = load_run(moved).data
+
+
+def test_changed_configuration_is_named(moved):
+    """The advice is about the file that was changed, whatever the run is loaded for."""
+    file = moved / "config.yaml"
+    file.write_text(file.read_text().replace("seed: 0", "seed: 7"))
+    with pytest.raises(CheckpointError, match=r"seed=0, not 7: give its config\.yaml that one"):
+        load_run(moved)
 
 
 def test_conditions_are_taken_in_turn(conditional):

@@ -255,6 +255,24 @@ def test_changed_rate_is_resumed(tmp_path):
     assert same_state(whole, resumed)
 
 
+def test_changed_rate_that_is_a_tensor_is_resumed(tmp_path):
+    """A learning rate that the optimizer keeps in a tensor has the value of the run that was stopped, in a tensor."""
+
+    class Decaying(torch.optim.Adam):
+        def step(self, closure=None):
+            super().step(closure)
+            self.param_groups[0]["lr"].mul_(0.5)
+
+    def options(steps):
+        return {"steps": steps, "optimizer": lambda groups: Decaying(groups, lr=torch.tensor(0.1), foreach=False)}
+
+    whole, resumed = pcd(), pcd()
+    quiet(whole, data(), **options(6))
+    quiet(pcd(), data(), out=tmp_path, **options(4))
+    quiet(resumed, data(), out=tmp_path, resume=True, **options(6))
+    assert same_state(whole, resumed)
+
+
 def test_dropped_schedule_leaves_no_value(tmp_path):
     rates = []
     schedules = {"optimizer.lr": Linear(end=0.0)}
