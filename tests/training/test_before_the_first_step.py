@@ -82,7 +82,7 @@ def test_nothing_to_train_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("change", "kind"), [(lambda e: {"energy": e}, "dict"), (lambda e: (e, e), "tuple")])
 def test_energy_that_returns_no_tensor_is_refused(change, kind, tmp_path):
-    refused(of(Returning(change)), data(), tmp_path, rf"the energy returned a {kind} for 2 examples; it must return \(2,\)")
+    refused(of(Returning(change)), data(), tmp_path, rf"the energy returned a {kind}: it must return \(2,\)")
 
 
 def test_probe_draws_nothing():

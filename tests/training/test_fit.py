@@ -10,6 +10,7 @@ from small_runs import data, pcd, quiet, same_state
 from torch.utils.data import TensorDataset
 
 import ebmcore
+from ebmcore import BaseLoss
 from ebmcore.errors import DivergenceError, EbmcoreError, UsageError
 from ebmcore.testing import Identity, Quadratic
 from ebmcore.training import BaseObserver, latest_checkpoint, read_checkpoint, stream_seed
@@ -264,6 +265,32 @@ def test_wrong_shape_is_refused():
     """Data of the wrong shape are an error before the first step."""
     with pytest.raises(UsageError, match=r"MLP cannot take examples of shape \(3,\)"):
         quiet(pcd(), torch.randn(10, 3), steps=1)
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_loss_adds_a_condition():
+    """Lazy layers are made and the energy is tried under the conditions that the loss adds in ``energies``."""
+
+    class Level(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.LazyLinear(1)
+
+        def forward(self, x, *, level):
+            return self.layer(x).squeeze(1) * level
+
+    class Leveled(BaseLoss):
+        def __init__(self, energy):
+            super().__init__()
+            self.energy = energy
+
+        def energies(self, x, *args, **kwargs):
+            return super().energies(x, *args, level=torch.ones(len(x)), **kwargs)
+
+        def forward(self, x):
+            return self.energies(x).square().mean()
+
+    assert quiet(Leveled(Level()), data(), steps=2).step == 2
 
 
 def test_no_data_are_an_error():

@@ -100,8 +100,7 @@ class DenoisingScoreMatching(BaseScoreMatching):
     def terms(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         sigma = self.draw_levels(x)
         noise = torch.randn_like(x, generator=self.generator)
-        if self.conditional:
-            kwargs["sigma"] = sigma
-        _, grad = self.gradient(x + as_rows(sigma, x) * noise, *args, **kwargs)
+        level = {"sigma": sigma} if self.conditional else {}
+        _, grad = self.gradient(x + as_rows(sigma, x) * noise, *args, **kwargs, **level)
         off = as_rows(sigma, x) * at_least_float32(grad) - noise  # times sigma, so that a small one loses no digits
         return 0.5 * dot(off, off)

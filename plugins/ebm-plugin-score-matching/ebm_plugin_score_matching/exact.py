@@ -20,7 +20,7 @@ class ScoreMatching(BaseScoreMatching):
     By partial integration this is half the expected squared distance of the two scores, up to a constant of the data. The exact
     Laplacian takes one backward pass for each of the :math:`d` dimensions. Hutchinson's estimate
     :math:`\Delta E \approx v^\top \nabla^2 E\, v`, with components of :math:`v` that are 1 or -1, takes ``n_probes`` of them:
-    prefer it from about 50 dimensions.
+    prefer it beyond about 10 dimensions.
 
     The energy must be twice differentiable, as with SiLU or softplus units: the Laplacian of ReLU units is 0 almost everywhere.
     Data must have a density; add noise to data on a grid such as pixels, or use ``denoising-score-matching``.

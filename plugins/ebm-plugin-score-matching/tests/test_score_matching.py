@@ -289,6 +289,13 @@ def test_energies_take_the_smallest_level():
     assert torch.equal(loss.energies(x, sigma=x[:, 0]), energy(x, sigma=x[:, 0]))
 
 
+def test_level_from_data_is_refused():
+    """Data whose condition is called ``sigma``, too, are not trained on under another level than they say."""
+    loss = DenoisingScoreMatching(Levels(), sigma=0.5)
+    with pytest.raises(TypeError, match="multiple values for keyword argument 'sigma'"):
+        loss(noise(3, 2), sigma=torch.ones(3, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("eps", [0.01, 1.0])
 def test_differences_are_exact_for_a_gaussian(shape, eps):
