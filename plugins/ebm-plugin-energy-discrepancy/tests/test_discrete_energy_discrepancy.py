@@ -12,7 +12,7 @@ import ebmcore
 from ebm_plugin_energy_discrepancy.discrete import DiscreteEnergyDiscrepancy as DiscreteED
 from ebmcore.errors import UsageError
 from ebmcore.testing import Boltzmann, Potts, outcomes
-from ebmcore.training import fit
+from ebmcore.training import check_compatible
 
 CATEGORICAL = ("uniform", "cyclic", "grid")
 
@@ -123,9 +123,11 @@ def test_labels_stay_with_their_example():
 
 
 def test_data_must_suit_the_perturbation():
-    """A perturbation of categorical data is refused for binary data before the first step."""
+    """A perturbation of categorical data is for energies and data of that space alone."""
+    loss = DiscreteED(Potts(), perturbation="cyclic")
+    assert check_compatible(Potts(), None, None, loss) == "categorical"
     with pytest.raises(UsageError, match="is for categorical data"):
-        fit(DiscreteED(Boltzmann(), perturbation="cyclic"), Boltzmann().sample(20), steps=1)
+        check_compatible(Boltzmann(), None, None, loss)
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,16 @@ def test_resumed_nce_is_not_fitted_again(tmp_path):
     assert torch.equal(whole.fitted.mean, fitted)
 
 
+def test_loaded_noise_needs_no_data():
+    """A fresh loss that is built and loaded has the noise, and does not ask for the data."""
+    x = torch.randn(60, 2, generator=seeded()).double()
+    used, fresh = started(Quadratic(), x), NCE(Quadratic()).double()
+    fresh.build((2,))
+    fresh.double().load_state_dict(used.state_dict())
+    used.generator, fresh.generator = seeded(), seeded()
+    assert torch.equal(used(x), fresh(x))
+
+
 def test_noise_must_suit_the_data():
     """Binary noise is refused for continuous data before the first step."""
     with pytest.raises(UsageError, match="is for continuous data"):
