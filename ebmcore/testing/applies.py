@@ -17,6 +17,7 @@ LABELLED_CD = Condition(
     "to losses of the contrastive-divergence family whose labels are conditions",
     lambda case: case.cd and case.labels == "conditions" and case.takes_any_shape,
 )
+ONE_BACKWARD = Condition("to losses that declare double_backward = False", lambda case: not case.component.double_backward)
 TARGETS = Condition("to losses whose labels are targets", lambda case: case.labels == "targets")
 FITS = Condition(
     "to losses on continuous spaces that bring neither energy nor batch of their own",

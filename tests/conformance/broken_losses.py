@@ -931,3 +931,9 @@ class WrongScoreMatching(ScoreMatching):
 
     def objective(self, grad, divergence):
         return (0.5 * grad.square().sum(1) + divergence).mean()
+
+
+class UndeclaredScoreMatching(ScoreMatching):
+    """Differentiates a gradient, which it denies."""
+
+    double_backward = False

@@ -96,6 +96,7 @@ WRONG = {
         (losses.LeftOut, "check_every_parameter_is_in_one_group"),
         (losses.InTwoGroups, "check_every_parameter_is_in_one_group"),
         (losses.CompiledByTorch, "check_it_trains_after_compile"),
+        (losses.UndeclaredScoreMatching, "check_it_differentiates_no_gradient"),
         (losses.MetricsReplaced, "check_metrics_of_the_whole_call_are_kept"),
         (losses.StepLost, "check_the_step_is_part_of_the_state"),
         (losses.HalfEnergies, "check_energies_are_those_of_the_energy"),

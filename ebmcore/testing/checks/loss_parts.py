@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ebmcore.testing.applies import ANY_SHAPE, IS_CD, LABELLED_CD, ON_CD_BASE, TAKES_SAMPLER
-from ebmcore.testing.awkward import Labelled
+from ebmcore.testing.applies import ANY_SHAPE, IS_CD, LABELLED_CD, ON_CD_BASE, ONE_BACKWARD, TAKES_SAMPLER
+from ebmcore.testing.awkward import Labelled, Watched
 from ebmcore.testing.cases import SPACES, LossCase, generator
-from ebmcore.testing.rules import check, expect
+from ebmcore.testing.rules import ConformanceError, check, expect
 from ebmcore.testing.samplers import CachingDrift, Drift, Identity
 
 FAMILIES = ("contrastive-divergence", "other")
@@ -57,6 +57,40 @@ def check_it_trains_after_compile(case: LossCase) -> None:
         if q.grad is not None:
             alike = p.grad is not None and torch.allclose(p.grad, q.grad, rtol=1e-4, atol=1e-6)
             expect(alike, f"after compile() {name} has another gradient")
+
+
+@check(ONE_BACKWARD, since="0.1")
+def check_it_differentiates_no_gradient(case: LossCase) -> None:
+    """A loss that declares double_backward = False trains an energy whose gradient cannot be differentiated."""
+    loss = case.make(_OnceDifferentiable(case.energy(*case.shape), lambda *_, **__: None))
+    case.value(loss, case.start(8)).backward()
+
+
+class _OnceDifferentiable(Watched):
+    """An energy that raises `ConformanceError` where its gradient by positions is differentiated."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return super().forward(_Once.apply(x), *args, **kwargs)  # type: ignore[no-untyped-call]
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return _Never.apply(grad)  # type: ignore[no-untyped-call]
+
+
+class _Never(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.clone()
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> Any:
+        raise ConformanceError("it differentiates a gradient of the energy: declare double_backward = True")
 
 
 @check(since="0.1")
