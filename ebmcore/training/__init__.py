@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from ebmcore.random import stream_generator, stream_seed
 from ebmcore.training.averaging import copy_energy
-from ebmcore.training.batches import LabelledExamples, labelled_examples
+from ebmcore.training.batches import LabelledExamples
 from ebmcore.training.checkpoints import latest_checkpoint, read_checkpoint, read_info
 from ebmcore.training.data import DataSource, SupportsDataStart, as_floating, check_compatible
 from ebmcore.training.fit import FitResult, fit
 from ebmcore.training.observers import BaseObserver
+from ebmcore.training.opening import labelled_examples
 from ebmcore.training.origins import check_installed, warn_of_other_versions
 from ebmcore.training.pretrained import from_pretrained
 from ebmcore.training.run import Run, flat_config

@@ -22,13 +22,13 @@ from ebmcore.host.origin import is_out_of_memory
 from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_seed
 from ebmcore.training.averaging import refresh_spectral_norms
-from ebmcore.training.batches import loader_batch_size
 from ebmcore.training.checkpoints import KEPT, latest_checkpoint
 from ebmcore.training.data import DataSource
 from ebmcore.training.directory import owned
 from ebmcore.training.launch import Strategy, launch, on_first_rank
 from ebmcore.training.numbers import check_numbers
 from ebmcore.training.observers import BaseObserver, notify, observing
+from ebmcore.training.opening import loader_batch_size
 from ebmcore.training.optimizers import OptimizerChoice
 from ebmcore.training.options import Options, Precision
 from ebmcore.training.origins import origins

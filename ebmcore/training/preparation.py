@@ -24,12 +24,13 @@ from ebmcore.host.origin import is_out_of_memory
 from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_seed
 from ebmcore.training.averaging import moving_average
-from ebmcore.training.batches import Batch, Examples, LabelledExamples, Reading, check_test, loader_batch_size, open_examples
+from ebmcore.training.batches import Batch, Examples, LabelledExamples, Reading
 from ebmcore.training.checkpoints import CheckpointWriter
 from ebmcore.training.data import DataSource, SupportsDataStart, check_compatible
 from ebmcore.training.described import describe, describe_optimizer, generators_within
 from ebmcore.training.examples import TrainingExamples
 from ebmcore.training.observers import BaseObserver, MetricsFile, ProgressBar, TensorBoard
+from ebmcore.training.opening import check_test, loader_batch_size, open_examples
 from ebmcore.training.optimizers import create_optimizer
 from ebmcore.training.options import Options, binding, kept_options
 from ebmcore.training.run import Run, flat_config

@@ -22,7 +22,6 @@ from ebmcore.errors import AmbiguousComponentError, CheckpointError, EbmcoreErro
 from ebmcore.host.origin import is_out_of_memory
 from ebmcore.losses import BaseLoss
 from ebmcore.random import stream_generator, stream_seed
-from ebmcore.training.batches import Reading, as_label, as_tensor, is_numpy
 from ebmcore.training.checkpoints import find_checkpoint, read_checkpoint, read_info
 from ebmcore.training.configuration import PARTS, REQUIRED, Config, admit, components, create, read_config
 from ebmcore.training.data import DataSource, as_floating, check_compatible, check_values
@@ -34,6 +33,7 @@ from ebmcore.training.options import binding, check_binding, check_options
 from ebmcore.training.origins import check_installed, check_same, recorded_id, warn_of_other_versions
 from ebmcore.training.preparation import build_loss, describe_data, require_train_extra
 from ebmcore.training.state import check_kinds
+from ebmcore.training.tensors import as_label, as_tensor, is_numpy
 
 CONFIG = "config.yaml"
 CODE = "code"  # where a run keeps the files of a user's own classes
@@ -301,8 +301,7 @@ class TrainedRun:
         listed = listed if isinstance(listed, list | tuple) and all(type(one) in plain for one in listed) else []
         if listed and (are_labels or any(isinstance(one, str) for one in listed)):
             given = self.examples.class_numbers(listed)
-        reading = Reading(dtype=self._dtype(torch.zeros(())))
-        t: Tensor = torch.atleast_1d(as_label(as_tensor(given, what), reading, what))
+        t: Tensor = torch.atleast_1d(as_label(as_tensor(given, what), self._dtype(torch.zeros(())), what))
         if not len(t):
             raise UsageError(f"the condition {name!r} is empty: give one for each example or for all")
         n_classes = self.examples.n_classes

@@ -14,7 +14,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomS
 import ebmcore
 from ebmcore.errors import UsageError
 from ebmcore.testing import ExactGaussian, Identity, Quadratic
-from ebmcore.training.batches import Reading, StepBatches, labelled_examples, open_examples
+from ebmcore.training.batches import Reading
+from ebmcore.training.opening import labelled_examples, open_examples
+from ebmcore.training.order import StepBatches
 
 
 def opened(given, loss=None, weights=None, **reading):

@@ -15,7 +15,8 @@ import ebmcore
 from ebmcore import BaseLoss
 from ebmcore.errors import CheckpointError, UsageError
 from ebmcore.testing import Quadratic
-from ebmcore.training.batches import Reading, open_examples
+from ebmcore.training.batches import Reading
+from ebmcore.training.opening import open_examples
 
 BITS = (torch.rand(60, 4, generator=torch.Generator().manual_seed(0)) < torch.tensor([0.1, 0.4, 0.6, 0.9])).float()
 LOG_ODDS = (BITS.sum(0) + 1).log() - (61 - BITS.sum(0)).log()

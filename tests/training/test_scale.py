@@ -21,7 +21,7 @@ from commands import tensors
 import ebmcore
 from ebmcore.cli.options import parse
 from ebmcore.testing.processes import process_group
-from ebmcore.training.batches import StepBatches
+from ebmcore.training.order import StepBatches
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/scale.md").read_text()
