@@ -55,10 +55,10 @@ class NeighbourLoss(BaseLoss):
 
     def build(self, shape: Sequence[int]) -> None:
         """Checks that examples of ``shape`` have enough sites and values."""
-        self._sites_and_values(shape)
+        self._count_sites(shape)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        n, _ = self._sites_and_values(x.shape[1:])
+        n = self._count_sites(x.shape[1:])
         conditions = name_conditions(args, kwargs, x)
         sites = self._draw_sites(x, n)
         together = self._with_neighbours(self._as_states(x), sites)
@@ -69,7 +69,7 @@ class NeighbourLoss(BaseLoss):
         losses = terms.sum(1) * (n / terms.shape[1])
         return losses.mean() if self.data_weights is None else (self.data_weights * losses).mean().to(losses.dtype)
 
-    def _sites_and_values(self, shape: Sequence[int]) -> tuple[int, int]:
+    def _count_sites(self, shape: Sequence[int]) -> int:
         shape = torch.Size(shape)
         n, values = (shape.numel(), 2) if self.state_space == "binary" else (shape[:-1].numel(), shape[-1])
         if values < 2:
@@ -80,7 +80,7 @@ class NeighbourLoss(BaseLoss):
             raise UsageError(
                 f"n_sites is {self.n_sites}, but examples of shape {tuple(shape)} have {n} sites: lower it, or leave it out"
             )
-        return n, values
+        return n
 
     def _as_states(self, x: Tensor) -> Tensor:
         """Draws what lies strictly between 0 and 1 and so is a probability; a state stays as it is."""
