@@ -45,7 +45,7 @@ WRONG = {
     ),
     "capability that the energy lacks": (
         f"train {MOONS} --sampler gibbs --loss cd --steps 1",
-        "Energies that have it: ebm-plugin-rbm:gaussian-rbm, ebm-plugin-rbm:potts-rbm, ebm-plugin-rbm:rbm",
+        "ebm-plugin-rbm:gaussian-rbm, ebm-plugin-rbm:potts-rbm, ebm-plugin-rbm:rbm",
     ),
     "no length": (f"train {RBM} --loss cd", "either as epochs or as steps"),
     "file that is not there": ("train --config nothing.yaml", "cannot read the configuration nothing.yaml"),
