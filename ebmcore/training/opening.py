@@ -181,26 +181,26 @@ def _binds(taker: Callable[..., Any], args: Sequence[Tensor], named: Mapping[str
     return True
 
 
-def check_test(data: DataSource, reading: Reading, shape: Sequence[int]) -> None:
-    """Check the test examples of a data set, which metrics measure at the end, and the labels of both shares.
+def check_test(data: DataSource, reading: Reading, shape: Sequence[int], *, labelled: bool) -> None:
+    """Check the test examples of a data set, which metrics measure at the end, and their labels.
 
     Args:
         data: The data set. Test examples that are no tensor or array are not checked.
         reading: How its training examples are read.
         shape: Shape of one of these.
+        labelled: Whether labels are used.
 
     Raises:
         UsageError: If they are not such as the training examples, or there is not one label of a class for each example.
     """
     test = as_tensor(data.test, "the test data") if is_numpy(data.test) else data.test
-    for name, x in (("train_labels", data.train), ("test_labels", test)):
-        labels = getattr(data, name, None)
-        known = labels.values() if isinstance(labels, Mapping) else [] if labels is None else [labels]
-        for one in known if hasattr(x, "__len__") else []:
-            own = as_label(as_tensor(one, name), reading.dtype, name)
-            if own.shape[:1] != (len(x),):
-                raise UsageError(f"{name} must have a row for each of {len(x)} examples, got shape {tuple(own.shape)}")
-            check_labels([own], reading.n_classes, name)
+    labels = getattr(data, "test_labels", None) if labelled and hasattr(test, "__len__") else None
+    given = labels.values() if isinstance(labels, Mapping) else [] if labels is None else [labels]
+    known = [as_label(as_tensor(one, "test_labels"), reading.dtype, "test_labels") for one in given]
+    for one in known:
+        if one.shape[:1] != (len(test),):
+            raise UsageError(f"test_labels must have a row for each of {len(test)} examples, got shape {tuple(one.shape)}")
+    check_labels(known, reading.n_classes, "the test labels")
     if not isinstance(test, Tensor) or not len(test):
         return
     if tuple(test.shape[1:]) != tuple(shape):

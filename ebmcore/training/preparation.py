@@ -227,7 +227,7 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
     visited = examples.starting_at(first_batch)
     first = next(visited)
     if isinstance(data, DataSource):
-        check_test(data, reading, first.args[0].shape[1:])
+        check_test(data, reading, first.args[0].shape[1:], labelled=bool(first.args[1:] or first.named))
     if first.weights is not None and not loss.weighted:
         raise UsageError(
             f"the loss {type(loss).__name__} takes no weights of examples: choose one that does, or leave them out"

@@ -112,7 +112,7 @@ def test_labels_of_another_number_than_the_data_declare_are_refused(tmp_path):
     ("labels", "message"),
     [
         (torch.tensor([0, 1, 2, 3]), "the test labels must be from 0 to 2"),
-        (torch.tensor([0, 1]), "4 test examples but 2 test labels"),
+        (torch.tensor([0, 1]), r"test_labels must have a row for each of 4 examples, got shape \(2,\)"),
     ],
 )
 def test_test_labels_are_checked(labels, message, tmp_path):

@@ -39,16 +39,21 @@ class Fails(Quadratic):
         self.error = error
 
     def forward(self, x):
-        if next(self.calls) < self.late:
+        if not next(self.fails):
             return super().forward(x)
         if self.error is not None:
             raise self.error
         return super().forward(x) * torch.nan
 
 
+def after(calls):
+    """Whether each call fails: those after the first ``calls``."""
+    return itertools.chain(itertools.repeat(False, calls), itertools.repeat(True))
+
+
 def run_that_fails(tmp_path, late, error=None, **options):
     energy = Fails(error)
-    energy.calls, energy.late = itertools.count(), late
+    energy.fails = after(late)
     loss = ebmcore.create_loss("cd", energy, Identity())
     with pytest.raises(EbmcoreError) as caught:
         quiet(loss, data(), steps=20, out=tmp_path / "run", log_every=1, **options)
@@ -69,10 +74,10 @@ def test_end_names_the_last_checkpoint_or_says_that_there_is_none(tmp_path, erro
 def test_memory_that_ends_when_a_run_resumes_names_its_checkpoint(tmp_path, monkeypatch, late):
     """When the energy is tried, and when the checkpoint is loaded."""
     energy = Fails(MemoryError("it is full"))
-    energy.late = 100
+    energy.fails = after(100)
     loss = ebmcore.create_loss("cd", energy, Identity())
     quiet(loss, data(), steps=4, out=tmp_path, checkpoint_every=2)
-    energy.late, energy.calls = late, 0
+    energy.fails = after(late)
     if late:
         monkeypatch.setattr(type(loss), "load_state_dict", lambda *_, **__: energy(data()) and energy(data()))
     with pytest.raises(UsageError, match="out of memory before") as caught:
