@@ -72,7 +72,7 @@ def _resumed_config(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
     from ebmcore.cli.options import parse
     from ebmcore.training.runs import check_plugins, run_config
 
-    base = {**run_config(run), "out": str(run)}
+    base = {**run_config(run), "out": str(run), "changed": []}
     check_plugins(run)
     given = {argument.partition("=")[0].removeprefix("--") for argument in arguments}
     if given & {"epochs", "steps"}:  # a new length replaces the old one, in either unit
@@ -83,14 +83,21 @@ def _resumed_config(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _refuse_changes(config: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    from ebmcore.training.options import CHANGEABLE, PLACES
+    from ebmcore.training.options import CHANGEABLE, PLACES, is_among
+    from ebmcore.training.run import flat_config
 
-    def kept(value: Any) -> Any:
-        return {k: v for k, v in value.items() if k not in PLACES} if isinstance(value, Mapping) else value
+    places = {f"data.{place}" for place in PLACES}
 
-    changed = [name for name in config if name not in CHANGEABLE and kept(config[name]) != kept(saved.get(name))]
+    def kept(options: Mapping[str, Any]) -> dict[str, Any]:
+        flat = flat_config({name: value for name, value in options.items() if name not in CHANGEABLE})
+        return {name: value for name, value in flat.items() if name not in places}
+
+    now, then, allowed = kept(config), kept(saved), config.get("changed") or ()
+    changed = [name for name in now | then if now.get(name) != then.get(name) and not is_among(name, allowed)]
     if changed:
-        raise UsageError(f"a resumed run keeps its {', '.join(changed)}: start another run to change that")
+        raise UsageError(
+            f"a resumed run keeps its {', '.join(changed)}: start another run to change that, or name it in changed"
+        )
 
 
 _PROG = "ebmcore train"

@@ -82,6 +82,7 @@ def fit(
     precision: Precision = "32-true",
     out: Path | str | None = None,
     resume: bool = False,
+    changed: Sequence[str] = (),
     log_every: int = 10,
     checkpoint_every: int = 500,
     checkpoint_async: bool = False,
@@ -136,7 +137,10 @@ def fit(
             the loss and its energy are converted to that dtype, and keep it after training.
         out: Directory for ``metrics.csv``, checkpoints and TensorBoard's files, which must hold nothing yet unless the run is
             resumed; `None` writes nothing.
-        resume: Resume from the last checkpoint in ``out``, or start if it has none.
+        resume: Resume from the last checkpoint in ``out``, or start if it has none. What makes it another run is refused: other
+            data, other components or options of these, another seed.
+        changed: Names of what differs on purpose from the run that is resumed, as the refusal gives them, such as
+            ``"loss.k_steps"``, ``"seed"``, ``"sampler"`` with all of its options, or ``"data"``.
         log_every: Steps between two logged metrics.
         checkpoint_every: Steps between two checkpoints; one more is written at the end.
         checkpoint_async: Write checkpoints while training continues, from a copy of the state in memory.
@@ -192,6 +196,7 @@ def fit(
         "precision": precision,
         "out": Path(out) if isinstance(out, str | os.PathLike) else out,
         "resume": resume,
+        "changed": changed,
         "log_every": log_every,
         "checkpoint_every": checkpoint_every,
         "checkpoint_async": checkpoint_async,

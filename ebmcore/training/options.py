@@ -25,7 +25,7 @@ Precision = Literal["32-true", "64-true", "16-true", "bf16-true", "16-mixed", "b
 CHANGEABLE = {
     "epochs", "steps", "metric", "observer", "lr", "schedules", "clip_grad", "accelerator", "devices", "num_nodes", "strategy",
     "precision", "num_workers", "log_every", "checkpoint_every", "checkpoint_async", "keep", "measure", "measure_every",
-    "compile", "progress",
+    "compile", "progress", "changed",
 }  # fmt: skip
 
 # Options that say where the data are, which may be another place by now: the digest of the data is compared.
@@ -34,12 +34,14 @@ PLACES = {"path", "directory"}
 _NOT_COMPARED = {f"{part}.name" for part in ("data", "energy", "sampler", "loss")} | {f"data.{place}" for place in PLACES}
 KEEP = Bounds(1)
 _MISSING = object()
+RESUME = "resume with"
 _FLAG = bool, "True or False"
 _KINDS: dict[str, tuple[Any, str]] = {
     "schedules": (Mapping, "a mapping of options to schedules"),
     "accelerator": (str, "the name of a kind of device, such as 'cpu'"),
     "out": (Path | None, "a path, or None"),
     "resume": _FLAG,
+    "changed": (list | tuple, "a list of names, such as ['loss.k_steps']"),
     "checkpoint_async": _FLAG,
     "measure": (Callable | None, "a function of the energy that returns named numbers, or None"),
     "compile": _FLAG,
@@ -71,6 +73,7 @@ class Options:
     precision: Precision
     out: Path | None
     resume: bool
+    changed: Sequence[str]
     log_every: int
     checkpoint_every: int
     checkpoint_async: bool
@@ -90,6 +93,8 @@ class Options:
         for name, (kind, wanted) in _KINDS.items():
             if not isinstance(getattr(self, name), kind):
                 raise UsageError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
+        if not all(isinstance(name, str) for name in self.changed):
+            raise UsageError(f"changed must be a list of names, such as ['loss.k_steps'], got {self.changed!r}")
         for observer in self.observers:
             if not hasattr(observer, "on_start"):
                 raise UsageError(f"observers must be instances of BaseObserver, got {observer!r}")
@@ -144,7 +149,9 @@ def binding(config: Mapping[str, Any], data: Mapping[str, Any], made: Mapping[st
     return {"options": kept_options(config), "data": dict(data), "made": None if made is None else dict(made)}
 
 
-def check_binding(recorded: Any, now: Mapping[str, Any], where: Path, advice: str = "resume with") -> None:
+def check_binding(
+    recorded: Any, now: Mapping[str, Any], where: Path, advice: str = RESUME, changed: Sequence[str] = ()
+) -> None:
     """Raise `CheckpointError` if a checkpoint is of a run with other options, components or data, whose name the message gives.
 
     Args:
@@ -152,22 +159,25 @@ def check_binding(recorded: Any, now: Mapping[str, Any], where: Path, advice: st
         now: That of this run.
         where: The checkpoint, for messages.
         advice: What to do with what it was written with.
+        changed: Names of what may differ, as in messages; that of a component stands for all of its options.
     """
-    check_options(recorded, now["options"], where, advice)
+    check_options(recorded, now["options"], where, advice, changed)
     if now["made"] is not None:
         made = recorded.get("made")
         if not isinstance(made, Mapping):
             raise CheckpointError(f"{where} does not say what its run was made of: it is not a checkpoint of ebmcore")
-        _check_equal(made, now["made"], where, advice)
+        _check_equal(made, now["made"], where, advice, changed)
     then, data = recorded["data"], now["data"]
-    if then != data:
+    if then != data and "data" not in changed:
         known = {name: then.get(name) for name in data} if isinstance(then, Mapping) else {}
         other = next((name for name in data if known.get(name) != data[name]), "description")
         told = "" if other in ("digest", "description") else f" ({other} {known.get(other)!r}, not {data[other]!r})"
-        raise CheckpointError(f"{where} is of a run on other data{told}: {advice} the same")
+        raise CheckpointError(f"{where} is of a run on other data{told}: {advice} the same{or_allowed(advice)}")
 
 
-def check_options(recorded: Any, config: Mapping[str, Any], where: Path, advice: str = "resume with") -> None:
+def check_options(
+    recorded: Any, config: Mapping[str, Any], where: Path, advice: str = RESUME, changed: Sequence[str] = ()
+) -> None:
     """Raise `CheckpointError` if a checkpoint is of a run with other options, before anything is made with these."""
     try:
         then = flat_config(recorded["options"])
@@ -177,14 +187,26 @@ def check_options(recorded: Any, config: Mapping[str, Any], where: Path, advice:
         raise CheckpointError(f"{where} does not say which run wrote it: it is not a checkpoint of ebmcore") from error
     # Names of components have more than one spelling: their origins are compared, by `ebmcore.training.origins`.
     compared = {name: value for name, value in then.items() if name not in _NOT_COMPARED}
-    _check_equal(compared, flat_config(kept_options(config)), where, advice)
+    _check_equal(compared, flat_config(kept_options(config)), where, advice, changed)
 
 
-def _check_equal(then: Mapping[str, Any], now: Mapping[str, Any], where: Path, advice: str) -> None:
+def or_allowed(advice: str) -> str:
+    """Return what else a resumed run may do than keep what differs."""
+    return ", or name what differs in changed" if advice == RESUME else ""
+
+
+def is_among(name: str, changed: Sequence[str]) -> bool:
+    """Return whether an option is named, by its own name or by that of its component."""
+    return any(name == one or name.startswith(f"{one}.") for one in changed)
+
+
+def _check_equal(then: Mapping[str, Any], now: Mapping[str, Any], where: Path, advice: str, changed: Sequence[str]) -> None:
     for name, value in then.items():
-        if now.get(name, _MISSING) != value:
+        if now.get(name, _MISSING) != value and not is_among(name.removeprefix("fit."), changed):
             given = f"not {now[name]!r}" if name in now else "which is not given"
-            raise CheckpointError(f"{where} is of a run with {name}={value!r}, {given}: {advice} that one")
+            raise CheckpointError(
+                f"{where} is of a run with {name}={value!r}, {given}: {advice} that one{or_allowed(advice)}"
+            )
 
 
 def kept_options(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from importlib_metadata import version
 from ebmcore import host
 from ebmcore.errors import CheckpointError
 from ebmcore.host.registry import known_plugins
+from ebmcore.training.options import RESUME, or_allowed
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*")  # of a distribution or a version, nothing that a shell obeys
 
@@ -59,7 +60,13 @@ def warn_of_other_versions(info: Mapping[str, Any], where: Path) -> None:
             )
 
 
-def check_same(info: Mapping[str, Any], components: Mapping[str, object], where: Path, advice: str = "resume with") -> None:
+def check_same(
+    info: Mapping[str, Any],
+    components: Mapping[str, object],
+    where: Path,
+    advice: str = RESUME,
+    changed: Sequence[str] = (),
+) -> None:
     """Raise `CheckpointError` if a checkpoint was written with another component.
 
     Warn where the file of a user's own class has changed.
@@ -69,12 +76,15 @@ def check_same(info: Mapping[str, Any], components: Mapping[str, object], where:
         components: The components by kind.
         where: The checkpoint, for messages.
         advice: What to do with the component that it was written with.
+        changed: Kinds that may differ.
     """
     for kind, part in components.items():
+        if kind in changed or (kind == "dataset" and "data" in changed):
+            continue
         then, now = _recorded_origin(info, kind, where), host.provenance(part) if part is not None else {}
         if then.get("id") and now.get("id") and then["id"] != now["id"]:
             raise CheckpointError(
-                f"{where} was written with the {kind} {then['id']}, not with {now['id']}: {advice} that one"
+                f"{where} was written with the {kind} {then['id']}, not with {now['id']}: {advice} that one{or_allowed(advice)}"
             )
         if then.get("sha256") != now.get("sha256") and then.get("id") and now.get("id"):
             text = f"{where} was written with another version of the file of {now['id']}: results may differ"

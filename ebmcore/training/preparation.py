@@ -290,6 +290,7 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
             TrainingExamples.of(data, first.args[0]),
             partial(_made_of, parts, unscheduled if out is not None else ()),
             first_batch,
+            options.changed,
         )
         if energy is not loss:
             for batch in [first, *(examples.outermost() if loss.labels == "conditions" else [])]:

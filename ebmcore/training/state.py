@@ -35,6 +35,7 @@ class TrainingState:
         examples: What the run is trained on.
         made: Returns what the components are made of at the moment, apart from what schedules change.
         first_batch: The batch at which the run began.
+        allowed: Names of what may differ from the run of a checkpoint that is loaded.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class TrainingState:
         examples: TrainingExamples | None = None,
         made: Callable[[], Mapping[str, Any]] = dict,
         first_batch: int = 0,
+        allowed: Sequence[str] = (),
     ) -> None:
         self.loss = loss
         self.scheduled = scheduled
@@ -58,7 +60,7 @@ class TrainingState:
         self.examples = examples
         self.made = made
         self.made_at_start = made()
-        self.first_batch = first_batch
+        self.first_batch, self.allowed = first_batch, allowed
         self.changed: set[str] = set()
         self.groups = self._groups()
 
@@ -123,8 +125,8 @@ class TrainingState:
         """Load a checkpoint; return the number of steps done."""
         flat, info = read_checkpoint(path)
         warn_of_other_versions(info, path)
-        check_same(info, self.components, path)
-        check_binding(info.get("run"), self.binding, path)
+        check_same(info, self.components, path, changed=self.allowed)
+        check_binding(info.get("run"), self.binding, path, changed=self.allowed)
         first_batch = info.get("first_batch")
         if type(first_batch) is not int or first_batch < 0:
             raise CheckpointError(f"{path} does not say at which batch its run began: it is not a checkpoint of ebmcore")

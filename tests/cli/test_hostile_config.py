@@ -57,6 +57,7 @@ num_nodes: 1
 strategy: auto
 precision: 32-true
 out: run
+changed: [seed]
 log_every: 10
 checkpoint_every: 500
 checkpoint_async: false
@@ -93,7 +94,7 @@ CONFIGS = {name: copy.deepcopy(CONFIGS["moons"]) | config for name, config in CO
 WORKS = {
     "null": "optimizer schedules metric epochs clip_grad from ema_decay measure_every sampler.clip_grad sampler.bounds "
     "sampler.noise sampler.temperature sampler.betas loss.betas optimizer.foreach optimizer.fused devices num_nodes",
-    "list": "energy.hidden metric",
+    "list": "energy.hidden metric changed", "list of text": "changed",
     "mapping": "optimizer schedules",
     "text": "out", "dotted": "out", "escape": "out",
     "-1": "seed data.seed",

@@ -86,6 +86,16 @@ def test_an_existing_directory_is_never_overwritten(run, capsys):
     assert before == held()
 
 
+def test_named_change_of_a_resumed_run(tmp_path):
+    """It is allowed for this command alone."""
+    run = tmp_path / "run"
+    assert train(f"{RBM} --loss cd --steps 1", run) == 0
+    assert ebmcore(f"train --resume {run} --batch_size 7 --changed [batch_size] --steps 40") == 0
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["batch_size"] == 7
+    assert ebmcore(f"train --resume {run} --batch_size 8 --steps 41") == 2
+
+
 @pytest.mark.parametrize("change", ["--loss cd", "--seed 3", "--batch_size 7", "--out elsewhere"])
 def test_a_resumed_run_stays_the_same_run(run, change, capsys, monkeypatch):
     monkeypatch.chdir(run)

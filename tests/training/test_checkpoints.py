@@ -143,10 +143,37 @@ def test_other_configuration_is_refused(tmp_path):
         quiet(other, data(), steps=5, out=tmp_path, resume=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("seed", {"seed": 7}),
+        ("batch_size", {"batch_size": 5}),
+        ("data", {"data": 1 + data()}),
+        ("loss.k_steps", {"k_steps": 2}),
+        ("sampler", {"step_size": 0.01}),
+    ],
+)
+def test_named_change_is_allowed(tmp_path, name, other):
+    """What differs is refused by its name, and allowed by it."""
+
+    def run(steps, data, k_steps=1, step_size=0.05, **options):
+        torch.manual_seed(0)
+        langevin = ebmcore.create_sampler("langevin", step_size=step_size)
+        loss = ebmcore.create_loss("cd", ebmcore.create_energy("mlp", (2,), hidden=(4,)), langevin, k_steps=k_steps)
+        return quiet(loss, data, steps=steps, out=tmp_path, **options)
+
+    run(2, data())
+    changed = {"data": data(), **other}
+    with pytest.raises(CheckpointError, match=rf"{name}.*, or name what differs in changed"):
+        run(4, **changed, resume=True)
+    assert run(4, **changed, resume=True, changed=[name]).step == 4
+    assert run(5, **changed, resume=True).step == 5  # the checkpoint is now of the changed run
+
+
 def test_missing_average_is_refused(tmp_path):
     """An average that only one side keeps raises an error."""
     quiet(pcd(), data(), steps=2, out=tmp_path, ema_decay=0.9)
-    with pytest.raises(CheckpointError, match=r"of a run with ema_decay=0\.9, not None: resume with that one"):
+    with pytest.raises(CheckpointError, match=r"of a run with ema_decay=0\.9, not None: resume with that one, or name"):
         quiet(pcd(), data(), steps=4, out=tmp_path, resume=True)
 
 

@@ -220,7 +220,7 @@ def test_run_resumes_where_its_data_are_now(moved, tmp_path):
 def test_other_data_are_refused(moved, tmp_path, capsys):
     before = (moved / "config.yaml").read_text()
     assert ebmcore(f"train --resume {moved} --steps 6 --data.path", file_of(tmp_path / "other.npy", seed=1)) == 2
-    assert "is of a run on other data: resume with the same" in capsys.readouterr().err
+    assert "is of a run on other data: " in capsys.readouterr().err
     assert (moved / "config.yaml").read_text() == before
 
 
