@@ -118,6 +118,10 @@ class BaseRBM(nn.Module):
             return self.visible_bias + hidden @ self.weight.T
         return torch.addmm(self.visible_bias, hidden, self.weight.T)
 
+    def check_enumeration(self) -> None:
+        """Raises `UsageError` if the hidden layer has more than 25 units."""
+        check_enumerable(len(self.hidden_bias))
+
     def sample_hidden(self, x: Tensor, *, beta: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Draws the hidden units ``(N, hidden)`` given ``x``, at one inverse temperature ``beta`` ``(N,)`` per chain."""
         logits = self.hidden_logits(x)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ebm_plugin_rbm.base import BaseRBM, binary_states, check_enumerable, softplus
+from ebm_plugin_rbm.base import BaseRBM, binary_states, softplus
 from ebmcore.distributions import Normal
 
 _CHUNK = 2**16
@@ -92,10 +92,6 @@ class GaussianRBM(BaseRBM):
         """Returns the visible units' own normal distributions, without the hidden ones."""
         std = (0.5 * self.log_variance.detach()).exp()
         return Normal(self.visible_bias.detach().clone().view(tuple(shape)), std.view(tuple(shape)))
-
-    def check_enumeration(self) -> None:
-        """Raises `UsageError` if the hidden layer has more than 25 units."""
-        check_enumerable(len(self.hidden_bias))
 
     @torch.no_grad()
     def log_partition(self) -> Tensor:

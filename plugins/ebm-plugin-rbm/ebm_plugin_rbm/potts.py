@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ebm_plugin_rbm.base import LinearRBM, binary_states, check_enumerable
+from ebm_plugin_rbm.base import LinearRBM, binary_states
 from ebmcore.distributions import Categorical
 from ebmcore.errors import UsageError
 
@@ -71,10 +71,6 @@ class PottsRBM(LinearRBM):
     def initial_distribution(self, shape: Sequence[int]) -> Categorical:
         """Returns the uniform distribution over values: the model at infinite temperature."""
         return Categorical(torch.zeros(tuple(shape), dtype=self.weight.dtype, device=self.weight.device))
-
-    def check_enumeration(self) -> None:
-        """Raises `UsageError` if the hidden layer has more than 25 units."""
-        check_enumerable(len(self.hidden_bias))
 
     @torch.no_grad()
     def log_partition(self) -> Tensor:
