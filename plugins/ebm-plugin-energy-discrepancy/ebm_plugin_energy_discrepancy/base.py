@@ -16,6 +16,7 @@ class BaseEnergyDiscrepancy(BaseLoss):
     """Base of the energy discrepancies. A subclass says how an example is perturbed (`perturb`)."""
 
     weighted = True
+    double_backward = False
 
     def __init__(self, energy: nn.Module, t: float, n_samples: int, w: float) -> None:
         super().__init__()

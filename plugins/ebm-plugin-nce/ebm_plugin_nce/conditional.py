@@ -37,6 +37,7 @@ class ConditionalNoiseContrastiveEstimation(BaseLoss):
     """
 
     weighted = True
+    double_backward = False
 
     def __init__(
         self,

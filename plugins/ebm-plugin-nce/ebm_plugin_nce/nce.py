@@ -58,6 +58,7 @@ class NoiseContrastiveEstimation(BaseLoss):
     """
 
     weighted = True
+    double_backward = False
 
     def __init__(
         self,

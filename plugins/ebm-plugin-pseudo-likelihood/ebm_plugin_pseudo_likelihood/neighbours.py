@@ -38,6 +38,7 @@ class NeighbourLoss(BaseLoss):
 
     state_space = "binary"
     weighted = True
+    double_backward = False
 
     def __init__(self, energy: nn.Module, n_sites: int | None, state_space: str | None) -> None:
         super().__init__()
