@@ -110,13 +110,13 @@ BESIDE_THE_FLOOR = {
     "sliced-score-matching": 31,
     "denoising-score-matching": 24,
     "finite-difference-score-matching": 33,
-    "nce": 47,
-    "conditional-nce": 31,
-    "energy-discrepancy": 38,
-    "discrete-energy-discrepancy": 40,
-    "pseudo-likelihood": 48,
-    "ratio-matching": 48,
-    "minimum-probability-flow": 47,
+    "nce": 44,
+    "conditional-nce": 28,
+    "energy-discrepancy": 35,
+    "discrete-energy-discrepancy": 37,
+    "pseudo-likelihood": 45,
+    "ratio-matching": 45,
+    "minimum-probability-flow": 44,
 }
 
 
