@@ -1,4 +1,7 @@
-"""Writes the results of ``run.py`` into ``docs/benchmarks.md``, with a plot. Run by ``make bench``."""
+"""Writes the results of ``run.py`` into ``docs/benchmarks.md``, with a plot, and those of losses into ``docs/choose-a-loss.md``.
+
+Run by ``make bench``.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import matplotlib as mpl
 
 ROOT = Path(__file__).parent.parent
 PAGE, PLOT, RESULTS = ROOT / "docs/benchmarks.md", ROOT / "docs/images/benchmark.png", Path(__file__).parent / "results"
+LOSSES = ROOT / "docs/choose-a-loss.md"  # the page of the workloads whose name begins with "Loss: "
 
 
 BATCHES = ("64", "256", "1024")
@@ -28,21 +32,33 @@ BOUNDS: list[tuple[int, str, str, dict[str, float]]] = [
 ]
 
 
+PEERS = ("ebmkit", "torchebm")
+
+
+def is_loss(workload: str) -> bool:
+    """Whether a workload is a step of one loss, all with the same energy."""
+    return workload.startswith("Loss: ")
+
+
 def bounds(rows: list[dict[str, Any]]) -> list[str]:
     """Check the bounds, by medians of ratios to the floor or the quotient of two systems' to the hand-written loop."""
     names = list(dict.fromkeys(row["workload"] for row in rows))
     at = {(row["workload"], row["size"], row["system"]): row for row in rows}
     lines = []
-    for workload, system, reference, sizes in BOUNDS:
+    of_losses = [
+        (name, "ebmcore_eager", peer, dict.fromkeys(BATCHES[1:], 1.15 if peer == "floor" else 1.0))
+        for name in names
+        if is_loss(name)
+        for peer in ("floor", *PEERS)
+    ]
+    for workload, system, reference, sizes in [*((names[w], *rest) for w, *rest in BOUNDS if w < len(names)), *of_losses]:
         for size, bound in sizes.items():
-            own, other = (at.get((names[workload], size, one)) for one in (system, reference))
+            own, other = (at.get((workload, size, one)) for one in (system, reference))
             if own is None or other is None:
                 continue
             ratio = own["floor"][1] if reference == "floor" else own["hand"][1] / other["hand"][1]
             verdict = "held" if ratio <= bound else "MISSED"
-            lines.append(
-                f"{names[workload]:<48} {size:>8} {system:<17} {ratio:5.3f} of {reference}, at most {bound}: {verdict}"
-            )
+            lines.append(f"{workload:<48} {size:>8} {system:<17} {ratio:5.3f} of {reference}, at most {bound}: {verdict}")
     return lines
 
 
@@ -59,6 +75,35 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"| {row['workload']} | {row['size']} | {row['system']} | {median:.2f} ({low:.2f} to {high:.2f}) | "
             f"{row['floor'][1]:.2f} | {row['ms']:.3g} | {dispatches} | {row['cold']:.2g} |"
         )
+    return "\n".join(lines)
+
+
+def costs(rows: list[dict[str, Any]]) -> str:
+    """A line for each loss: the time of ebmcore's step, and its ratios at each batch size."""
+    at = {(row["workload"], row["size"], row["system"]): row for row in rows}
+    sizes = list(dict.fromkeys(row["size"] for row in rows))
+    lines = [
+        f"| loss | ms | of the floor (quartiles) | of the hand-written loop | {' | '.join(f'of {peer}' for peer in PEERS)} |"
+    ]
+    lines.append("|" + "---|" * (4 + len(PEERS)))
+    for workload in dict.fromkeys(row["workload"] for row in rows):
+        own = [at[workload, size, "ebmcore_eager"] for size in sizes]
+        of_peers = [
+            ", ".join(
+                f"{row['hand'][1] / at[workload, row['size'], peer]['hand'][1]:.2f}"
+                for row in own
+                if (workload, row["size"], peer) in at
+            )
+            for peer in PEERS
+        ]
+        cells = [
+            workload.removeprefix("Loss: "),
+            ", ".join(f"{row['ms']:.3g}" for row in own),
+            ", ".join("{1:.2f} ({0:.2f} to {2:.2f})".format(*row["floor"]) for row in own),
+            ", ".join(f"{row['hand'][1]:.2f}" for row in own),
+            *of_peers,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -84,19 +129,28 @@ def plot(rows: list[dict[str, Any]]) -> None:
     figure.savefig(PLOT, dpi=110)
 
 
+def write(page: Path, text: str) -> None:
+    """Replaces the text between the page's two marks."""
+    before, mark, rest = page.read_text().partition("<!-- table -->\n")
+    _, end, after = rest.partition("<!-- end of the table -->\n")
+    page.write_text(f"{before}{mark}\n{text}\n\n{end}{after}")
+
+
 def main() -> None:
-    """Replace the text between the page's two marks, and print the bounds."""
+    """Write both tables and the plot, and print the bounds."""
     results = {path.stem.removeprefix("threads-"): json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
     for n, found in results.items():
         print(f"threads: {n}", *bounds(found["rows"]), sep="\n")
+    others = {n: [row for row in found["rows"] if not is_loss(row["workload"])] for n, found in results.items()}
     parts = [
-        f"## {'One thread' if n == '1' else 'Two threads'}\n\nProcessor: {found['processor']}.\n\n{table(found['rows'])}"
+        f"## {'One thread' if n == '1' else 'Two threads'}\n\nProcessor: {found['processor']}.\n\n{table(others[n])}"
         for n, found in results.items()
     ]
-    before, mark, rest = PAGE.read_text().partition("<!-- table -->\n")
-    _, end, after = rest.partition("<!-- end of the table -->\n")
-    PAGE.write_text(f"{before}{mark}\n" + "\n\n".join(parts) + f"\n\n{end}{after}")
-    plot(results["1"]["rows"])
+    write(PAGE, "\n\n".join(parts))
+    one_thread = results["1"]
+    losses = [row for row in one_thread["rows"] if is_loss(row["workload"])]
+    write(LOSSES, f"Processor: {one_thread['processor']}, one thread.\n\n{costs(losses)}")
+    plot(others["1"])
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from workloads import WORKLOADS, Workload
+from workloads import WORKLOADS, Workload, function_of
 
 SYSTEMS = (
     "floor",
@@ -63,31 +63,33 @@ def systems(names: list[str]) -> dict[str, ModuleType]:
     return found
 
 
-def seconds(unit: Callable[[], object], n: int) -> float:
+def seconds(unit: Callable[[], object], n: int, clock: Callable[[], float] = time.perf_counter) -> float:
     """Mean time of one of ``n`` calls."""
-    start = time.perf_counter()
+    start = clock()
     for _ in range(n):
         unit()
-    return (time.perf_counter() - start) / n
+    return (clock() - start) / n
 
 
 def measure(workload: Workload, size: Any, found: dict[str, ModuleType], rounds: int) -> list[dict[str, Any]]:
     """A row for each system."""
     units, cold, counts = {}, {}, {}
+    # The processor's time of one thread is changed little by other processes.
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     for name, system in found.items():
-        if not hasattr(system, workload.function) or (name == "ebmcore_compiled" and not workload.compile):
+        if function_of(system, workload.function) is None or (name == "ebmcore_compiled" and not workload.compile):
             continue
         units[name] = workload.make(system, size)
         cold[name] = 2 * seconds(units[name], 2)  # the second call compiles, where there is something to compile
         with Dispatches() as dispatches:
             units[name]()
         counts[name] = None if name in OPAQUE else dispatches.count / workload.per
-    calls = {name: max(1, round(BUDGET / seconds(unit, 2))) for name, unit in units.items()}
+    calls = {name: max(1, round(BUDGET / seconds(unit, 2, clock))) for name, unit in units.items()}
     times: dict[str, list[float]] = {name: [] for name in units}
     for i in range(rounds):
         order = list(units) if i % 2 else list(units)[::-1]
         for name in order:
-            times[name].append(seconds(units[name], calls[name]) / workload.per)
+            times[name].append(seconds(units[name], calls[name], clock) / workload.per)
     rows = []
     for name in units:
         row = {"workload": workload.name, "size": str(size).strip("()").replace(", ", "x"), "system": name}
@@ -109,7 +111,7 @@ def checked(workload: Workload, found: dict[str, ModuleType]) -> dict[str, Modul
     """The systems whose result is right."""
     right = {}
     for name, system in found.items():
-        if not hasattr(system, workload.function):
+        if function_of(system, workload.function) is None:
             continue
         if getattr(system, "CHECKED", True):
             error = wrong(workload.check, system)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import ebmcore
+from ebmcore.testing import Boltzmann
 
 STEP_SIZE, LR = 0.01, 1e-4
 Unit = Callable[[], object]
@@ -22,7 +25,7 @@ class Workload:
 
     Args:
         name: What is done.
-        function: Which function of a system does it.
+        function: Which function of a system does it, or which of its ``LOSSES``.
         sizes: Batch sizes, or sizes of an RBM.
         make: Makes a unit of work of a system: ``(system, size) -> unit``.
         check: Raises `AssertionError` unless the system's result is right.
@@ -37,6 +40,11 @@ class Workload:
     check: Callable[[ModuleType], None]
     per: int = 1
     compile: bool = True
+
+
+def function_of(system: ModuleType, name: str) -> Callable[..., Any] | None:
+    """The function of that name, or the loss; `None` if the system has none."""
+    return getattr(system, "LOSSES", {}).get(name) or getattr(system, name, None)
 
 
 def mlp(n_in: int = 2) -> nn.Module:
@@ -72,8 +80,8 @@ def mala(system: ModuleType, chains: int) -> Unit:
     return lambda: move(20)
 
 
-def cd(system: ModuleType, batch: int) -> Unit:
-    return system.cd(mlp(), data(batch, 2), STEP_SIZE, 10, LR)
+def cd(system: ModuleType, batch: int, n_in: int = 2) -> Unit:
+    return system.cd(mlp(n_in), data(batch, n_in), STEP_SIZE, 10, LR)
 
 
 def pcd(system: ModuleType, batch: int) -> Unit:
@@ -135,13 +143,72 @@ def check_rbm(system: ModuleType) -> None:
     assert likelihood > -5, f"log-likelihood {likelihood:.2f}"
 
 
+def fitted(system: ModuleType, loss: str, energy: nn.Module, x: Tensor, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    step = function_of(system, loss)(energy, x, 0.03, **options)
+    for _ in range(400):
+        step()
+
+
+def check_gaussian(loss: str, options: dict[str, Any]) -> Callable[[ModuleType], None]:
+    """A Gaussian fitted to images of standard deviation 0.5 has their precision, or of noisy ones; to 10 %."""
+
+    def check(system: ModuleType) -> None:
+        x, energy = 0.5 * data(1000, 1, 2, 2), Quadratic()
+        fitted(system, loss, energy, x, options)
+        expected = 1 / (x.var().item() + options.get("sigma", 0) ** 2)
+        found = energy.precision.item()
+        assert abs(found / expected - 1) < 0.1, f"precision {found:.3f}, not {expected:.3f}"
+
+    return check
+
+
+def check_binary(loss: str, options: dict[str, Any]) -> Callable[[ModuleType], None]:
+    """A Boltzmann machine fitted to states in the proportions of another one has its parameters, to 0.1."""
+
+    def check(system: ModuleType) -> None:
+        made, energy = Boltzmann(4).float(), Boltzmann(4, scale=0.0).float()
+        x = made.states().repeat_interleave((1000 * made.probabilities()).round().long(), 0)
+        fitted(system, loss, energy, x, options)
+        off = max((a - b).abs().max().item() for a, b in zip(parameters(energy), parameters(made), strict=True))
+        assert off < 0.1, f"a parameter is {off:.3f} off"
+
+    def parameters(machine: nn.Module) -> list[Tensor]:
+        return [machine.bias.detach(), machine.coupling.detach().triu(1)]
+
+    return check
+
+
+def loss(title: str, name: str, *, binary: bool = False, **options: Any) -> Workload:
+    """A step of a loss without chains; the energy is 32-128-128-1."""
+
+    def make(system: ModuleType, batch: int) -> Unit:
+        x = data(batch, 32)
+        return function_of(system, name)(mlp(32), (x > 0).float() if binary else x, LR, **options)
+
+    check = (check_binary if binary else check_gaussian)(name, options)
+    return Workload(f"Loss: {title}", name, (256, 1024), make, check, compile=False)
+
+
+learns = check_learning("cd")
 learns_with_chains = check_learning("pcd")
 BATCHES = (64, 256, 1024)
 WORKLOADS = [
-    Workload("CD-10 step, Langevin, MLP 2-128-128-1, Adam", "cd", BATCHES, cd, check_learning("cd")),
+    Workload("CD-10 step, Langevin, MLP 2-128-128-1, Adam", "cd", BATCHES, cd, learns),
     Workload("PCD-20 step, 10,000 chains, the same energy", "pcd", BATCHES, pcd, learns_with_chains),
     Workload("Langevin alone, per step", "langevin", BATCHES, langevin, check_variance("langevin", 1 / (4 * 0.8)), per=20),
     Workload("MALA, 32-128-128-1, per draw", "mala", (1000,), mala, check_variance("mala", 0.25), per=20),
     Workload("RBM, PCD-1 epoch, 6,000 rows, batch 100", "rbm", ((784, 500), (64, 128)), rbm, check_rbm, compile=False),
     Workload("PCD-20 step, convolutions on 1x28x28", "pcd", (64,), conv, learns_with_chains, compile=False),
+    Workload("Loss: cd, 10 Langevin steps", "cd", (256, 1024), partial(cd, n_in=32), learns, compile=False),
+    loss("score-matching, exact", "score-matching"),
+    loss("score-matching, 1 probe", "hutchinson"),
+    loss("sliced-score-matching", "sliced-score-matching"),
+    loss("denoising-score-matching", "denoising-score-matching", sigma=0.5),
+    loss("finite-difference-score-matching", "finite-difference-score-matching", eps=0.1),
+    loss("nce", "nce", noise_ratio=1),
+    loss("conditional-nce", "conditional-nce", noise_scale=0.5),
+    loss("energy-discrepancy, 16 points", "energy-discrepancy", t=0.25, n_samples=16),
+    loss("discrete-energy-discrepancy, 16 points", "discrete-energy-discrepancy", binary=True, t=0.1, n_samples=16),
+    *(loss(name, name, binary=True) for name in ("pseudo-likelihood", "ratio-matching", "minimum-probability-flow")),
 ]

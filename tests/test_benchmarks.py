@@ -103,10 +103,36 @@ def test_a_step_touches_the_chains_by_index_only():
     assert large.found == {torch.ops.aten.randperm, torch.ops.aten.index_copy_}
 
 
+# How many operators a loss has beside its energy calls, its backward passes and the optimizer: random numbers and its formula.
+BESIDE_THE_FLOOR = {
+    "score-matching": 35,
+    "hutchinson": 31,
+    "sliced-score-matching": 31,
+    "denoising-score-matching": 24,
+    "finite-difference-score-matching": 33,
+    "nce": 44,
+    "conditional-nce": 28,
+    "energy-discrepancy": 35,
+    "discrete-energy-discrepancy": 37,
+    "pseudo-likelihood": 45,
+    "ratio-matching": 45,
+    "minimum-probability-flow": 44,
+}
+
+
+@pytest.mark.parametrize("loss", BESIDE_THE_FLOOR)
+def test_loss_has_few_operators_beside_its_floor(loss):
+    """The formula and the random points of each loss without chains take no more operators than written down here."""
+    workloads = importlib.import_module("workloads")
+    workload = next(w for w in workloads.WORKLOADS if w.function == loss)
+    floor, ours = (dispatches(workload.make(system(name), 16)) for name in ("floor", "ebmcore_eager"))
+    assert ours - floor <= BESIDE_THE_FLOOR[loss]
+
+
 @pytest.mark.parametrize("name", ["hand", "ebmcore_eager"])
-@pytest.mark.parametrize("i", [0, 1, 2, 3])
-def test_the_benchmark_checks_what_it_measures(name, i):
-    workload = importlib.import_module("workloads").WORKLOADS[i]
+@pytest.mark.parametrize("function", ["cd", "pcd", "langevin", "mala", "denoising-score-matching", "pseudo-likelihood"])
+def test_the_benchmark_checks_what_it_measures(name, function):
+    workload = next(w for w in importlib.import_module("workloads").WORKLOADS if w.function == function)
     workload.check(system(name))
 
 
@@ -117,3 +143,22 @@ def test_a_wrong_result_is_not_measured(capsys):
     wrong.langevin = lambda energy, x, step_size: lambda n: x
     assert checked(importlib.import_module("workloads").WORKLOADS[2], {"wrong": wrong}) == {}
     assert "its result is wrong: variance" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("loss", ["sliced-score-matching", "ratio-matching"])
+def test_loss_that_learns_nothing_is_not_measured(loss):
+    """A step that leaves the energy as it is fails the check of a loss on continuous and on binary data."""
+    from run import checked
+
+    workload = next(w for w in importlib.import_module("workloads").WORKLOADS if w.function == loss)
+    idle = type(sys)("idle")
+    idle.LOSSES = {loss: lambda energy, x, lr: lambda: None}
+    assert checked(workload, {"idle": idle}) == {}
+
+
+def test_page_of_losses_has_their_costs():
+    """The table gives time, ratios with quartiles, and peers where they were measured."""
+    report = importlib.import_module("report")
+    row = {"workload": "Loss: nce", "size": "256", "floor": [1.1, 1.25, 1.5], "ms": 1.5}
+    rows = [row | {"system": "ebmcore_eager", "hand": [0.5, 0.6, 0.7]}, row | {"system": "ebmkit", "hand": [0.9, 1.2, 1.3]}]
+    assert report.costs(rows).splitlines()[-1] == "| nce | 1.5 | 1.25 (1.10 to 1.50) | 0.60 | 0.50 |  |"

@@ -166,13 +166,16 @@ def test_every_component_of_the_pages_is_tried():
         assert classes == components
 
 
-def test_how_to_choose_names_what_exists():
-    """The page names every loss, sampler, energy and metric of ours, and nothing that is not there."""
-    page = (DOCS / "how-to-choose.md").read_text()
+@pytest.mark.parametrize(
+    ("name", "kinds", "n_lines"), [("how-to-choose", ("sampler", "energy", "metric"), 45), ("choose-a-loss", ("loss",), 95)]
+)
+def test_pages_of_choice_name_what_exists(name, kinds, n_lines):
+    """One page names every sampler, energy and metric of ours, another one every loss, both briefly."""
+    text = (DOCS / f"{name}.md").read_text()
     ours = [c for c in ebmcore.list_components() if (ROOT / "plugins" / c.distribution).is_dir()]
-    named = {c.name for c in ours if c.kind in ("loss", "sampler", "energy", "metric")}
-    assert {name for name in named if f"`{name}`" not in page} == set()
-    assert len(page.splitlines()) <= 45
+    named = {c.name for c in ours if c.kind in kinds}
+    assert {name for name in named if f"`{name}`" not in text} == set()
+    assert len(text.splitlines()) <= n_lines
 
 
 def sphinx(source, tmp_path, **files):

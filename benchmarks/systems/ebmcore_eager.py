@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ import ebmcore
 from ebmcore.compiling import CompiledTransitions
 from ebmcore.energies import frozen
 from ebmcore.samplers import eager_transitions
+from systems import floor
 
 COMPILE = False
 
@@ -36,6 +38,18 @@ def mala(energy: nn.Module, x: Tensor, step_size: float, *, compile: bool = COMP
     return langevin(energy, x, step_size, sampler="mala", compile=compile)
 
 
+def _trained(value: Callable[[], Tensor], loss: ebmcore.BaseLoss, lr: float) -> Callable[[], None]:
+    optimizer = torch.optim.Adam(loss.parameters(), lr=lr, fused=True)
+
+    def step() -> None:
+        result = value()
+        optimizer.zero_grad()
+        result.backward()
+        optimizer.step()
+
+    return step
+
+
 def cd(
     energy: nn.Module,
     x: Tensor,
@@ -51,15 +65,7 @@ def cd(
     kernel.generator = torch.Generator().manual_seed(0)
     if compile:
         kernel.compile()
-    optimizer = torch.optim.Adam(energy.parameters(), lr=lr, fused=True)
-
-    def step() -> None:
-        value, _ = kernel(x)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-
-    return step
+    return _trained(lambda: kernel(x)[0], kernel, lr)
 
 
 def pcd(
@@ -82,3 +88,14 @@ def rbm(x: Tensor, hidden: int, lr: float, batch_size: int) -> Any:
             optimizer.step()
 
     return SimpleNamespace(epoch=epoch, weights=lambda: (energy.weight, energy.visible_bias, energy.hidden_bias))
+
+
+def _loss(name: str, energy: nn.Module, x: Tensor, lr: float, **options: Any) -> Callable[[], None]:
+    kernel = ebmcore.create_loss(name, energy, **options)
+    kernel.generator = torch.Generator().manual_seed(0)
+    if name == "nce":
+        kernel.start_from_data(x)
+    return _trained(lambda: kernel(x), kernel, lr)
+
+
+LOSSES = {name: partial(_loss, name) for name in floor.LOSSES} | {"hutchinson": partial(_loss, "score-matching", n_probes=1)}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import ebm
 import torch
 from torch import Tensor, nn
+from torch.distributions import MultivariateNormal, ReshapeTransform, TransformedDistribution
 
 
 def langevin(energy: nn.Module, x: Tensor, step_size: float, *, kind: Any = ebm.LangevinDynamics) -> Callable[[int], Tensor]:
@@ -25,11 +28,8 @@ def mala(energy: nn.Module, x: Tensor, step_size: float) -> Callable[[int], Tens
     return langevin(energy, x, step_size, kind=ebm.MALA)
 
 
-def cd(energy: nn.Module, x: Tensor, step_size: float, k_steps: int, lr: float, *, buffer: Any = None) -> Callable[[], None]:
-    loss = ebm.ContrastiveDivergence(
-        ebm.LangevinDynamics(step_size=step_size, steps=k_steps), buffer=buffer, init_fn=lambda shape: x.clone()
-    )
-    optimizer = torch.optim.Adam(energy.parameters(), lr=lr)
+def _trained(loss: nn.Module, energy: nn.Module, x: Tensor, lr: float) -> Callable[[], None]:
+    optimizer = torch.optim.Adam([*energy.parameters(), *loss.parameters()], lr=lr)
 
     def step() -> None:
         value = loss(energy, x).loss
@@ -38,6 +38,13 @@ def cd(energy: nn.Module, x: Tensor, step_size: float, k_steps: int, lr: float, 
         optimizer.step()
 
     return step
+
+
+def cd(energy: nn.Module, x: Tensor, step_size: float, k_steps: int, lr: float, *, buffer: Any = None) -> Callable[[], None]:
+    loss = ebm.ContrastiveDivergence(
+        ebm.LangevinDynamics(step_size=step_size, steps=k_steps), buffer=buffer, init_fn=lambda shape: x.clone()
+    )
+    return _trained(loss, energy, x, lr)
 
 
 def pcd(energy: nn.Module, x: Tensor, step_size: float, k_steps: int, lr: float, n_chains: int) -> Callable[[], None]:
@@ -60,3 +67,29 @@ def rbm(x: Tensor, hidden: int, lr: float, batch_size: int) -> Any:
             optimizer.step()
 
     return SimpleNamespace(epoch=epoch, weights=lambda: (energy.W.T, energy.b, energy.c))
+
+
+def _loss(make: Callable[..., nn.Module], energy: nn.Module, x: Tensor, lr: float, **options: Any) -> Callable[[], None]:
+    return _trained(make(**options), energy, x, lr)
+
+
+def nce(energy: nn.Module, x: Tensor, lr: float, *, noise_ratio: int) -> Callable[[], None]:
+    noise = MultivariateNormal(x.flatten(1).mean(0), x.flatten(1).T.cov())
+    if x.ndim > 2:
+        noise = TransformedDistribution(noise, ReshapeTransform(noise.event_shape, x.shape[1:]))
+    return _trained(ebm.NoiseContrastiveEstimation(noise, noise_ratio), energy, x, lr)
+
+
+def energy_discrepancy(energy: nn.Module, x: Tensor, lr: float, *, t: float, n_samples: int) -> Callable[[], None]:
+    return _trained(ebm.EnergyDiscrepancy(math.sqrt(t), n_samples), energy, x, lr)
+
+
+LOSSES = {
+    "score-matching": partial(_loss, ebm.ExactScoreMatching),
+    "sliced-score-matching": partial(_loss, ebm.SlicedScoreMatching),
+    "denoising-score-matching": partial(_loss, ebm.DenoisingScoreMatching),
+    "nce": nce,
+    "energy-discrepancy": energy_discrepancy,
+    "pseudo-likelihood": partial(_loss, ebm.PseudoLikelihood),
+    "ratio-matching": partial(_loss, ebm.RatioMatching),
+}

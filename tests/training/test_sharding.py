@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.distributed as dist
 from groups import run
 from small_runs import data, pcd, quiet
+from torch.autograd.function import once_differentiable
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,7 +21,31 @@ from ebmcore.errors import UsageError
 from ebmcore.training import BaseObserver, latest_checkpoint, read_checkpoint
 from ebmcore.training.sharding import check_shardable, gathered, like, make_whole, shard, without_parameters
 
-DIFFERENCES = "finite-difference-score-matching"  # outside contrastive divergence
+DIFFERENCES = "finite-difference-score-matching"
+WITHOUT_SAMPLER = sorted(c.name for c in ebmcore.list_components("loss") if not ebmcore.load("loss", c.name).needs_sampler)
+
+
+class OnceDifferentiable(torch.nn.Module):
+    """``w . x``, through a function whose gradient cannot be differentiated."""
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight):
+            ctx.save_for_backward(x, weight)
+            return x @ weight
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx, grad):
+            x, weight = ctx.saved_tensors
+            return grad[:, None] * weight, grad @ x
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        return self.Product.apply(x, self.weight)
 
 
 def make(name, energy="mlp"):
@@ -29,7 +55,7 @@ def make(name, energy="mlp"):
     else:
         machine = ebmcore.create_energy("mlp", (2,), hidden=(7, 8))
         sampler = ebmcore.create_sampler("mala" if name == "pcd" else "langevin", step_size=0.05)
-    if name == DIFFERENCES:
+    if name in WITHOUT_SAMPLER:
         return ebmcore.create_loss(name, machine)
     return ebmcore.create_loss(name, machine, sampler, **({} if name == "cd" else {"n_chains": 12}))
 
@@ -54,6 +80,7 @@ CASES = [
     ("fpcd", "mlp", {}),
     ("pcd", "rbm", {"optimizer": "sgd"}),
     ("ptcd", "rbm", {}),
+    ("pseudo-likelihood", "rbm", {"optimizer": "sgd"}),
     (DIFFERENCES, "mlp", {"optimizer": "sgd"}),  # the gradient of the last bias is rounding, which Adam would blow up
 ]
 
@@ -145,6 +172,18 @@ def gradients(rank):
         loss.compute_loss(x[rank::2], negatives[rank::2]).backward()
     for whole, part in zip(one.energy.parameters(), loss.energy.parameters(), strict=True):
         torch.testing.assert_close(part.grad.full_tensor(), whole.grad, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", WITHOUT_SAMPLER)
+def test_loss_declares_double_backward(name):
+    """Exactly the losses that declare it fail on an energy whose gradient has no derivative."""
+    kind = ebmcore.load("loss", name)
+    loss = ebmcore.create_loss(name, OnceDifferentiable(), **kind.example_options)
+    x = (data(20) > 0).float()
+    if getattr(loss, "awaits_data", False):
+        loss.start_from_data(x)
+    with pytest.raises(RuntimeError, match="does not require grad") if kind.double_backward else nullcontext():
+        loss(x).backward()
 
 
 def test_what_cannot_be_sharded_is_refused(tmp_path):

@@ -16,6 +16,7 @@ class BaseEnergyDiscrepancy(BaseLoss):
     """Base of the energy discrepancies. A subclass says how an example is perturbed (`perturb`)."""
 
     weighted = True
+    double_backward = False
 
     def __init__(self, energy: nn.Module, t: float, n_samples: int, w: float) -> None:
         super().__init__()
@@ -37,8 +38,8 @@ class BaseEnergyDiscrepancy(BaseLoss):
         back = self.perturb(there.repeat_interleave(m, 0))
         args = [torch.cat([label, label.repeat_interleave(m, 0)]) for label in args]
         kwargs = {name: torch.cat([label, label.repeat_interleave(m, 0)]) for name, label in kwargs.items()}
-        energies = self.energies(torch.cat([x, back]), *args, **kwargs)
-        gaps = energies[: len(x), None] - energies[len(x) :].view(len(x), m)
+        data, around = self.energies(torch.cat([x, back]), *args, **kwargs).split([len(x), m * len(x)])
+        gaps = data[:, None] - around.view(len(x), m)
         log_w = gaps.new_full((len(x), 1), math.log(self.w) if self.w else -math.inf)
         terms = torch.logsumexp(torch.cat([log_w, gaps], 1), 1) - math.log(m)
         return (terms if self.data_weights is None else self.data_weights.to(terms) * terms).mean()

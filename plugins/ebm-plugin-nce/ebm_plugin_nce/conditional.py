@@ -37,6 +37,7 @@ class ConditionalNoiseContrastiveEstimation(BaseLoss):
     """
 
     weighted = True
+    double_backward = False
 
     def __init__(
         self,
@@ -70,6 +71,6 @@ class ConditionalNoiseContrastiveEstimation(BaseLoss):
         points = torch.cat([x, self.perturb(x.repeat_interleave(k, 0))])
         args = [torch.cat([t, t.repeat_interleave(k, 0)]) for t in args]
         kwargs = {name: torch.cat([t, t.repeat_interleave(k, 0)]) for name, t in kwargs.items()}
-        energies = self.energies(points, *args, **kwargs)
-        terms = 2 * softplus(energies[: len(x), None] - energies[len(x) :].view(len(x), k)).mean(1)
+        data, noisy = self.energies(points, *args, **kwargs).split([len(x), k * len(x)])
+        terms = 2 * softplus(data[:, None] - noisy.view(len(x), k)).mean(1)
         return (terms if self.data_weights is None else self.data_weights.to(terms) * terms).mean()

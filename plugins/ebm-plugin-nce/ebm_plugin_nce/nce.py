@@ -58,6 +58,7 @@ class NoiseContrastiveEstimation(BaseLoss):
     """
 
     weighted = True
+    double_backward = False
 
     def __init__(
         self,
@@ -118,8 +119,8 @@ class NoiseContrastiveEstimation(BaseLoss):
         kwargs = {name: torch.cat([t, t.repeat_interleave(nu, 0)]) for name, t in kwargs.items()}
         logits = -self.energies(points, *args, **kwargs) - self.log_partition - log_noise - math.log(nu)
         self.metrics["log_partition"] = self.log_partition.detach().clone()
-        data, noise = logits[: len(x)], logits[len(x) :].view(len(x), nu)
-        terms = softplus(-data) + softplus(noise).sum(1)
+        data, noise = logits.split([len(x), nu * len(x)])
+        terms = softplus(-data) + softplus(noise).view(len(x), nu).sum(1)
         return (terms if self.data_weights is None else self.data_weights.to(terms) * terms).mean()
 
     def get_extra_state(self) -> Tensor:

@@ -25,6 +25,7 @@ class NormalNoise(nn.Module):
         d = self.shape.numel()
         self.register_buffer("mean", torch.zeros(d))
         self.register_buffer("factor", torch.eye(d))
+        self.register_buffer("inverse", torch.eye(d))
 
     def fit(self, x: Tensor, share: Tensor) -> None:
         """Takes the moments of examples ``(N, *shape)`` whose ``share`` ``(N,)`` sums to 1."""
@@ -33,7 +34,9 @@ class NormalNoise(nn.Module):
         covariance = torch.stack([(rows - mean).T @ (w[:, None] * (rows - mean)) for rows, w in parts]).sum(0)
         covariance.diagonal().add_(RIDGE * covariance.diagonal().mean().clamp(min=1e-12))
         self.mean.copy_(mean)
-        self.factor.copy_(torch.linalg.cholesky(covariance))
+        factor = torch.linalg.cholesky(covariance)
+        self.factor.copy_(factor)
+        self.inverse.copy_(torch.linalg.inv(factor))
 
     def sample(self, n: int, *, generator: Generator | None = None) -> Tensor:
         mean, factor = at_least_float32(self.mean), at_least_float32(self.factor)
@@ -41,9 +44,9 @@ class NormalNoise(nn.Module):
         return (mean + z @ factor.T).view(n, *self.shape)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        mean, factor = at_least_float32(self.mean), at_least_float32(self.factor)
-        z = torch.linalg.solve_triangular(factor, (x.flatten(1).to(mean.dtype) - mean).T, upper=False)
-        return 0.5 * (len(mean) - z.square().sum(0)) - self.entropy()
+        mean, inverse = at_least_float32(self.mean), at_least_float32(self.inverse)
+        z = (x.flatten(1).to(mean.dtype) - mean) @ inverse.T
+        return 0.5 * (len(mean) - z.square().sum(1)) - self.entropy()
 
     def entropy(self) -> Tensor:
         factor = at_least_float32(self.factor)

@@ -37,6 +37,7 @@ class NeighbourLoss(BaseLoss):
 
     state_space = "binary"
     weighted = True
+    double_backward = False
 
     def __init__(self, energy: nn.Module, n_sites: int | None, state_space: str | None) -> None:
         super().__init__()
@@ -64,7 +65,8 @@ class NeighbourLoss(BaseLoss):
         together = self._with_neighbours(self._as_states(x), sites)
         args, kwargs = split_conditions({name: t.repeat_interleave(together.shape[1], 0) for name, t in conditions.items()})
         energies = self.energies(together.flatten(0, 1), *args, **kwargs).view(together.shape[:2])
-        gaps = (energies[:, :1] - energies[:, 1:]).view(*sites.shape, -1)
+        here, there = energies.split([1, energies.shape[1] - 1], 1)
+        gaps = (here - there).view(*sites.shape, -1)
         terms = self.of_gaps(gaps)
         losses = terms.sum(1) * (n / terms.shape[1])
         return losses.mean() if self.data_weights is None else (self.data_weights * losses).mean().to(losses.dtype)

@@ -70,8 +70,7 @@ def project(like: Tensor, projection: Projection, generator: Generator | None) -
     """Draws random directions shaped like ``like``: all components of an example are independent, of mean 0 and variance 1."""
     if projection == "normal":
         return torch.randn_like(like, generator=generator)
-    bits = torch.empty_like(like, memory_format=torch.contiguous_format).bernoulli_(0.5, generator=generator)
-    return 2 * bits - 1
+    return 2 * torch.randint(2, like.shape, generator=generator, dtype=like.dtype, device=like.device) - 1
 
 
 def check_projection(projection: str) -> None:

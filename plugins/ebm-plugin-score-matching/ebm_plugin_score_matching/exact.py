@@ -29,7 +29,8 @@ class ScoreMatching(BaseScoreMatching):
         energy: The model, any module ``(B, *shape) -> (B,)``.
         n_probes: Random directions of Hutchinson's estimate; `None` computes the exact Laplacian.
         chunk_size: Dimensions of the exact Laplacian that are differentiated at once, by ``torch.vmap``; `None` takes all. Fewer
-            need less memory. 1 is a loop without ``vmap``, for energies with operators that it does not know.
+            need less memory, and on a CPU less time where the batch is large. 1 is a loop without ``vmap``, for energies with
+            operators that it does not know.
 
     Source: A. Hyvarinen (2005), "Estimation of non-normalized statistical models by score matching"; M. F. Hutchinson (1989), "A
     stochastic estimator of the trace of the influence matrix for Laplacian smoothing splines".
