@@ -6,11 +6,11 @@ import math
 
 import torch
 
-MAX_POINTS = 10_000_000  # of a toy problem; making them takes a GiB
+from ebm_plugin_datasets.plane import GaussianMixture
 
 
-class RingOfGaussians:
-    """A mixture of equal Gaussians whose centres stand evenly on a circle.
+class RingOfGaussians(GaussianMixture):
+    """A mixture of equal Gaussians whose centres stand evenly on a circle; ``log_prob(x)`` is its log-density.
 
     Args:
         n_modes: Number of Gaussians.
@@ -28,9 +28,6 @@ class RingOfGaussians:
         torch.Size([8, 2])
     """
 
-    state_space = "continuous"
-    shape = (2,)
-
     def __init__(
         self,
         *,
@@ -43,11 +40,7 @@ class RingOfGaussians:
     ) -> None:
         if n_modes < 1 or not radius >= 0 or not std > 0:
             raise ValueError(f"need n_modes >= 1, radius >= 0 and std > 0, got {n_modes}, {radius} and {std}")
-        if not (1 <= n_train <= MAX_POINTS and 1 <= n_test <= MAX_POINTS):
-            raise ValueError(f"need n_train and n_test from 1 to {MAX_POINTS:,}, got {n_train} and {n_test}")
-        generator = torch.Generator().manual_seed(seed)
         angles = 2 * math.pi * torch.arange(n_modes) / n_modes
-        self.centres = radius * torch.stack([angles.cos(), angles.sin()], dim=1)
-        modes = torch.randint(n_modes, (n_train + n_test,), generator=generator)
-        x = self.centres[modes] + std * torch.randn(n_train + n_test, 2, generator=generator)
-        self.train, self.test = x[:n_train], x[n_train:]
+        self.centres, self.std = radius * torch.stack([angles.cos(), angles.sin()], dim=1), std
+        self.extent = radius + 5 * std
+        super().__init__(n_train, n_test, seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from sklearn.datasets import make_moons
 
-MAX_POINTS = 10_000_000  # of a toy problem; making them takes a GiB
+from ebm_plugin_datasets.plane import MAX_POINTS
 
 
 class TwoMoons:

@@ -8,7 +8,10 @@ from sklearn.datasets import load_digits
 
 import ebmcore
 
-NAMES = ("digits", "bars-and-stripes", "two-moons", "ring-of-gaussians")
+NAMES = (
+    "digits", "bars-and-stripes", "two-moons", "ring-of-gaussians", "eight-gaussians", "25-gaussians", "spirals", "rings",
+    "checkerboard", "gray-code", "ising-samples",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -100,9 +103,23 @@ def test_ring_modes_have_equal_shares():
         ("two-moons", {"n_test": 2**32}),
         ("two-moons", {"n_test": 0}),
         ("two-moons", {"noise": float("nan")}),
+        ("25-gaussians", {"spacing": 0.0}),
+        ("25-gaussians", {"std": float("inf")}),
+        ("eight-gaussians", {"n_train": 0}),
+        ("spirals", {"noise": 0.0}),
+        ("rings", {"n_rings": 0}),
+        ("rings", {"noise": float("nan")}),
+        ("checkerboard", {"n_test": 0}),
+        ("gray-code", {"bits": 9}),
+        ("gray-code", {"density": "digits"}),
+        ("gray-code", {"n_train": 0}),
+        ("ising-samples", {"height": 1}),
+        ("ising-samples", {"height": 11, "width": 11}),
+        ("ising-samples", {"width": 33}),
+        ("ising-samples", {"coupling": float("nan")}),
     ],
 )
 def test_invalid_options_raise(name, arguments):
     """A value that cannot work raises an error."""
-    with pytest.raises(ValueError, match="must be from|need n_modes|need n_train and n_test from 1 to 10,000,000"):
+    with pytest.raises(ValueError, match="must be |need n_|need spacing|need one side|from 1 to 10,000,000"):
         ebmcore.create_dataset(name, **arguments)

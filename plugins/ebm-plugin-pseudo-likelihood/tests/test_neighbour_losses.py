@@ -227,6 +227,18 @@ def test_large_differences_stay_finite(kind):
     assert all(p.grad.isfinite().all() for p in energy.parameters())
 
 
+@pytest.mark.parametrize("kind", LOSSES)
+def test_autocast_is_near_full_precision(kind):
+    """Under autocast to bfloat16 the loss is in float32 and near that of full precision."""
+    torch.manual_seed(0)
+    energy = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 1), nn.Flatten(0))
+    x = torch.bernoulli(torch.full((64, 3, 2, 2), 0.5))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = kind(energy)(x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, kind(energy)(x), rtol=0.02, atol=0)
+
+
 def test_batch_statistics_are_common():
     """Examples and neighbours are scored in one call, and so share their batch statistics."""
     rows = []
