@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import argparse
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import bars
+import denoising
+import densities
 import images
 import matplotlib as mpl
+import recovery
 import theory
 import torch
 import two_modes
@@ -24,6 +28,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs/studies.md"
 PLOTS = {"tempering": ROOT / "docs/images/study-tempering.png", "modes": ROOT / "docs/images/study-two-modes.png"}
 SEEDS = 5
+T = TypeVar("T")
 
 
 def main() -> None:
@@ -38,8 +43,12 @@ def main() -> None:
             loss: [pool.submit(images.mnist, loss, seed, data) for seed in range(2)] if data else []
             for loss in ("pcd", "cd")
         }
+        plane = {loss: [pool.submit(densities.in_plane, loss, seed) for seed in range(2)] for loss in densities.IN_PLANE}
         tempered = [pool.submit(bars.tempered_curve, seed) for seed in range(10)]
         modes = {loss: [pool.submit(two_modes.learned, loss, seed) for seed in range(SEEDS)] for loss in ("ptcd", "pcd")}
+        grey = [pool.submit(denoising.learned, seed) for seed in range(3)]
+        bits = {loss: [pool.submit(densities.in_bits, loss, seed) for seed in range(3)] for loss in densities.IN_BITS}
+        recovered = [pool.submit(recovery.below_the_maximum, trial) for trial in range(SEEDS)]
         variants = {lr: pool.submit(bars.variants, lr) for lr in bars.RATES}
         first = [pool.submit(f) for f in (bars.three_by_three, bars.four_by_four)]
         last = [pool.submit(f) for f in (images.digits, theory.annealing, theory.identities)]
@@ -49,17 +58,26 @@ def main() -> None:
         curves["ptcd"] = [future.result() for future in tempered]
         rows += bars.tempering(curves)
         rows += bars.variant_rows({lr: future.result() for lr, future in variants.items()})
-        found = {loss: [future.result() for future in futures] for loss, futures in modes.items()}
+        found = results(modes)
         rows += two_modes.rows({loss: [mass for mass, _ in of] for loss, of in found.items()})
         if data:
-            rows += images.mnist_rows(*([future.result() for future in mnist[loss]] for loss in ("pcd", "cd")))
+            rows += images.mnist_rows(**results(mnist))
         else:
             rows.append(Row("MNIST 784-16, PCD-1 and CD-1", "-149.05", "needs make studies DATA=directory", None))
+        rows += densities.plane_rows(results(plane))
+        rows += densities.bits_rows(results(bits))
+        rows += recovery.rows([future.result() for future in recovered])
+        rows += denoising.rows([future.result() for future in grey])
         rows += [row for future in last for row in future.result()]
     publish(rows, curves, {loss: [marginal for _, marginal in of] for loss, of in found.items()})
     print(f"{markdown(rows)}\n\n{(time.perf_counter() - start) / 60:.1f} minutes; {summary(rows)}")
     if any(row.verdict is False for row in rows):
         raise SystemExit(1)
+
+
+def results(futures: dict[str, list[Future[T]]]) -> dict[str, list[T]]:
+    """What the runs of each loss gave."""
+    return {loss: [future.result() for future in of] for loss, of in futures.items()}
 
 
 def summary(rows: list[Row]) -> str:
@@ -106,11 +124,11 @@ def plot(curves: dict[str, list[list[float]]], marginals: dict[str, list[list[fl
 
     figure, panels = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
     ticks = torch.linspace(-8, 8, 401)
-    for panel, (loss, densities) in zip(panels, marginals.items(), strict=True):
+    for panel, (loss, learned) in zip(panels, marginals.items(), strict=True):
         modes = torch.tensor([[1 - two_modes.MASS, -two_modes.AT], [two_modes.MASS, two_modes.AT]])
         normals = torch.exp(-0.5 * ((ticks - modes[:, 1:]) / two_modes.STD) ** 2) / (two_modes.STD * (2 * torch.pi) ** 0.5)
         panel.plot(ticks, (modes[:, :1] * normals).sum(0), "k--", label="data")
-        for density in densities:
+        for density in learned:
             panel.plot(ticks, density, alpha=0.6)
         panel.set(title=loss, xlabel="first component", xlim=(-5, 5))
     panels[0].legend()

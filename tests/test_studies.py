@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import ebmcore
 from ebm_plugin_rbm.rbm import RBM
+from ebmcore.testing import Boltzmann, Quadratic
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,8 +22,8 @@ ROOT = Path(__file__).parent.parent
 def studies(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "studies")
     yield
-    for name in ("bars", "images", "machines", "table", "theory", "two_modes", "run"):
-        sys.modules.pop(name, None)
+    for path in (ROOT / "studies").glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 def side_by_side(n=3, visible=4, hidden=2):
@@ -216,6 +219,145 @@ def test_annealing_is_judged_by_its_largest_error():
     row = theory.annealing_row(100, 0.5, [0.01, -0.6, 0.02])
     assert (row.ours, row.verdict) == ("0.6000", False)
     assert theory.annealing_row(100, 0.5, [0.01, -0.4]).verdict
+
+
+def test_divergence_on_a_grid():
+    """Between normal densities the quadrature gives the closed form, whatever constants the two functions hold."""
+    import densities
+
+    ticks = torch.linspace(-8, 8, 161)
+    grid = torch.cartesian_prod(ticks, ticks)
+    log_p = -0.5 * grid.square().sum(1) + 3.0
+    found = densities.divergence(log_p, Quadratic((2,), precision=2.0), grid)
+    assert found == pytest.approx(1 - math.log(2), abs=1e-6)  # (tr P - d - log det P) / 2
+
+
+def test_divergence_with_impossible_states():
+    import densities
+
+    model = Boltzmann(3)
+    log_p = torch.full((8,), -torch.inf)
+    log_p[5] = 0.0
+    found = densities.divergence(log_p, model, model.states())
+    assert found == pytest.approx(-model.probabilities()[5].log().item(), abs=1e-5)
+
+
+def test_network_of_the_plane():
+    import densities
+
+    network = densities.network()
+    assert [tuple(p.shape) for p in network.parameters() if p.ndim == 2] == [(128, 2), *[(128, 128)] * 3, (1, 128)]
+    assert network(torch.zeros(5, 2)).shape == (5,)
+
+
+@pytest.mark.parametrize("loss", ["energy-discrepancy", "score-matching"])
+def test_training_in_the_plane(loss, monkeypatch):
+    """After a few steps the average is another energy than the one that it began with, and nearer to the data."""
+    import densities
+
+    monkeypatch.setattr(densities, "TICKS", 121)
+    monkeypatch.setattr(densities, "AVERAGE", 0.5)
+    assert densities.in_plane(loss, 0, steps=30) < densities.in_plane(loss, 0, steps=1)
+
+
+@pytest.mark.parametrize("loss", ["pcd", "discrete-energy-discrepancy", "pseudo-likelihood"])
+def test_training_in_bits(loss, monkeypatch):
+    import densities
+
+    monkeypatch.setattr(densities, "AVERAGE", 0.5)
+    assert densities.in_bits(loss, 0, steps=60) < densities.in_bits(loss, 0, steps=1) - 0.02
+
+
+def test_verdicts_in_the_plane():
+    import densities
+
+    def verdicts(discrepancy, score):
+        rows = densities.plane_rows({"energy-discrepancy": discrepancy, "score-matching": score})
+        return [row.verdict for row in rows]
+
+    assert verdicts([0.15, 0.1], [0.6, 0.51]) == [True, True]
+    assert verdicts([0.16, 0.1], [0.6, 0.5]) == [False, False]
+
+
+def test_verdicts_in_bits():
+    """A loss may end nearer to the density than PCD, or as near within the errors, not further away."""
+    import densities
+
+    near, far = [0.3, 0.31, 0.32], [0.5, 0.51, 0.52]
+
+    def verdicts(pcd, discrepancy, pseudo):
+        found = {"pcd": pcd, "discrete-energy-discrepancy": discrepancy, "pseudo-likelihood": pseudo}
+        return [row.verdict for row in densities.bits_rows(found)]
+
+    assert verdicts(far, far, near) == [True, True]
+    assert verdicts(near, far, near) == [False, True]
+    assert verdicts(near, near, far) == [True, False]
+
+
+def test_likelihood_of_weighted_states():
+    import recovery
+
+    rbm = recovery.machine(4.0, seed=1)
+    x = rbm.sample(500, generator=torch.Generator().manual_seed(0))
+    distinct, counts = x.unique(dim=0, return_counts=True)
+    found = recovery.log_likelihood(rbm, distinct, counts.double() * len(distinct) / 500)
+    wanted = -rbm(x).mean() - joint_log_partition(rbm)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
+
+
+def test_recovery_of_a_small_machine(monkeypatch):
+    """Three units are recovered without a normaliser; CD-1 of one step stays where it began."""
+    import recovery
+
+    for name, value in {"UNITS": 3, "ITERATIONS": 200, "CD_STEPS": 1}.items():
+        monkeypatch.setattr(recovery, name, value)
+    gaps = recovery.below_the_maximum(0)
+    assert abs(gaps["minimum-probability-flow"]) < 1e-3
+    assert abs(gaps["pseudo-likelihood"]) < 1e-3
+    assert gaps["cd"] > 0.1
+
+
+def test_verdicts_of_recovery():
+    import recovery
+
+    def verdicts(*gaps):
+        found = [dict(zip(recovery.NAMES, trial, strict=True)) for trial in zip(*gaps, strict=True)]
+        return [row.verdict for row in recovery.rows(found)]
+
+    assert verdicts([0.1, 0.0, -0.1], [0.0, 0.0, 0.0], [0.9, 1.0, 1.1]) == [True, True, True]
+    assert verdicts([0.11, 0.0, 0.0], [0.0, 0.0, -0.11], [0.1, 0.0, 0.0]) == [False, False, False]
+
+
+def test_images_made_of_digits():
+    import denoising
+
+    x = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(1)).sub(0.5).repeat(5, 1, 1, 1)
+    made = denoising.others(x)
+    assert torch.equal(made["mirrored"][..., 0], x[..., 7])
+    assert torch.equal(made["inverted"], -x)
+    assert torch.equal(made["shuffled"].flatten(1).sort(1).values, x.flatten(1).sort(1).values)
+    assert len(torch.cat([made["shuffled"], x]).unique(dim=0)) == 6, "each is shuffled in a way of its own"
+
+
+def test_areas_of_a_known_energy():
+    """The sum of pixels knows inverted images, whose energy is higher, and takes mirrored and shuffled ones for digits."""
+    import denoising
+
+    x = torch.randint(-8, 0, (50, 1, 8, 8), generator=torch.Generator().manual_seed(1)).float()
+    summed = nn.Sequential(nn.Flatten(), nn.LazyLinear(1, bias=False), nn.Flatten(0))
+    summed(x)
+    nn.init.ones_(summed[1].weight)
+    assert denoising.areas(summed, x) == pytest.approx({"mirrored": 0.5, "shuffled": 0.5, "inverted": 1.0})
+
+
+def test_verdicts_of_denoising():
+    import denoising
+
+    def verdicts(**areas):
+        return [row.verdict for row in denoising.rows([areas, areas])]
+
+    assert verdicts(mirrored=0.85, shuffled=0.99, inverted=0.99) == [True, True, True]
+    assert verdicts(mirrored=0.84, shuffled=0.98, inverted=0.98) == [False, False, False]
 
 
 def test_the_page_holds_the_table_of_the_last_run():
