@@ -20,8 +20,8 @@ LABELLED_CD = Condition(
 ONE_BACKWARD = Condition("to losses that declare double_backward = False", lambda case: not case.component.double_backward)
 TARGETS = Condition("to losses whose labels are targets", lambda case: case.labels == "targets")
 FITS = Condition(
-    "to losses on continuous spaces that bring neither energy nor batch of their own",
-    lambda case: case.space in (None, "continuous") and case.takes_any_shape,
+    "to losses of a density on continuous spaces that bring neither energy nor batch of their own",
+    lambda case: case.space in (None, "continuous") and case.takes_any_shape and not case.interpolates,
 )
 FITS_UNITS = Condition(
     "to losses of binary units that bring neither energy nor batch of their own",

@@ -48,6 +48,11 @@ class LossCase(SteppingCase):
         return self.cd and bool(self.component.persistent)
 
     @property
+    def interpolates(self) -> bool:
+        """Whether it scores points between noise and data, so that it learns no density."""
+        return bool(getattr(self.component, "interpolates", False))
+
+    @property
     def labels(self) -> str | None:
         """Meaning of further arguments of a call: conditions of the energy, targets that it never sees, or None."""
         labels: str | None = getattr(self.component, "labels", "conditions")

@@ -36,6 +36,8 @@ def check_each_example_is_scored_under_its_own_label(case: LossCase) -> None:
 
         loss = case.make(Watched(Labelled(), watch), Identity()).double()
         loss(x.double(), label=labels) if by_keyword else loss(x.double(), labels)
+        if case.interpolates:  # its points are near no example
+            continue
         mixed = sorted({example for example, label in seen if label != int(labels[example])})
         expect(not mixed, f"{len(mixed)} of {N} examples were scored under another label than their own")
         unseen = N - len({example for example, _ in seen})

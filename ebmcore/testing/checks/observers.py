@@ -19,6 +19,7 @@ from ebmcore.testing.instruments import Trace, global_random_state
 from ebmcore.testing.rules import ConformanceError, check, expect
 from ebmcore.testing.samplers import Identity
 from ebmcore.testing.targets import Quadratic
+from ebmcore.training import LabelledExamples
 
 # The events of training in the order in which they come, and the names of the arguments of each besides the run.
 EVENTS: dict[str, tuple[str, ...]] = {
@@ -52,6 +53,7 @@ def example_run(directory: Path) -> SimpleNamespace:
         loss=loss,
         energy=energy,
         data=data,
+        examples=LabelledExamples(x, {}),
         sampler=sampler,
         step=0,
         n_steps=2,

@@ -47,10 +47,10 @@ def energies(energy: nn.Module, x: Tensor, conditions: Mapping[str, Tensor], chu
 def groups(examples: LabelledExamples) -> tuple[list[dict[str, Tensor]], Tensor]:
     """Returns the distinct conditions of examples, one row of each, and the number of its condition for each example ``(N,)``.
 
-    Without conditions there is one group.
+    Without conditions there is one group. The numbers are on the CPU.
     """
     if not examples.conditions:
-        return [{}], torch.zeros(len(examples.x), dtype=torch.long)
+        return [{}], torch.zeros(len(examples.x), dtype=torch.long, device="cpu")
     values = torch.cat([t.flatten(1) if t.ndim > 1 else t[:, None] for t in examples.conditions.values()], dim=1)
     numbers = values.unique(dim=0, return_inverse=True)[1].cpu()
     firsts = [int((numbers == group).int().argmax()) for group in range(int(numbers.max()) + 1)]
