@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import string
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -18,15 +19,18 @@ from ebm_plugin_files.reading import reading
 from ebmcore.errors import UsageError
 
 ALPHABETS = {"protein": "-ACDEFGHIKLMNPQRSTVWY", "dna": "-ACGT", "rna": "-ACGU"}
-SUFFIXES = {".a3m", ".afa", ".fa", ".faa", ".fas", ".fasta", ".fna"}
+_INSERTING = {".a2m", ".a3m"}  # formats in which lower-case letters and dots are insertions
+SUFFIXES = {*_INSERTING, ".afa", ".fa", ".faa", ".fas", ".fasta", ".fna"}
 _CHUNK_ELEMENTS = 2**24  # of float32: 64 MB
 
 
 class Sequences(FileData):
     r"""Aligned sequences of a FASTA file, one-hot, with weights that correct for related sequences.
 
-    Lower-case letters and dots are insertions, as in ``.a3m`` files, and are dropped; in a file without an upper-case letter,
-    lower-case letters are read as upper-case ones. Letters that are not in the alphabet become gaps, with a warning.
+    Where all sequences of a file have one length, each character is a position: a dot is a gap, and lower-case letters, such as
+    those of masked regions, are read as upper-case ones. Where lengths differ, and in ``.a2m`` and ``.a3m`` files, lower-case
+    letters and dots are insertions and are dropped, with a warning that counts the letters. Letters that are not in the alphabet
+    become gaps, with a warning.
 
     The weight of a sequence is :math:`1 / m`, where :math:`m` is the number of sequences of the same share (training or test),
     itself included, that have the same letter in at least ``reweight`` of the positions. The sum of the training weights is the
@@ -77,7 +81,7 @@ class Sequences(FileData):
         self.letters = _letters(alphabet)
         if reweight is not None and not 0 < reweight <= 1:
             raise UsageError(f"reweight must be above 0 and at most 1, or None for no weights, got {reweight!r}")
-        numbers = _numbers(_aligned(path), self.letters, path)
+        numbers = _numbers(_aligned(path, self.letters), self.letters, path)
         rows = split(len(numbers), test_share, seed, path)
         self._keep_scale(np.zeros(1), np.ones(1))
         self._hold(_one_hot(numbers, self.letters, path), rows)
@@ -98,7 +102,7 @@ class Sequences(FileData):
             UsageError: If the file is no FASTA, or if its sequences have another length.
         """
         path = Path(path)
-        x = _one_hot(_numbers(_aligned(path), self.letters, path), self.letters, path)
+        x = _one_hot(_numbers(_aligned(path, self.letters), self.letters, path), self.letters, path)
         self._check_shape(x, path)
         return torch.from_numpy(x)
 
@@ -174,8 +178,8 @@ def _one_hot(numbers: np.ndarray, alphabet: str, path: Path) -> np.ndarray:
         return np.eye(len(alphabet), dtype=np.float32)[numbers]
 
 
-def _aligned(path: Path) -> list[str]:
-    """The sequences of a file without insertions, all of one length."""
+def _aligned(path: Path, alphabet: str) -> list[str]:
+    """The sequences of a file without insertions, all of one length, in the case of the alphabet."""
     if not path.is_file():
         raise UsageError(f"{path} {'is no file' if path.exists() else 'does not exist'}: give the path of a FASTA file")
     with reading(path, "write it as FASTA"):
@@ -195,10 +199,14 @@ def _aligned(path: Path) -> list[str]:
     if not names:
         raise UsageError(f"{path} holds no sequences: write it as FASTA")
     texts = ["".join(part) for part in parts]
-    if all(text == text.lower() for text in texts):
+    is_upper = alphabet == alphabet.upper()
+    inserting = path.suffix.lower() in _INSERTING or len(set(map(len, texts))) > 1
+    if is_upper and (not inserting or all(text == text.lower() for text in texts)):
         texts = [text.upper() for text in texts]
-    insertions = str.maketrans("", "", "abcdefghijklmnopqrstuvwxyz.")
-    texts = [text.translate(insertions) for text in texts]
+    if inserting and is_upper:
+        texts = _without_insertions(texts, path)
+    elif "." not in alphabet:
+        texts = [text.replace(".", alphabet[0]) for text in texts]
     for name, text in zip(names, texts, strict=True):
         if not text:
             raise UsageError(f"the sequence {name!r} of {path} is empty: remove it")
@@ -207,3 +215,16 @@ def _aligned(path: Path) -> list[str]:
                 f"the sequence {name!r} of {path} has {len(text)} positions, but the first has {len(texts[0])}: align them"
             )
     return texts
+
+
+def _without_insertions(texts: list[str], path: Path) -> list[str]:
+    n_dropped = sum(letter.islower() for text in texts for letter in text)
+    if n_dropped:
+        warnings.warn(
+            f"{path}: {n_dropped} lower-case letters are insertions and are dropped, as in .a2m and .a3m files; write positions "
+            "of the alignment in upper case",
+            UserWarning,
+            stacklevel=4,
+        )
+    insertions = str.maketrans("", "", string.ascii_lowercase + ".")
+    return [text.translate(insertions) for text in texts]

@@ -36,9 +36,26 @@ def test_lines_are_joined():
     assert texts(Sequences(Path("a.fasta"))) == ["ACDF", "WYVT", "WYVT"]
 
 
-def test_insertions_are_dropped():
-    """Lower-case letters and dots are no positions of the alignment."""
-    assert texts(Sequences(write("A..CD", "AkkC-", ".ACE", name="a.a3m"))) == ["AC-", "ACD", "ACE"]
+@pytest.mark.parametrize(
+    ("sequences", "name"),
+    [(("A..CD", "AkkC-", ".ACE"), "a.fasta"), (("A..CD", "AkkC-"), "a.a2m"), (("A..CD", "AkkC-"), "a.a3m")],
+)
+def test_insertions_are_dropped(sequences, name):
+    """Lower-case letters and dots are no positions, where lengths differ or the format says so; the letters are counted."""
+    with pytest.warns(UserWarning, match=rf"{name}: 2 lower-case letters are insertions and are dropped"):
+        data = Sequences(write(*sequences, name=name))
+    assert texts(data) == ["AC-", "ACD", "ACE"][: len(sequences)]
+
+
+def test_dots_are_gaps():
+    """In sequences of one length, where a dropped dot would shift the columns."""
+    assert texts(Sequences(write("AC.EFG", "A.DEFG", "ACD.FG"))) == ["A-DEFG", "AC-EFG", "ACD-FG"]
+
+
+@pytest.mark.parametrize(("alphabet", "read"), [("dna", ["ACGTACGT", "TTGTACGA"]), ("-ACGTacgt", ["ACgtACGT", "TTGTacga"])])
+def test_masked_letters_are_positions(alphabet, read):
+    """Lower-case letters of sequences of one length count as upper-case ones, unless the alphabet has both."""
+    assert texts(Sequences(write("ACgtACGT", "TTGTacga"), alphabet=alphabet)) == read
 
 
 def test_file_in_lower_case_is_read():
