@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ebm_plugin_files.examples import (
     SCALES,
+    Beside,
     FileData,
     Scale,
     bits,
@@ -23,7 +24,7 @@ from ebm_plugin_files.examples import (
     space_of,
     split,
 )
-from ebm_plugin_files.reading import FORMATS, Content, as_table, read
+from ebm_plugin_files.reading import FORMATS, Content, as_table, read, read_beside
 from ebmcore.errors import UsageError
 
 
@@ -60,8 +61,9 @@ class Array(FileData):
         shape: Shape of one example, if it is not that of the file.
         state_space: ``"continuous"``, ``"binary"`` or ``"categorical"``; by default ``"categorical"`` if the last of several axes
             is one-hot, otherwise ``"binary"`` if all values are 0 or 1, otherwise ``"continuous"``.
-        header: Whether the first line of a ``.csv`` file holds names. By default it does if it has a text where the second line
-            has a number, or counts the columns.
+        header: Whether the first line of ``.csv`` files holds names. By default it does if it has a text where the second line
+            has a number, true or false, or counts the columns; in a file of labels alone also if there is one line more than
+            examples, and the first is no label of the others.
 
     Attributes:
         train: Training examples ``(N, *shape)`` float32.
@@ -122,9 +124,9 @@ class Array(FileData):
         self.state_space = space_of(x, state_space, path)
         self._hold(x, rows)
         if "labels" in beside:
-            self._hold_labels(*beside["labels"], rows)
+            self._hold_labels(beside["labels"], rows)
         if "weights" in beside:
-            self._hold_weights(*beside["weights"], rows)
+            self._hold_weights(beside["weights"], rows)
         self._say(path, guessed=state_space is None, stored=None if content.is_text else stored)
 
     def examples_of(self, path: Path) -> Tensor:
@@ -198,28 +200,30 @@ def _taken(
     columns: Sequence[str | int] | None,
     wanted: Mapping[str, str | int | None],
     header: bool | None,
-) -> tuple[np.ndarray, list[str] | None, dict[str, tuple[np.ndarray, Path]]]:
-    """Examples, names of their columns where they have some, and what is wanted beside them, each with the file it is from."""
+) -> tuple[np.ndarray, list[str] | None, dict[str, Beside]]:
+    """Examples, names of their columns where they have some, and what is wanted beside them."""
     path, table = content.path, content
     if not content.table:
         x = content.only(key, but=tuple(wanted.values()))
         table = as_table(x, path)
     elif key is not None:
         raise UsageError(f"{path} is a table: choose columns instead of key {key!r}")
-    beside: dict[str, tuple[np.ndarray, Path]] = {}
+    beside: dict[str, Beside] = {}
     used = set()
     for what, name in wanted.items():
         if name is None:
             continue
         column = table.find(name)
         if not content.table and str(name) in content.names:
-            beside[what] = content.get(str(name)), path
+            beside[what] = Beside(content.get(str(name)), f"{str(name)!r} of {path}")
         elif column is not None:
-            beside[what] = table.labels(column) if what == "labels" else table.get(column), path
+            values = table.labels(column) if what == "labels" else table.get(column)
+            beside[what] = Beside(values, f"column {column!r} of {path}")
             used.add(column)
         elif Path(str(name)).is_file():
-            own = read(Path(str(name)), header=header)
-            beside[what] = own.labels(own.only_name(None)) if what == "labels" else own.only(None), own.path
+            n = len(x) if not content.table else len(table.get(table.names[0]))
+            advice = "give one for each; header=true says that the first line of .csv files is a name"
+            beside[what] = read_beside(Path(str(name)), what, n, header=header, advice=advice)
         else:
             raise UsageError(f"{what} {name!r} is no column or key of {path}, which has {table.known()}, and no file")
     if table.names:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ebm_plugin_files.examples import SCALES, FileData, Scale, are_bits, bits, check_choice, learn_scale, split
+from ebm_plugin_files.examples import SCALES, Beside, FileData, Scale, are_bits, bits, check_choice, learn_scale, split
 from ebm_plugin_files.reading import reading
 from ebmcore.errors import UsageError
 
@@ -95,7 +95,7 @@ class Images(FileData):
         self.state_space = "binary" if are_bits(x) else "continuous"
         self._hold(x, rows)
         if files[0].parent != path:
-            self._hold_labels(np.array([file.parent.name for file in files]), path, rows)
+            self._hold_labels(Beside(np.array([file.parent.name for file in files]), str(path)), rows, missing=())
         self._say(path, guessed=threshold is None)
 
     def examples_of(self, path: Path) -> Tensor:

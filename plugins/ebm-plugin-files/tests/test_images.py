@@ -62,6 +62,12 @@ def test_subfolders_are_classes():
         assert torch.equal(x[:, 0, 0, 0], 100.0 * (1 + labels))
 
 
+def test_every_name_of_a_folder_is_a_class():
+    for name in ("some", "none"):
+        write(LEVELS[:2], f"pictures/{name}")
+    assert Images("pictures").classes == ("none", "some")
+
+
 def test_folder_without_subfolders_has_no_labels():
     assert not hasattr(Images(write()), "train_labels")
 

@@ -172,7 +172,7 @@ class EnergyBasedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
         return -self._of_rows(self._fitted().energy_, X, y) - (self.log_partition_ or 0.0)
 
     def score(self, X: ArrayLike, y: Any = None) -> float:
-        """Returns the mean of `score_samples`; warns where `log_partition_` is `None`, as models then cannot be compared by it."""
+        """Returns the mean of `score_samples`; warns where `log_partition_` is `None`, as it then compares no models."""
         mean = float(self.score_samples(X, y).mean())
         if self.log_partition_ is None:
             warnings.warn(
