@@ -51,7 +51,8 @@ class Array(FileData):
         labels: Labels of the examples: name or number of a column, name of an array, or path of a file with one label per
             example. Whole numbers or texts, which become class numbers from 0 in sorted order; ``01`` of a ``.csv`` is a text.
         weights: Weights of the examples, at least 0: likewise.
-        test_share: Share of the examples that are for testing, drawn at random.
+        test_share: Share of the examples that are for testing, drawn at random; 0 trains on all, and metrics that need test
+            examples then refuse.
         seed: Seed of that draw.
         scale: ``"none"``, ``"standard"`` (mean 0 and standard deviation 1), ``"unit"`` ([0, 1]) or ``"symmetric"`` ([-1, 1]), by
             what the training examples say: for each column of a table, and for all values of examples with more axes together.

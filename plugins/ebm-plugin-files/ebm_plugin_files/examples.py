@@ -128,7 +128,7 @@ class FileData:
             )
         self.train_weights, self.test_weights = (torch.from_numpy(values[part].astype(np.float32)) for part in rows)
         for part, weights in (("training", self.train_weights), ("test", self.test_weights)):
-            if not weights.any():
+            if len(weights) and not weights.any():
                 raise UsageError(f"weights of {where} are 0 for every {part} example: give some above 0, or another seed")
 
     def _keep_scale(self, shift: np.ndarray, spread: np.ndarray) -> None:
@@ -174,13 +174,16 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 def split(n: int, test_share: float, seed: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Rows to train and rows to test, drawn at random, each in the order of the file."""
-    if not 0 < test_share < 1:
-        raise UsageError(f"test_share must be above 0 and below 1, got {test_share!r}: metrics need test examples")
+    if not 0 <= test_share < 1:
+        raise UsageError(f"test_share must be at least 0 and below 1, got {test_share!r}: training needs examples")
     if not 0 <= seed < 2**32:
         raise UsageError(f"seed must be from 0 to 2**32 - 1, got {seed!r}")
-    if n < 2:
-        raise UsageError(f"{path} holds {n} example{'s' * (n != 1)}: give at least 2, one to train and one to test")
-    n_test = min(max(round(test_share * n), 1), n - 1)
+    n_least = 1 + (test_share > 0)
+    if n < n_least:
+        raise UsageError(
+            f"{path} holds {n} example{'s' * (n != 1)}: give at least {n_least}, one to train{' and one to test' * (n_least - 1)}"
+        )
+    n_test = min(max(round(test_share * n), 1), n - 1) if test_share else 0
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).numpy()
     return np.sort(order[n_test:]), np.sort(order[:n_test])
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ebm_plugin_files.examples import FileData, split
-from ebm_plugin_files.reading import reading
+from ebm_plugin_files.reading import read_beside, reading
 from ebmcore.errors import UsageError
 
 ALPHABETS = {"protein": "-ACDEFGHIKLMNPQRSTVWY", "dna": "-ACGT", "rna": "-ACGU"}
@@ -40,14 +40,22 @@ class Sequences(FileData):
         path: The file.
         alphabet: ``"protein"`` (20 amino acids), ``"dna"``, ``"rna"``, or the letters themselves, the gap first.
         reweight: Share of identical positions from which sequences count as related; `None` for no weights. The time grows with
-            the square of the number of sequences.
-        test_share: Share of the sequences that are for testing, drawn at random.
+            the square of the number of sequences. Not used with ``weights``.
+        test_share: Share of the sequences that are for testing, drawn at random; 0 trains on all, and metrics that need test
+            examples then refuse.
         seed: Seed of that draw.
+        labels: Path of a file with one label for each sequence, such as its family, in the order of the file. Formats are those
+            of `ebm_plugin_files.array.Array`, for one column or array.
+        weights: Path of a file with one weight for each sequence, at least 0: likewise.
 
     Attributes:
         train: Training examples ``(N, length, letters)`` float32.
         test: Test examples ``(M, length, letters)`` float32.
-        train_weights, test_weights: ``(N,)`` and ``(M,)`` float32 in (0, 1], with ``reweight``.
+        train_weights, test_weights: ``(N,)`` and ``(M,)`` float32 in (0, 1], with ``reweight``; those of the file, with
+            ``weights``.
+        train_labels, test_labels: Class numbers ``(N,)`` and ``(M,)`` int64, with ``labels``.
+        n_classes: Number of classes, with ``labels``.
+        classes: What each class number stands for in the file, with ``labels``.
         letters: The alphabet: ``letters[i]`` is what 1 at ``i`` in the last axis stands for.
 
     Raises:
@@ -76,6 +84,8 @@ class Sequences(FileData):
         reweight: float | None = 0.8,
         test_share: float = 0.2,
         seed: int = 0,
+        labels: Path | None = None,
+        weights: Path | None = None,
     ) -> None:
         path = Path(path)
         self.letters = _letters(alphabet)
@@ -85,7 +95,11 @@ class Sequences(FileData):
         rows = split(len(numbers), test_share, seed, path)
         self._keep_scale(np.zeros(1), np.ones(1))
         self._hold(_one_hot(numbers, self.letters, path), rows)
-        if reweight is not None:
+        if labels is not None:
+            self._hold_labels(read_beside(Path(labels), "labels", len(numbers)), rows)
+        if weights is not None:
+            self._hold_weights(read_beside(Path(weights), "weights", len(numbers)), rows)
+        elif reweight is not None:
             self.train_weights, self.test_weights = (neighbour_weights(part, reweight) for part in (self.train, self.test))
         self._say(path, guessed=False)
 
@@ -140,7 +154,7 @@ def neighbour_weights(x: Tensor, identity: float) -> Tensor:
     """
     needed = math.ceil(identity * x.shape[1] - 1e-9)  # 0.8 of 15 positions are 12, not 12.000000000000002
     flat = x.flatten(1)
-    chunks = flat.split(max(_CHUNK_ELEMENTS // len(flat), 1))
+    chunks = flat.split(max(_CHUNK_ELEMENTS // max(len(flat), 1), 1))
     return torch.cat([1 / (chunk @ flat.T >= needed).sum(1) for chunk in chunks])
 
 

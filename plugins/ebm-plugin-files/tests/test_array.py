@@ -189,7 +189,7 @@ def test_header_of_a_file_of_labels(header):
     assert Array("a.npy", labels="labels.csv", header=header).classes == ("lily", "rose")
 
 
-@pytest.mark.parametrize("text", ["rose\nlily\nrose\n", "rose\n", "kind\nrose\nlily\nrose\n"])
+@pytest.mark.parametrize("text", ["rose\nlily\nrose\n", "kind\nrose\nlily\nrose\n"])
 def test_wrong_number_of_labels_names_the_header(text):
     np.save("a.npy", X[:2])
     Path("labels.csv").write_text(text)
@@ -326,6 +326,13 @@ def test_header_and_separator_are_recognized(text, names):
     rows = [line for line in text.splitlines() if line.strip()]
     header = names[0] != "0" or rows[0].strip() in ("0,1,2", ",0,1")
     assert {len(content.get(name)) for name in names} == {len(rows) - header}
+
+
+@pytest.mark.parametrize("scale", ["none", "standard"])
+def test_all_rows_train(scale):
+    data = Array(write("a.csv"), test_share=0, weights="c3", labels="c0", scale=scale)
+    assert (len(data.train), data.test.shape) == (len(X), (0, *data.shape))
+    assert (len(data.test_labels), len(data.test_weights)) == (0, 0)
 
 
 def test_truth_values_are_numbers():
@@ -509,9 +516,9 @@ def test_bad_files_raise_with_advice(name, content, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"test_share": 0.0}, "test_share must be above 0 and below 1, got 0.0"),
-        ({"test_share": 1.0}, "test_share must be above 0 and below 1, got 1.0"),
-        ({"test_share": float("nan")}, "test_share must be above 0 and below 1"),
+        ({"test_share": -0.1}, "test_share must be at least 0 and below 1, got -0.1"),
+        ({"test_share": 1.0}, "test_share must be at least 0 and below 1, got 1.0"),
+        ({"test_share": float("nan")}, "test_share must be at least 0 and below 1"),
         ({"seed": -1}, "seed must be from 0 to"),
         ({"scale": "log"}, "scale must be one of none, standard, unit, symmetric, got 'log'"),
         ({"state_space": "spins"}, "state_space must be one of continuous, binary, categorical, got 'spins'"),

@@ -121,6 +121,24 @@ def test_weights_do_not_depend_on_chunks(monkeypatch):
     assert torch.equal(neighbour_weights(x, 0.5), whole)
 
 
+def test_labels_and_weights_come_from_files():
+    """One line for each sequence, in the order of the file; weights replace those of neighbours."""
+    Path("families.csv").write_text("family\nb\na\nb\n")
+    Path("weights.csv").write_text("w\n1\n2\n0.5\n")
+    data = Sequences(write("ACDF", "WYVT", "ACDE"), test_share=0, labels="families.csv", weights="weights.csv")
+    assert (data.train_labels.tolist(), data.classes) == ([1, 0, 1], ("a", "b"))
+    assert data.train_weights.tolist() == [1, 2, 0.5]
+    assert len(data.test) == len(data.test_labels) == len(data.test_weights) == 0
+    Path("weights.csv").write_text("1\n2\n")
+    with pytest.raises(UsageError, match=r"weights of weights\.csv have shape \(2,\), but there are 3 examples"):
+        Sequences(Path("a.fasta"), weights="weights.csv")
+
+
+def test_all_sequences_train():
+    data = Sequences(write("ACDF"), test_share=0)
+    assert (data.train_weights.tolist(), data.test.shape, data.test_weights.shape) == ([1], (0, 4, 21), (0,))
+
+
 def test_no_weights_without_reweight():
     assert not hasattr(Sequences(write("ACDF", "WYVT"), reweight=None), "train_weights")
 
@@ -147,7 +165,7 @@ def test_no_weights_without_reweight():
             "reweight must be above 0 and at most 1, or None for no weights, got 0.0",
         ),
         (">a\nACDF\n>b\nACDF\n", {"reweight": 80.0}, "reweight must be above 0"),
-        (">a\nACDF\n>b\nACDF\n", {"test_share": 1}, "test_share must be above 0 and below 1"),
+        (">a\nACDF\n>b\nACDF\n", {"test_share": 1}, "test_share must be at least 0 and below 1"),
     ],
 )
 def test_bad_alignments_raise_with_advice(content, options, message):
