@@ -19,6 +19,7 @@ from ebm_plugin_files.examples import (
     check_choice,
     check_exact,
     check_numbers,
+    class_names,
     learn_scale,
     reshaped,
     space_of,
@@ -110,7 +111,11 @@ class Array(FileData):
         check_choice("scale", scale, SCALES)
         content = read(path, header=header)
         x, names, beside = _taken(content, key, columns, {"labels": labels, "weights": weights}, header)
-        self._key, self._names, self._beside, self._header = key, names, (labels, weights), header
+        self._key, self._names, self._header = key, names, header
+        self._beside = tuple(
+            beside[what].column or str(given) if what in beside else None
+            for what, given in (("labels", labels), ("weights", weights))
+        )
         self._reshape, self._threshold = shape, threshold
         check_numbers(x, path, names)
         rows = split(len(x), test_share, seed, path)
@@ -153,6 +158,25 @@ class Array(FileData):
         self._check_shape(x, path)
         return torch.from_numpy(self._in_model(x))
 
+    def labels_of(self, path: Path) -> list[str | int] | None:
+        """The labels of the examples of another file, in its order, as they are in ``classes``.
+
+        Args:
+            path: The file, of any format.
+
+        Returns:
+            The label of each example, in the column or array of ``labels``; `None` if the file has none, or if they were in a
+            file of their own.
+
+        Raises:
+            UsageError: If some are missing.
+        """
+        name, content = self._beside[0], read(Path(path), header=self._header)
+        table = self._table(content)
+        if name is None or str(name) not in (*content.names, *table.names) or self._has_examples_alone(content, table):
+            return None
+        return class_names(_beside(content, table, "labels", str(name)))
+
     def as_record(self) -> dict[str, Any]:
         """What `from_record` needs, as JSON: how other files are read, without any example."""
         taken = {"key": self._key, "columns": self._names, "beside": list(self._beside), "header": self._header}
@@ -175,24 +199,42 @@ class Array(FileData):
 
     def _chosen(self, content: Content) -> tuple[np.ndarray, list[str] | None]:
         """Values of the columns of this data set in another file, and their names; or of the array, where it has no columns."""
-        table = content
-        if not content.table:
-            key = self._key if len(content.names) > 1 else None
-            x = content.only(key, but=self._beside)
-            table = as_table(x, content.path)
-            if not table.names:
-                return x, None
+        table = self._table(content)
+        if not table.names:
+            return self._array(content), None
         wanted = table.names if self._names is None else self._names
-        unnamed = not content.table or all(name.isdecimal() for name in wanted)
-        if unnamed and len(wanted) == len(table.names) and None in map(table.find, wanted):
-            wanted = table.names  # an array has no names; without the columns of the labels and weights, numbers are others
+        if self._has_examples_alone(content, table):
+            wanted = table.names
         names = table.columns(wanted)
         return table.stacked(names), names
+
+    def _has_examples_alone(self, content: Content, table: Content) -> bool:
+        """Whether the columns have no names, and other numbers than here, as those of labels and weights are missing."""
+        names = table.names if self._names is None else self._names
+        unnamed = not content.table or all(name.isdecimal() for name in names)
+        return unnamed and len(names) == len(table.names) and None in map(table.find, names)
+
+    def _array(self, content: Content) -> np.ndarray:
+        return content.only(self._key if len(content.names) > 1 else None, but=self._beside)
+
+    def _table(self, content: Content) -> Content:
+        return content if content.table else as_table(self._array(content), content.path)
 
     @staticmethod
     def reads(path: Path) -> bool:
         """Whether this class reads that path, by its suffix."""
         return path.suffix.lower() in FORMATS and not path.is_dir()
+
+
+def _beside(content: Content, table: Content, what: str, name: str | int) -> Beside | None:
+    """Labels or weights in an array or a column of a file; `None` if it has none of that name."""
+    column = table.find(name)
+    if not content.table and str(name) in content.names:
+        return Beside(content.get(str(name)), f"{str(name)!r} of {content.path}")
+    if column is None:
+        return None
+    values = table.labels(column) if what == "labels" else table.get(column)
+    return Beside(values, f"column {column!r} of {content.path}", column=column)
 
 
 def _taken(
@@ -214,13 +256,10 @@ def _taken(
     for what, name in wanted.items():
         if name is None:
             continue
-        column = table.find(name)
-        if not content.table and str(name) in content.names:
-            beside[what] = Beside(content.get(str(name)), f"{str(name)!r} of {path}")
-        elif column is not None:
-            values = table.labels(column) if what == "labels" else table.get(column)
-            beside[what] = Beside(values, f"column {column!r} of {path}")
-            used.add(column)
+        found = _beside(content, table, what, name)
+        if found is not None:
+            beside[what] = found
+            used.add(found.column)
         elif Path(str(name)).is_file():
             n = len(x) if not content.table else len(table.get(table.names[0]))
             advice = "give one for each; header=true says that the first line of .csv files is a name"

@@ -25,11 +25,19 @@ _SHOWN = 5  # names in a message
 
 
 class Beside(NamedTuple):
-    """Labels or weights: the values, what a message calls their place, and what it advises if they are not one for each."""
+    """Labels or weights, and where they are from.
+
+    Args:
+        values: The values.
+        where: What a message calls their place.
+        advice: What it advises if they are not one for each.
+        column: Name of their column, where it is one of the examples' own table.
+    """
 
     values: np.ndarray
     where: str
     advice: str = "give one for each"
+    column: str | None = None
 
 
 class FileData:
@@ -251,6 +259,12 @@ def class_numbers(
     distinct, numbers = np.unique(values, return_inverse=True)
     names = tuple(value if isinstance(value, str) else int(value) for value in distinct.tolist())
     return numbers.reshape(-1).astype(np.int64), names
+
+
+def class_names(given: Beside, missing: Collection[str] = MISSING) -> list[str | int]:
+    """The label of each example of a file, in the form of ``classes``."""
+    numbers, names = class_numbers(given.values.reshape(-1), given.where, missing)
+    return [names[number] for number in numbers]
 
 
 def one_each(given: Beside, rows: tuple[np.ndarray, np.ndarray], what: str) -> np.ndarray:

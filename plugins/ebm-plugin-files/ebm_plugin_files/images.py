@@ -12,7 +12,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ebm_plugin_files.examples import SCALES, Beside, FileData, Scale, are_bits, bits, check_choice, learn_scale, split
+from ebm_plugin_files.examples import (
+    SCALES,
+    Beside,
+    FileData,
+    Scale,
+    are_bits,
+    bits,
+    check_choice,
+    class_names,
+    learn_scale,
+    split,
+)
 from ebm_plugin_files.reading import read_beside, reading
 from ebmcore.errors import UsageError
 
@@ -104,7 +115,7 @@ class Images(FileData):
         if labels is not None:
             self._hold_labels(read_beside(Path(labels), "labels", len(files)), rows)
         elif files[0].parent != path:
-            self._hold_labels(Beside(np.array([file.parent.name for file in files]), str(path)), rows, missing=())
+            self._hold_labels(_folders(files, path), rows, missing=())
         if weights is not None:
             self._hold_weights(read_beside(Path(weights), "weights", len(files)), rows)
         self._say(path, guessed=threshold is None)
@@ -131,6 +142,12 @@ class Images(FileData):
             _check_sizes(files, found, (width, height), "the training examples have")
         x = self._in_model(_read(files, self._mode, (width, height), path))
         return torch.from_numpy(np.ascontiguousarray(x))
+
+    def labels_of(self, path: Path) -> list[str | int] | None:
+        """The labels of the images of another folder, in sorted order: the names of its subfolders; `None` if it has none."""
+        path = Path(path)
+        files = [] if path.is_file() else _find(path)
+        return class_names(_folders(files, path), missing=()) if files and files[0].parent != path else None
 
     def as_record(self) -> dict[str, Any]:
         """What `from_record` needs, as JSON: how other images are read, without any example."""
@@ -173,6 +190,10 @@ def _find(path: Path) -> list[Path]:
             f"{path} and its subfolders hold no images: put files there that end in {', '.join(sorted(SUFFIXES))}"
         )
     return here or below
+
+
+def _folders(files: Sequence[Path], path: Path) -> Beside:
+    return Beside(np.array([file.parent.name for file in files]), str(path))
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -328,6 +328,28 @@ def test_header_and_separator_are_recognized(text, names):
     assert {len(content.get(name)) for name in names} == {len(rows) - header}
 
 
+def test_labels_of_another_file():
+    """As the classes have them, from the column or array of the training file, also by a record; otherwise there are none."""
+    Path("a.csv").write_text("k,a\nx,1\ny,2\nx,3\n")
+    data = Array("a.csv", labels=0)
+    reader = Array.from_record(json.loads(json.dumps(data.as_record())))
+    Path("b.csv").write_text("a,k\n5,y\n6,z\n")
+    Path("c.csv").write_text("a\n5\n6\n")
+    for one in (data, reader):
+        assert one.labels_of("b.csv") == ["y", "z"]
+        assert one.labels_of("c.csv") is None
+    np.savez("d.npz", x=X, kinds=KINDS)
+    assert Array("d.npz", key="x", labels="kinds").labels_of("d.npz") == KINDS.tolist()
+    np.save("e.npy", X)
+    np.save("f.npy", X[:, [0, 2, 3]])
+    data = Array("e.npy", labels=1)
+    assert data.labels_of("e.npy") == X[:, 1].tolist()
+    assert data.labels_of("f.npy") is None
+    np.save("labels.npy", KINDS)
+    assert Array("e.npy", labels="labels.npy").labels_of("e.npy") is None
+    assert Array("a.csv", columns=["a"]).labels_of("a.csv") is None
+
+
 @pytest.mark.parametrize("scale", ["none", "standard"])
 def test_all_rows_train(scale):
     data = Array(write("a.csv"), test_share=0, weights="c3", labels="c0", scale=scale)

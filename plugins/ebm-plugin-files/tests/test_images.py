@@ -74,6 +74,15 @@ def test_labels_and_weights_come_from_files():
     assert len(data.test) == 0
 
 
+def test_labels_of_another_folder():
+    data = Images(write())
+    for name in ("dog", "none"):
+        write(LEVELS[:1], f"others/{name}")
+    assert data.labels_of("others") == ["dog", "none"]
+    assert data.labels_of("pictures") is None
+    assert data.labels_of("pictures/0.png") is None
+
+
 def test_every_name_of_a_folder_is_a_class():
     for name in ("some", "none"):
         write(LEVELS[:2], f"pictures/{name}")
