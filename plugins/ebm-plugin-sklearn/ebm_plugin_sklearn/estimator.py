@@ -23,7 +23,14 @@ import ebmcore
 from ebmcore import host
 from ebmcore.conditions import condition
 from ebmcore.distributions import Normal
-from ebmcore.energies import SupportsEnumeration, SupportsHiddenUnits, SupportsInitialDistribution, frozen, supports
+from ebmcore.energies import (
+    SupportsBlockGibbs,
+    SupportsEnumeration,
+    SupportsHiddenUnits,
+    SupportsInitialDistribution,
+    frozen,
+    supports,
+)
 from ebmcore.errors import EbmcoreError, UsageError
 from ebmcore.training import check_compatible, check_values, copy_energy, fit, stream_generator, stream_seed
 
@@ -79,8 +86,9 @@ class EnergyBasedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
     Args:
         energy: The energy; `None` is that of ``loss``, if that is an instance.
         loss: The loss. An instance brings its own energy and sampler: set both to `None`.
-        sampler: The sampler. `None` is ``{"name": "langevin", "step_size": 0.01}`` for a loss that needs one, which suits
-            standardised features.
+        sampler: The sampler. `None` is, for a loss that needs one, ``{"name": "langevin", "step_size": 0.01}``, which suits
+            standardised features, or ``"gibbs"`` for binary and categorical energies that offer both conditionals
+            (`ebmcore.energies.SupportsBlockGibbs`), such as ``rbm``.
         shape: Shape of one example, for energies of images or one-hot categories: a row is reshaped to it. `None` is one axis.
         state_space: ``"continuous"``, ``"binary"`` or ``"categorical"``; `None` is that of the energy or the sampler, otherwise
             continuous.
@@ -290,8 +298,16 @@ class EnergyBasedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
         energy = _created("energy", self.energy, shape=shape)
         self.sampler_ = None
         if needs_sampler or self.sampler is not None:
-            self.sampler_ = _created("sampler", _LANGEVIN if self.sampler is None else self.sampler)
+            self.sampler_ = _created("sampler", self._default_sampler(energy) if self.sampler is None else self.sampler)
         self.loss_ = _created("loss", self.loss, energy=energy, **({"sampler": self.sampler_} if needs_sampler else {}))
+
+    def _default_sampler(self, energy: Any) -> Any:
+        space = self.state_space or getattr(energy, "state_space", None) or "continuous"
+        if space == "continuous":
+            return _LANGEVIN
+        if supports(energy, SupportsBlockGibbs):
+            return "gibbs"
+        raise UsageError(f"the default sampler, langevin, is for continuous data: name one for {space} data, sampler='...'")
 
     def _conditions(self, y: Any, x: Tensor, *, reset: bool = False) -> dict[str, Tensor]:
         """The labels as conditions of the energy; none where it needs none."""
@@ -379,7 +395,18 @@ def _created(kind: str, given: Any, **more: Any) -> Any:
     if not isinstance(given, str | Mapping):
         return _copied(given)
     options = _named(given)
-    return host.create(kind, options.pop("name"), **more, **options)
+    name = options.pop("name")
+    missing = _required(host.load(kind, name)) - options.keys() - more.keys()
+    if missing:
+        wanted = "".join(f", {option!r}: ..." for option in sorted(missing))
+        raise UsageError(f"the {kind} {name!r} needs {', '.join(sorted(missing))}: {kind}={{'name': {name!r}{wanted}}}")
+    return host.create(kind, name, **more, **options)
+
+
+def _required(cls: type) -> set[str]:
+    """Options of a constructor that have no default."""
+    parameters = inspect.signature(cls).parameters.values()
+    return {p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
 def _copied(given: Any) -> Any:

@@ -208,6 +208,14 @@ def test_used_spectral_norms_are_copied():
     assert pickle.loads(pickle.dumps(model)).score_samples(points(5)) == pytest.approx(model.score_samples(points(5)))
 
 
+def test_default_sampler_is_that_of_the_energy():
+    """Block Gibbs for binary units; Langevin dynamics for values of any size, also where the energy offers both."""
+    continuous = {"name": "gaussian-rbm", "hidden": 2}
+    for energy, x, name in ((RBM, STATES, "gibbs"), (continuous, points(), "langevin"), ("mlp", points(), "langevin")):
+        sampler = EnergyBasedModel(energy, epochs=1, random_state=0).fit(x).sampler_
+        assert type(sampler).__name__.lower() == name
+
+
 def test_options_are_reached_by_name():
     """As a parameter grid does, with the default sampler too."""
     model = EnergyBasedModel(RBM, sampler=None).set_params(
@@ -285,6 +293,11 @@ def test_grid_search_chooses_by_likelihood():
     ("options", "message"),
     [
         ({"energy": {"hidden": (8,)}}, "must hold the name of the component"),
+        ({"energy": "rbm"}, r"the energy 'rbm' needs hidden: energy=\{'name': 'rbm', 'hidden': ...\}"),
+        (
+            {"sampler": "langevin"},
+            r"the sampler 'langevin' needs step_size: sampler=\{'name': 'langevin', 'step_size': ...\}",
+        ),
         ({"energy": None}, "name an energy, such as 'mlp'"),
         ({"shape": (1, 3)}, r"shape \(1, 3\) has 3 values, but X has 2 features"),
         ({"fit_options": {"lr": 0.1, "seed": 1}}, "fit_options must not hold lr, seed"),
