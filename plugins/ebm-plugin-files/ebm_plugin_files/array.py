@@ -51,6 +51,7 @@ class Array(FileData):
         columns: Columns to take, by name or number; all but those of ``labels`` and ``weights`` by default.
         labels: Labels of the examples: name or number of a column, name of an array, or path of a file with one label per
             example. Whole numbers or texts, which become class numbers from 0 in sorted order; ``01`` of a ``.csv`` is a text.
+            None may be missing: texts such as ``NA`` and ``none`` are no classes, as they are no numbers in other columns.
         weights: Weights of the examples, at least 0: likewise.
         test_share: Share of the examples that are for testing, drawn at random; 0 trains on all, and metrics that need test
             examples then refuse.

@@ -249,7 +249,7 @@ def class_numbers(
     texts = np.char.lower(np.char.strip(values)) if kind == "U" else values
     unlabelled = np.flatnonzero(np.isin(texts, list(missing)) if kind == "U" else ~np.isfinite(values))
     if len(unlabelled):
-        cell = f" ({str(values[unlabelled[0]])!r})" if kind == "U" else ""
+        cell = f", {str(values[unlabelled[0]])!r}" if kind == "U" else ""
         raise UsageError(
             f"{where} has {len(unlabelled)} rows without a label, the first is row {unlabelled[0]} (counted from 0){cell}: leave "
             "those rows out, or give them a class"
