@@ -6,7 +6,7 @@ from ebmcore.random import stream_generator, stream_seed
 from ebmcore.training.averaging import copy_energy
 from ebmcore.training.batches import LabelledExamples
 from ebmcore.training.checkpoints import latest_checkpoint, read_checkpoint, read_info
-from ebmcore.training.data import DataSource, SupportsDataStart, as_floating, check_compatible
+from ebmcore.training.data import DataSource, SupportsDataStart, as_floating, check_compatible, check_values
 from ebmcore.training.fit import FitResult, fit
 from ebmcore.training.observers import BaseObserver
 from ebmcore.training.opening import labelled_examples
@@ -29,6 +29,7 @@ __all__ = [
     "as_floating",
     "check_compatible",
     "check_installed",
+    "check_values",
     "copy_energy",
     "fit",
     "flat_config",

@@ -32,8 +32,9 @@ class DataSource(Protocol):
     them, and ``ebmcore sample RUN --condition NAME`` finds them.
 
     A data set that reads files may have ``examples_of(path)``, which ``ebmcore score`` uses: the examples ``(N, *shape)`` of
-    another file, in their order and on the scale of the training examples. One that scales them has ``scaled(x)``, which does so
-    with an array in the units of the files, ``unscaled(x)``, its inverse, and ``invertible``, whether there is one. With
+    another file, in their order and on the scale of the training examples; and ``labels_of(path)``, a list of their labels as
+    ``classes`` has them, or `None` where it has none. One that scales them has ``scaled(x)``, which does so with an array in the
+    units of the files, ``unscaled(x)``, its inverse, and ``invertible``, whether there is one. With
     ``as_record()``, which returns what these need as JSON, and the class method ``from_record(record)``, which makes the data
     set without its examples, a run reads files where its data are not.
     """

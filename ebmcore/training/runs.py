@@ -287,7 +287,8 @@ class TrainedRun:
             if not needed:
                 raise UsageError(f"the energy {called} takes no such conditions: leave them out ({error})") from error
             raise UsageError(
-                f"the energy {called} needs conditions ({', '.join(needed)}), such as labels: give one for each example or all"
+                f"the energy {called} needs conditions ({', '.join(needed)}), such as labels: give one for each example or all "
+                "(--condition, conditions=)"
             ) from error
         return {name: self._condition(name, value, are_labels=len(values) == 1) for name, value in values.items()}
 

@@ -150,6 +150,58 @@ def test_samples_keep_their_units(table, tmp_path, capsys, suffix, units):
     torch.testing.assert_close(scores(out), trained.score(trained.sample(50, 3)), atol=1e-4, rtol=1e-4)
 
 
+CONDITIONAL = """
+import torch
+from torch import nn
+
+class Around(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.center = nn.Parameter(torch.tensor([[0.0], [10.0]]))
+
+    def forward(self, x, y):
+        return (x - self.center[y]).square().sum(1)
+"""
+
+
+def test_labels_of_a_file_are_conditions(tmp_path, capsys):
+    """As in training, by their names; ``--condition`` overrides them, and is named where there are none."""
+    (tmp_path / "around.py").write_text(CONDITIONAL)
+    (tmp_path / "a.csv").write_text("a,kind\n" + "".join(f"{i},{'xy'[i % 2]}\n" for i in range(10)))
+    own = TABLE.replace("mlp --energy.hidden [4]", f"{tmp_path / 'around.py'}:Around")
+    assert train(f"{own} --data {tmp_path / 'a.csv'} --data.labels kind", tmp_path / "run") == 0
+    (tmp_path / "b.csv").write_text("kind,a\ny,1\nx,2\n")
+    command, trained = (
+        f"score {tmp_path / 'run'} {tmp_path / 'b.csv'} --allow-code",
+        load_run(tmp_path / "run", allow_code=True),
+    )
+    x = torch.tensor([[1.0], [2.0]])
+    assert ebmcore(f"{command} --out", tmp_path / "s.csv") == 0
+    torch.testing.assert_close(scores(tmp_path / "s.csv"), trained.score(x, torch.tensor([1, 0])))
+    assert ebmcore(f"{command} --condition x --out", tmp_path / "t.csv") == 0
+    torch.testing.assert_close(scores(tmp_path / "t.csv"), trained.score(x, torch.tensor([0, 0])))
+    capsys.readouterr()
+    for text, message in (
+        ("kind,a\nz,1\n", "has the label 'z', which is no class of the run"),
+        ("a\n1\n", "(--condition, "),
+    ):
+        (tmp_path / "b.csv").write_text(text)
+        assert ebmcore(f"{command} --out", tmp_path / "u.csv") == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "u.csv").exists()
+
+
+def test_labels_of_a_file_are_passed_over(tmp_path):
+    """By an energy that takes none, whatever they are."""
+    (tmp_path / "a.csv").write_text("a,kind\n1,x\n2,y\n3,x\n")
+    assert train(f"{TABLE} --data {tmp_path / 'a.csv'} --data.labels kind", tmp_path / "run") == 0
+    (tmp_path / "a.csv").write_text("a,kind\n1,z\n2,\n")
+    assert ebmcore(f"score {tmp_path / 'run'} {tmp_path / 'a.csv'} --out", tmp_path / "s.csv") == 0
+    assert len(scores(tmp_path / "s.csv")) == 2
+
+
 @pytest.fixture
 def thresholded(tmp_path):
     np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(5, 1, (50, 4)))

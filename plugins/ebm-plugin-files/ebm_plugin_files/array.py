@@ -12,18 +12,20 @@ from torch import Tensor
 
 from ebm_plugin_files.examples import (
     SCALES,
+    Beside,
     FileData,
     Scale,
     bits,
     check_choice,
     check_exact,
     check_numbers,
+    class_names,
     learn_scale,
     reshaped,
     space_of,
     split,
 )
-from ebm_plugin_files.reading import FORMATS, Content, as_table, read
+from ebm_plugin_files.reading import FORMATS, Content, as_table, read, read_beside
 from ebmcore.errors import UsageError
 
 
@@ -49,8 +51,10 @@ class Array(FileData):
         columns: Columns to take, by name or number; all but those of ``labels`` and ``weights`` by default.
         labels: Labels of the examples: name or number of a column, name of an array, or path of a file with one label per
             example. Whole numbers or texts, which become class numbers from 0 in sorted order; ``01`` of a ``.csv`` is a text.
+            None may be missing: texts such as ``NA`` and ``none`` are no classes, as they are no numbers in other columns.
         weights: Weights of the examples, at least 0: likewise.
-        test_share: Share of the examples that are for testing, drawn at random.
+        test_share: Share of the examples that are for testing, drawn at random; 0 trains on all, and metrics that need test
+            examples then refuse.
         seed: Seed of that draw.
         scale: ``"none"``, ``"standard"`` (mean 0 and standard deviation 1), ``"unit"`` ([0, 1]) or ``"symmetric"`` ([-1, 1]), by
             what the training examples say: for each column of a table, and for all values of examples with more axes together.
@@ -60,8 +64,9 @@ class Array(FileData):
         shape: Shape of one example, if it is not that of the file.
         state_space: ``"continuous"``, ``"binary"`` or ``"categorical"``; by default ``"categorical"`` if the last of several axes
             is one-hot, otherwise ``"binary"`` if all values are 0 or 1, otherwise ``"continuous"``.
-        header: Whether the first line of a ``.csv`` file holds names. By default it does if it has a text where the second line
-            has a number, or counts the columns.
+        header: Whether the first line of ``.csv`` files holds names. By default it does if it has a text where the second line
+            has a number, true or false, or counts the columns; in a file of labels alone also if there is one line more than
+            examples, and the first is no label of the others.
 
     Attributes:
         train: Training examples ``(N, *shape)`` float32.
@@ -107,7 +112,11 @@ class Array(FileData):
         check_choice("scale", scale, SCALES)
         content = read(path, header=header)
         x, names, beside = _taken(content, key, columns, {"labels": labels, "weights": weights}, header)
-        self._key, self._names, self._beside, self._header = key, names, (labels, weights), header
+        self._key, self._names, self._header = key, names, header
+        self._beside = tuple(
+            beside[what].column or str(given) if what in beside else None
+            for what, given in (("labels", labels), ("weights", weights))
+        )
         self._reshape, self._threshold = shape, threshold
         check_numbers(x, path, names)
         rows = split(len(x), test_share, seed, path)
@@ -122,9 +131,9 @@ class Array(FileData):
         self.state_space = space_of(x, state_space, path)
         self._hold(x, rows)
         if "labels" in beside:
-            self._hold_labels(*beside["labels"], rows)
+            self._hold_labels(beside["labels"], rows)
         if "weights" in beside:
-            self._hold_weights(*beside["weights"], rows)
+            self._hold_weights(beside["weights"], rows)
         self._say(path, guessed=state_space is None, stored=None if content.is_text else stored)
 
     def examples_of(self, path: Path) -> Tensor:
@@ -150,6 +159,25 @@ class Array(FileData):
         self._check_shape(x, path)
         return torch.from_numpy(self._in_model(x))
 
+    def labels_of(self, path: Path) -> list[str | int] | None:
+        """The labels of the examples of another file, in its order, as they are in ``classes``.
+
+        Args:
+            path: The file, of any format.
+
+        Returns:
+            The label of each example, in the column or array of ``labels``; `None` if the file has none, or if they were in a
+            file of their own.
+
+        Raises:
+            UsageError: If some are missing.
+        """
+        name, content = self._beside[0], read(Path(path), header=self._header)
+        table = self._table(content)
+        if name is None or str(name) not in (*content.names, *table.names) or self._has_examples_alone(content, table):
+            return None
+        return class_names(_beside(content, table, "labels", str(name)))
+
     def as_record(self) -> dict[str, Any]:
         """What `from_record` needs, as JSON: how other files are read, without any example."""
         taken = {"key": self._key, "columns": self._names, "beside": list(self._beside), "header": self._header}
@@ -172,24 +200,42 @@ class Array(FileData):
 
     def _chosen(self, content: Content) -> tuple[np.ndarray, list[str] | None]:
         """Values of the columns of this data set in another file, and their names; or of the array, where it has no columns."""
-        table = content
-        if not content.table:
-            key = self._key if len(content.names) > 1 else None
-            x = content.only(key, but=self._beside)
-            table = as_table(x, content.path)
-            if not table.names:
-                return x, None
+        table = self._table(content)
+        if not table.names:
+            return self._array(content), None
         wanted = table.names if self._names is None else self._names
-        unnamed = not content.table or all(name.isdecimal() for name in wanted)
-        if unnamed and len(wanted) == len(table.names) and None in map(table.find, wanted):
-            wanted = table.names  # an array has no names; without the columns of the labels and weights, numbers are others
+        if self._has_examples_alone(content, table):
+            wanted = table.names
         names = table.columns(wanted)
         return table.stacked(names), names
+
+    def _has_examples_alone(self, content: Content, table: Content) -> bool:
+        """Whether the columns have no names, and other numbers than here, as those of labels and weights are missing."""
+        names = table.names if self._names is None else self._names
+        unnamed = not content.table or all(name.isdecimal() for name in names)
+        return unnamed and len(names) == len(table.names) and None in map(table.find, names)
+
+    def _array(self, content: Content) -> np.ndarray:
+        return content.only(self._key if len(content.names) > 1 else None, but=self._beside)
+
+    def _table(self, content: Content) -> Content:
+        return content if content.table else as_table(self._array(content), content.path)
 
     @staticmethod
     def reads(path: Path) -> bool:
         """Whether this class reads that path, by its suffix."""
         return path.suffix.lower() in FORMATS and not path.is_dir()
+
+
+def _beside(content: Content, table: Content, what: str, name: str | int) -> Beside | None:
+    """Labels or weights in an array or a column of a file; `None` if it has none of that name."""
+    column = table.find(name)
+    if not content.table and str(name) in content.names:
+        return Beside(content.get(str(name)), f"{str(name)!r} of {content.path}")
+    if column is None:
+        return None
+    values = table.labels(column) if what == "labels" else table.get(column)
+    return Beside(values, f"column {column!r} of {content.path}", column=column)
 
 
 def _taken(
@@ -198,28 +244,27 @@ def _taken(
     columns: Sequence[str | int] | None,
     wanted: Mapping[str, str | int | None],
     header: bool | None,
-) -> tuple[np.ndarray, list[str] | None, dict[str, tuple[np.ndarray, Path]]]:
-    """Examples, names of their columns where they have some, and what is wanted beside them, each with the file it is from."""
+) -> tuple[np.ndarray, list[str] | None, dict[str, Beside]]:
+    """Examples, names of their columns where they have some, and what is wanted beside them."""
     path, table = content.path, content
     if not content.table:
         x = content.only(key, but=tuple(wanted.values()))
         table = as_table(x, path)
     elif key is not None:
         raise UsageError(f"{path} is a table: choose columns instead of key {key!r}")
-    beside: dict[str, tuple[np.ndarray, Path]] = {}
+    beside: dict[str, Beside] = {}
     used = set()
     for what, name in wanted.items():
         if name is None:
             continue
-        column = table.find(name)
-        if not content.table and str(name) in content.names:
-            beside[what] = content.get(str(name)), path
-        elif column is not None:
-            beside[what] = table.labels(column) if what == "labels" else table.get(column), path
-            used.add(column)
+        found = _beside(content, table, what, name)
+        if found is not None:
+            beside[what] = found
+            used.add(found.column)
         elif Path(str(name)).is_file():
-            own = read(Path(str(name)), header=header)
-            beside[what] = own.labels(own.only_name(None)) if what == "labels" else own.only(None), own.path
+            n = len(x) if not content.table else len(table.get(table.names[0]))
+            advice = "give one for each; header=true says that the first line of .csv files is a name"
+            beside[what] = read_beside(Path(str(name)), what, n, header=header, advice=advice)
         else:
             raise UsageError(f"{what} {name!r} is no column or key of {path}, which has {table.known()}, and no file")
     if table.names:

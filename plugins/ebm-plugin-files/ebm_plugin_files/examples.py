@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -20,7 +20,24 @@ from ebmcore.training import as_floating
 Scale = Literal["none", "standard", "unit", "symmetric"]
 SCALES = ("none", "standard", "unit", "symmetric")
 SPACES = ("continuous", "binary", "categorical")
+MISSING = {"", "na", "n/a", "nan", "null", "none"}  # texts that stand for no value, in lower case
 _SHOWN = 5  # names in a message
+
+
+class Beside(NamedTuple):
+    """Labels or weights, and where they are from.
+
+    Args:
+        values: The values.
+        where: What a message calls their place.
+        advice: What it advises if they are not one for each.
+        column: Name of their column, where it is one of the examples' own table.
+    """
+
+    values: np.ndarray
+    where: str
+    advice: str = "give one for each"
+    column: str | None = None
 
 
 class FileData:
@@ -101,26 +118,26 @@ class FileData:
         self.train, self.test = (torch.from_numpy(np.ascontiguousarray(x[part])) for part in rows)
         self.shape = x.shape[1:]
 
-    def _hold_labels(self, values: np.ndarray, file: Path, rows: tuple[np.ndarray, np.ndarray]) -> None:
-        """Keeps the labels, as class numbers."""
-        numbers, self.classes = class_numbers(one_each(values, rows, "labels", file), file)
+    def _hold_labels(self, given: Beside, rows: tuple[np.ndarray, np.ndarray], missing: Collection[str] = MISSING) -> None:
+        """Keeps the labels, as class numbers; texts of ``missing`` are none."""
+        numbers, self.classes = class_numbers(one_each(given, rows, "labels"), given.where, missing)
         self.train_labels, self.test_labels = (torch.from_numpy(numbers[part]) for part in rows)
         self.n_classes = len(self.classes)
 
-    def _hold_weights(self, values: np.ndarray, file: Path, rows: tuple[np.ndarray, np.ndarray]) -> None:
+    def _hold_weights(self, given: Beside, rows: tuple[np.ndarray, np.ndarray]) -> None:
         """Keeps the weights."""
-        values = one_each(values, rows, "weights", file)
-        check_numbers(values, file)
+        values, where = one_each(given, rows, "weights"), given.where
+        check_numbers(values, where)
         negative = np.flatnonzero(values < 0)
         if len(negative):
             raise UsageError(
-                f"weights of {file} must be at least 0, got {values[negative[0]]} in row {negative[0]} (counted from 0) and "
+                f"weights of {where} must be at least 0, got {values[negative[0]]} in row {negative[0]} (counted from 0) and "
                 f"{len(negative) - 1} more below 0"
             )
         self.train_weights, self.test_weights = (torch.from_numpy(values[part].astype(np.float32)) for part in rows)
         for part, weights in (("training", self.train_weights), ("test", self.test_weights)):
-            if not weights.any():
-                raise UsageError(f"weights of {file} are 0 for every {part} example: give some above 0, or another seed")
+            if len(weights) and not weights.any():
+                raise UsageError(f"weights of {where} are 0 for every {part} example: give some above 0, or another seed")
 
     def _keep_scale(self, shift: np.ndarray, spread: np.ndarray) -> None:
         """Keeps what `learn_scale` has found, in its precision for the examples and in float32 for users."""
@@ -165,18 +182,21 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 def split(n: int, test_share: float, seed: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Rows to train and rows to test, drawn at random, each in the order of the file."""
-    if not 0 < test_share < 1:
-        raise UsageError(f"test_share must be above 0 and below 1, got {test_share!r}: metrics need test examples")
+    if not 0 <= test_share < 1:
+        raise UsageError(f"test_share must be at least 0 and below 1, got {test_share!r}: training needs examples")
     if not 0 <= seed < 2**32:
         raise UsageError(f"seed must be from 0 to 2**32 - 1, got {seed!r}")
-    if n < 2:
-        raise UsageError(f"{path} holds {n} example{'s' * (n != 1)}: give at least 2, one to train and one to test")
-    n_test = min(max(round(test_share * n), 1), n - 1)
+    n_least = 1 + (test_share > 0)
+    if n < n_least:
+        raise UsageError(
+            f"{path} holds {n} example{'s' * (n != 1)}: give at least {n_least}, one to train{' and one to test' * (n_least - 1)}"
+        )
+    n_test = min(max(round(test_share * n), 1), n - 1) if test_share else 0
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).numpy()
     return np.sort(order[n_test:]), np.sort(order[:n_test])
 
 
-def check_numbers(x: np.ndarray, path: Path, names: Sequence[str] | None = None) -> None:
+def check_numbers(x: np.ndarray, path: Path | str, names: Sequence[str] | None = None) -> None:
     """Raises `UsageError` if there are no values, or for what is no number, or NaN, infinite or too large for float32."""
     if x.size == 0 or x.ndim == 0:
         raise UsageError(f"{path} holds an array of shape {x.shape}: give examples (N, *shape)")
@@ -213,28 +233,45 @@ def check_exact(x: np.ndarray, path: Path, *, text: bool) -> None:
         as_floating(native, torch.float32, None, f"the values of {path}", warn=False, remedy=remedy)
 
 
-def class_numbers(values: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str | int, ...]]:
-    """Class numbers from 0, int64, and what each stands for in the file: the distinct labels in their order."""
+def class_numbers(
+    values: np.ndarray, where: str, missing: Collection[str] = MISSING
+) -> tuple[np.ndarray, tuple[str | int, ...]]:
+    """Class numbers from 0, int64, and what each stands for in the file: the distinct labels in their order.
+
+    Raises:
+        UsageError: If there is one that is no label, such as a text of ``missing``.
+    """
     if values.dtype.kind == "O":
         values = np.array(["" if value is None or value != value else str(value) for value in values])
     kind = values.dtype.kind
     if kind not in "fiubU":
-        raise UsageError(f"labels of {path} must be whole numbers or texts, got {values.dtype}")
-    missing = np.flatnonzero(values == "" if kind == "U" else ~np.isfinite(values))
-    if len(missing):
-        raise UsageError(f"{path} has {len(missing)} rows without a label, the first is row {missing[0]} (counted from 0)")
+        raise UsageError(f"labels of {where} must be whole numbers or texts, got {values.dtype}")
+    texts = np.char.lower(np.char.strip(values)) if kind == "U" else values
+    unlabelled = np.flatnonzero(np.isin(texts, list(missing)) if kind == "U" else ~np.isfinite(values))
+    if len(unlabelled):
+        cell = f", {str(values[unlabelled[0]])!r}" if kind == "U" else ""
+        raise UsageError(
+            f"{where} has {len(unlabelled)} rows without a label, the first is row {unlabelled[0]} (counted from 0){cell}: leave "
+            "those rows out, or give them a class"
+        )
     if kind == "f" and (values != np.round(values)).any():
-        raise UsageError(f"labels of {path} must be whole numbers or texts, got {values[values != np.round(values)][0]}")
+        raise UsageError(f"labels of {where} must be whole numbers or texts, got {values[values != np.round(values)][0]}")
     distinct, numbers = np.unique(values, return_inverse=True)
     names = tuple(value if isinstance(value, str) else int(value) for value in distinct.tolist())
     return numbers.reshape(-1).astype(np.int64), names
 
 
-def one_each(values: np.ndarray, rows: tuple[np.ndarray, np.ndarray], what: str, file: Path) -> np.ndarray:
+def class_names(given: Beside, missing: Collection[str] = MISSING) -> list[str | int]:
+    """The label of each example of a file, in the form of ``classes``."""
+    numbers, names = class_numbers(given.values.reshape(-1), given.where, missing)
+    return [names[number] for number in numbers]
+
+
+def one_each(given: Beside, rows: tuple[np.ndarray, np.ndarray], what: str) -> np.ndarray:
     """The labels or weights, if there is one for each example."""
-    n = sum(map(len, rows))
+    values, n = given.values, sum(map(len, rows))
     if values.size != n or len(values) != n:
-        raise UsageError(f"{what} of {file} have shape {values.shape}, but there are {n} examples: give one for each")
+        raise UsageError(f"{what} of {given.where} have shape {values.shape}, but there are {n} examples: {given.advice}")
     return values.reshape(n)
 
 

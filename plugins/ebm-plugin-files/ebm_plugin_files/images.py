@@ -12,8 +12,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ebm_plugin_files.examples import SCALES, FileData, Scale, are_bits, bits, check_choice, learn_scale, split
-from ebm_plugin_files.reading import reading
+from ebm_plugin_files.examples import (
+    SCALES,
+    Beside,
+    FileData,
+    Scale,
+    are_bits,
+    bits,
+    check_choice,
+    class_names,
+    learn_scale,
+    split,
+)
+from ebm_plugin_files.reading import read_beside, reading
 from ebmcore.errors import UsageError
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -33,18 +44,23 @@ class Images(FileData):
         path: The folder. Its images are read, or those of its subfolders.
         size: Height and width to which images are resized (bilinear, with antialiasing), or one number for both.
         mode: ``"grey"`` for one channel, ``"rgb"`` for three; by default grey if all files hold grey levels.
-        test_share: Share of the examples that are for testing, drawn at random.
+        test_share: Share of the examples that are for testing, drawn at random; 0 trains on all, and metrics that need test
+            examples then refuse.
         seed: Seed of that draw.
         scale: ``"none"`` for levels from 0 to 255, ``"unit"`` for [0, 1], ``"symmetric"`` for [-1, 1], or ``"standard"`` for mean
             0 and standard deviation 1 of each channel of the training examples.
         threshold: If given, values become bits: 1 where the scaled value is above it; 0 is the middle of ``"symmetric"``.
+        labels: Path of a file with one label for each image, in the sorted order of folders and files, in place of the
+            subfolders. Formats are those of `ebm_plugin_files.array.Array`, for one column or array.
+        weights: Path of a file with one weight for each image, at least 0: likewise.
 
     Attributes:
         train: Training examples ``(N, channels, height, width)`` float32.
         test: Test examples ``(M, channels, height, width)`` float32.
-        train_labels, test_labels: Class numbers ``(N,)`` and ``(M,)`` int64, where there are subfolders.
-        n_classes: Number of classes, where there are subfolders.
-        classes: Names of the subfolders in sorted order; the class number counts them from 0.
+        train_labels, test_labels: Class numbers ``(N,)`` and ``(M,)`` int64, where there are subfolders or ``labels``.
+        n_classes: Number of classes, likewise.
+        classes: Names of the subfolders, or the labels, in sorted order; the class number counts them from 0.
+        train_weights, test_weights: ``(N,)`` and ``(M,)`` float32, with ``weights``.
         shift, spread: A level from 0 to 255 is ``shift + spread * value``, before bits are made.
 
     Raises:
@@ -72,6 +88,8 @@ class Images(FileData):
         seed: int = 0,
         scale: Scale = "symmetric",
         threshold: float | None = None,
+        labels: Path | None = None,
+        weights: Path | None = None,
     ) -> None:
         path = Path(path)
         check_choice("scale", scale, SCALES)
@@ -94,8 +112,12 @@ class Images(FileData):
             x = bits(x, threshold, path)
         self.state_space = "binary" if are_bits(x) else "continuous"
         self._hold(x, rows)
-        if files[0].parent != path:
-            self._hold_labels(np.array([file.parent.name for file in files]), path, rows)
+        if labels is not None:
+            self._hold_labels(read_beside(Path(labels), "labels", len(files)), rows)
+        elif files[0].parent != path:
+            self._hold_labels(_folders(files, path), rows, missing=())
+        if weights is not None:
+            self._hold_weights(read_beside(Path(weights), "weights", len(files)), rows)
         self._say(path, guessed=threshold is None)
 
     def examples_of(self, path: Path) -> Tensor:
@@ -120,6 +142,12 @@ class Images(FileData):
             _check_sizes(files, found, (width, height), "the training examples have")
         x = self._in_model(_read(files, self._mode, (width, height), path))
         return torch.from_numpy(np.ascontiguousarray(x))
+
+    def labels_of(self, path: Path) -> list[str | int] | None:
+        """The labels of the images of another folder, in sorted order: the names of its subfolders; `None` if it has none."""
+        path = Path(path)
+        files = [] if path.is_file() else _find(path)
+        return class_names(_folders(files, path), missing=()) if files and files[0].parent != path else None
 
     def as_record(self) -> dict[str, Any]:
         """What `from_record` needs, as JSON: how other images are read, without any example."""
@@ -162,6 +190,10 @@ def _find(path: Path) -> list[Path]:
             f"{path} and its subfolders hold no images: put files there that end in {', '.join(sorted(SUFFIXES))}"
         )
     return here or below
+
+
+def _folders(files: Sequence[Path], path: Path) -> Beside:
+    return Beside(np.array([file.parent.name for file in files]), str(path))
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ebm_plugin_files.examples import listed
+from ebm_plugin_files.examples import MISSING, Beside, listed
 from ebmcore.errors import UsageError
 
 # What numpy, zipfile, torch, pyarrow, Pillow and the csv module raise of files that are cut, changed, encrypted or hold objects.
@@ -32,7 +32,7 @@ _DAMAGE = (
 _WITH_COMMA = re.compile(r"\s*[+-]?\d*,\d+(e[+-]?\d+)?\s*", re.IGNORECASE)
 _WITH_POINT = re.compile(r"\s*[+-]?\d*\.\d+(e[+-]?\d+)?\s*", re.IGNORECASE)
 _PADDED = re.compile(r"[+-]?0\d")  # a number that is a text: 01 is not 1
-_MISSING = {"", "na", "n/a", "nan", "null", "none"}  # cells without a value, in lower case
+_TRUTHS = {"true": 1.0, "false": 0.0}  # cells of a column that holds nothing else, in lower case
 
 
 @contextlib.contextmanager
@@ -132,6 +132,9 @@ class Content:
         if values.dtype.kind in "fiub":
             return values
         cells = ["" if value is None else str(value) for value in values.tolist()]
+        numbers = _as_numbers(cells)
+        if values.dtype.kind in "OU" and numbers.dtype.kind == "f":
+            return numbers
         for row, cell in enumerate(cells):
             if values.dtype.kind not in "OU" or not _is_number(cell):
                 advice = "choose columns without it, or name it in labels"
@@ -140,7 +143,7 @@ class Content:
                 raise UsageError(
                     f"{self.path} holds {cell!r} in column {name!r}, row {row} (counted from 0), which is no number: {advice}"
                 )
-        return _as_numbers(cells)
+        return numbers
 
     def known(self) -> str:
         """Its names, for messages."""
@@ -168,6 +171,18 @@ def read(path: Path, *, header: bool | None = None) -> Content:
     if path.stat().st_size == 0:
         raise UsageError(f"{path} is empty: write it again")
     return FORMATS[path.suffix.lower()](path, header)
+
+
+def read_beside(path: Path, what: str, n: int, *, header: bool | None = None, advice: str = "give one for each") -> Beside:
+    """Labels or weights of ``n`` examples, from a file of their own.
+
+    Texts below a text show no header: the first line is a name if it is one too many and no label of the others.
+    """
+    own = read(path, header=header)
+    values = own.labels(own.only_name(None)) if what == "labels" else own.only(None)
+    if own.is_text and header is None and len(values) == n + 1 and values.dtype.kind == "U" and values[0] not in values[1:]:
+        return read_beside(path, what, n, header=True, advice=advice)
+    return Beside(values, str(path), advice)
 
 
 def _read_numpy(path: Path, _: bool | None) -> Content:
@@ -269,7 +284,7 @@ def _rows(file: Any, delimiter: str) -> Iterator[list[str]]:
 def _is_header(first: Sequence[str], second: Sequence[str], commas: bool) -> bool:
     """Whether some column begins with a text and continues with numbers, or the cells count the columns as pandas does."""
     numbered = [cell.strip() for cell in first if cell.strip()] == [str(i) for i in range(len(first) - (first[0] == ""))]
-    begins = any(not _is_number(a, commas) and _is_number(b, commas) for a, b in zip(first, second, strict=False))
+    begins = any(not _is_value(a, commas) and _is_value(b, commas) for a, b in zip(first, second, strict=False))
     return (len(first) > 2 and numbered) or begins
 
 
@@ -281,8 +296,12 @@ def _is_number(cell: str, commas: bool = False) -> bool:
     return True
 
 
+def _is_value(cell: str, commas: bool) -> bool:
+    return _is_number(cell, commas) or cell.strip().lower() in _TRUTHS
+
+
 def _number(cell: str, commas: bool) -> float:
-    if cell.strip().lower() in _MISSING:
+    if cell.strip().lower() in MISSING:
         return math.nan
     return float(cell.replace(",", ".")) if commas and _WITH_COMMA.fullmatch(cell) else float(cell)
 
@@ -324,6 +343,9 @@ def _as_numbers(cells: Sequence[str], commas: bool = False) -> np.ndarray:
     try:
         return np.array([_number(cell, commas) for cell in cells])
     except ValueError:
+        words = [cell.strip().lower() for cell in cells]
+        if all(word in _TRUTHS or word in MISSING for word in words):
+            return np.array([_TRUTHS.get(word, math.nan) for word in words])
         texts = [cell.replace(",", ".") if commas and _WITH_COMMA.fullmatch(cell) else cell for cell in cells]
         return np.array([text.strip() for text in texts])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import string
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -14,19 +15,22 @@ import torch
 from torch import Tensor
 
 from ebm_plugin_files.examples import FileData, split
-from ebm_plugin_files.reading import reading
+from ebm_plugin_files.reading import read_beside, reading
 from ebmcore.errors import UsageError
 
 ALPHABETS = {"protein": "-ACDEFGHIKLMNPQRSTVWY", "dna": "-ACGT", "rna": "-ACGU"}
-SUFFIXES = {".a3m", ".afa", ".fa", ".faa", ".fas", ".fasta", ".fna"}
+_INSERTING = {".a2m", ".a3m"}  # formats in which lower-case letters and dots are insertions
+SUFFIXES = {*_INSERTING, ".afa", ".fa", ".faa", ".fas", ".fasta", ".fna"}
 _CHUNK_ELEMENTS = 2**24  # of float32: 64 MB
 
 
 class Sequences(FileData):
     r"""Aligned sequences of a FASTA file, one-hot, with weights that correct for related sequences.
 
-    Lower-case letters and dots are insertions, as in ``.a3m`` files, and are dropped; in a file without an upper-case letter,
-    lower-case letters are read as upper-case ones. Letters that are not in the alphabet become gaps, with a warning.
+    Where all sequences of a file have one length, each character is a position: a dot is a gap, and lower-case letters, such as
+    those of masked regions, are read as upper-case ones. Where lengths differ, and in ``.a2m`` and ``.a3m`` files, lower-case
+    letters and dots are insertions and are dropped, with a warning that counts the letters. Letters that are not in the alphabet
+    become gaps, with a warning.
 
     The weight of a sequence is :math:`1 / m`, where :math:`m` is the number of sequences of the same share (training or test),
     itself included, that have the same letter in at least ``reweight`` of the positions. The sum of the training weights is the
@@ -36,14 +40,22 @@ class Sequences(FileData):
         path: The file.
         alphabet: ``"protein"`` (20 amino acids), ``"dna"``, ``"rna"``, or the letters themselves, the gap first.
         reweight: Share of identical positions from which sequences count as related; `None` for no weights. The time grows with
-            the square of the number of sequences.
-        test_share: Share of the sequences that are for testing, drawn at random.
+            the square of the number of sequences. Not used with ``weights``.
+        test_share: Share of the sequences that are for testing, drawn at random; 0 trains on all, and metrics that need test
+            examples then refuse.
         seed: Seed of that draw.
+        labels: Path of a file with one label for each sequence, such as its family, in the order of the file. Formats are those
+            of `ebm_plugin_files.array.Array`, for one column or array.
+        weights: Path of a file with one weight for each sequence, at least 0: likewise.
 
     Attributes:
         train: Training examples ``(N, length, letters)`` float32.
         test: Test examples ``(M, length, letters)`` float32.
-        train_weights, test_weights: ``(N,)`` and ``(M,)`` float32 in (0, 1], with ``reweight``.
+        train_weights, test_weights: ``(N,)`` and ``(M,)`` float32 in (0, 1], with ``reweight``; those of the file, with
+            ``weights``.
+        train_labels, test_labels: Class numbers ``(N,)`` and ``(M,)`` int64, with ``labels``.
+        n_classes: Number of classes, with ``labels``.
+        classes: What each class number stands for in the file, with ``labels``.
         letters: The alphabet: ``letters[i]`` is what 1 at ``i`` in the last axis stands for.
 
     Raises:
@@ -72,16 +84,22 @@ class Sequences(FileData):
         reweight: float | None = 0.8,
         test_share: float = 0.2,
         seed: int = 0,
+        labels: Path | None = None,
+        weights: Path | None = None,
     ) -> None:
         path = Path(path)
         self.letters = _letters(alphabet)
         if reweight is not None and not 0 < reweight <= 1:
             raise UsageError(f"reweight must be above 0 and at most 1, or None for no weights, got {reweight!r}")
-        numbers = _numbers(_aligned(path), self.letters, path)
+        numbers = _numbers(_aligned(path, self.letters), self.letters, path)
         rows = split(len(numbers), test_share, seed, path)
         self._keep_scale(np.zeros(1), np.ones(1))
         self._hold(_one_hot(numbers, self.letters, path), rows)
-        if reweight is not None:
+        if labels is not None:
+            self._hold_labels(read_beside(Path(labels), "labels", len(numbers)), rows)
+        if weights is not None:
+            self._hold_weights(read_beside(Path(weights), "weights", len(numbers)), rows)
+        elif reweight is not None:
             self.train_weights, self.test_weights = (neighbour_weights(part, reweight) for part in (self.train, self.test))
         self._say(path, guessed=False)
 
@@ -98,7 +116,7 @@ class Sequences(FileData):
             UsageError: If the file is no FASTA, or if its sequences have another length.
         """
         path = Path(path)
-        x = _one_hot(_numbers(_aligned(path), self.letters, path), self.letters, path)
+        x = _one_hot(_numbers(_aligned(path, self.letters), self.letters, path), self.letters, path)
         self._check_shape(x, path)
         return torch.from_numpy(x)
 
@@ -136,7 +154,7 @@ def neighbour_weights(x: Tensor, identity: float) -> Tensor:
     """
     needed = math.ceil(identity * x.shape[1] - 1e-9)  # 0.8 of 15 positions are 12, not 12.000000000000002
     flat = x.flatten(1)
-    chunks = flat.split(max(_CHUNK_ELEMENTS // len(flat), 1))
+    chunks = flat.split(max(_CHUNK_ELEMENTS // max(len(flat), 1), 1))
     return torch.cat([1 / (chunk @ flat.T >= needed).sum(1) for chunk in chunks])
 
 
@@ -174,8 +192,8 @@ def _one_hot(numbers: np.ndarray, alphabet: str, path: Path) -> np.ndarray:
         return np.eye(len(alphabet), dtype=np.float32)[numbers]
 
 
-def _aligned(path: Path) -> list[str]:
-    """The sequences of a file without insertions, all of one length."""
+def _aligned(path: Path, alphabet: str) -> list[str]:
+    """The sequences of a file without insertions, all of one length, in the case of the alphabet."""
     if not path.is_file():
         raise UsageError(f"{path} {'is no file' if path.exists() else 'does not exist'}: give the path of a FASTA file")
     with reading(path, "write it as FASTA"):
@@ -195,10 +213,14 @@ def _aligned(path: Path) -> list[str]:
     if not names:
         raise UsageError(f"{path} holds no sequences: write it as FASTA")
     texts = ["".join(part) for part in parts]
-    if all(text == text.lower() for text in texts):
+    is_upper = alphabet == alphabet.upper()
+    inserting = path.suffix.lower() in _INSERTING or len(set(map(len, texts))) > 1
+    if is_upper and (not inserting or all(text == text.lower() for text in texts)):
         texts = [text.upper() for text in texts]
-    insertions = str.maketrans("", "", "abcdefghijklmnopqrstuvwxyz.")
-    texts = [text.translate(insertions) for text in texts]
+    if inserting and is_upper:
+        texts = _without_insertions(texts, path)
+    elif "." not in alphabet:
+        texts = [text.replace(".", alphabet[0]) for text in texts]
     for name, text in zip(names, texts, strict=True):
         if not text:
             raise UsageError(f"the sequence {name!r} of {path} is empty: remove it")
@@ -207,3 +229,16 @@ def _aligned(path: Path) -> list[str]:
                 f"the sequence {name!r} of {path} has {len(text)} positions, but the first has {len(texts[0])}: align them"
             )
     return texts
+
+
+def _without_insertions(texts: list[str], path: Path) -> list[str]:
+    n_dropped = sum(letter.islower() for text in texts for letter in text)
+    if n_dropped:
+        warnings.warn(
+            f"{path}: {n_dropped} lower-case letters are insertions and are dropped, as in .a2m and .a3m files; write positions "
+            "of the alignment in upper case",
+            UserWarning,
+            stacklevel=4,
+        )
+    insertions = str.maketrans("", "", string.ascii_lowercase + ".")
+    return [text.translate(insertions) for text in texts]

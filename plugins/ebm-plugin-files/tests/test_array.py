@@ -181,11 +181,20 @@ def test_labels_and_weights_of_another_file(name):
     assert data.train_weights.dtype == torch.float32
 
 
-def test_header_of_a_file_of_labels():
-    """Texts below a text show no header, so it is said."""
+@pytest.mark.parametrize("header", [None, True])
+def test_header_of_a_file_of_labels(header):
+    """Texts below a text show no header, so it is said, or one line too many says it."""
     np.save("a.npy", X[:2])
     Path("labels.csv").write_text("kind\nrose\nlily\n")
-    assert Array("a.npy", labels="labels.csv", header=True).classes == ("lily", "rose")
+    assert Array("a.npy", labels="labels.csv", header=header).classes == ("lily", "rose")
+
+
+@pytest.mark.parametrize("text", ["rose\nlily\nrose\n", "kind\nrose\nlily\nrose\n"])
+def test_wrong_number_of_labels_names_the_header(text):
+    np.save("a.npy", X[:2])
+    Path("labels.csv").write_text(text)
+    with pytest.raises(UsageError, match="give one for each; header=true says that the first line"):
+        Array("a.npy", labels="labels.csv")
 
 
 def test_weights_of_a_column():
@@ -319,6 +328,54 @@ def test_header_and_separator_are_recognized(text, names):
     assert {len(content.get(name)) for name in names} == {len(rows) - header}
 
 
+def test_labels_of_another_file():
+    """As the classes have them, from the column or array of the training file, also by a record; otherwise there are none."""
+    Path("a.csv").write_text("k,a\nx,1\ny,2\nx,3\n")
+    data = Array("a.csv", labels=0)
+    reader = Array.from_record(json.loads(json.dumps(data.as_record())))
+    Path("b.csv").write_text("a,k\n5,y\n6,z\n")
+    Path("c.csv").write_text("a\n5\n6\n")
+    for one in (data, reader):
+        assert one.labels_of("b.csv") == ["y", "z"]
+        assert one.labels_of("c.csv") is None
+    np.savez("d.npz", x=X, kinds=KINDS)
+    assert Array("d.npz", key="x", labels="kinds").labels_of("d.npz") == KINDS.tolist()
+    np.save("e.npy", X)
+    np.save("f.npy", X[:, [0, 2, 3]])
+    data = Array("e.npy", labels=1)
+    assert data.labels_of("e.npy") == X[:, 1].tolist()
+    assert data.labels_of("f.npy") is None
+    np.save("labels.npy", KINDS)
+    assert Array("e.npy", labels="labels.npy").labels_of("e.npy") is None
+    assert Array("a.csv", columns=["a"]).labels_of("a.csv") is None
+
+
+@pytest.mark.parametrize("scale", ["none", "standard"])
+def test_all_rows_train(scale):
+    data = Array(write("a.csv"), test_share=0, weights="c3", labels="c0", scale=scale)
+    assert (len(data.train), data.test.shape) == (len(X), (0, *data.shape))
+    assert (len(data.test_labels), len(data.test_weights)) == (0, 0)
+
+
+def test_truth_values_are_numbers():
+    """In columns of nothing else, below a header that they show; as labels they are texts."""
+    Path("a.csv").write_text("a,b\nTrue,false\nFALSE,true\nTrue,true\n")
+    data = Array("a.csv")
+    assert (in_order(data).tolist(), data.state_space) == ([[1, 0], [0, 1], [1, 1]], "binary")
+    assert Array("a.csv", labels="b").classes == ("false", "true")
+    Path("a.csv").write_text("a\nTrue\n1\n2\n")
+    with pytest.raises(UsageError, match="which is no number"):
+        Array("a.csv")
+
+
+@pytest.mark.parametrize("cell", ["NA", "", " nan ", "None", "n/a"])
+def test_missing_labels_are_refused(cell):
+    """The cells that are missing numbers are no class among texts."""
+    Path("a.csv").write_text(f"a,k\n1,x\n2,{cell}\n3,y\n")
+    with pytest.raises(UsageError, match=r"column 'k' of a\.csv has 1 rows without a label, the first is row 1"):
+        Array("a.csv", labels="k")
+
+
 def test_header_as_said():
     Path("a.csv").write_text("2019,2020\n1,2\n3,4\n5,6\n")
     assert len(in_order(Array("a.csv"))) == 4
@@ -350,7 +407,7 @@ def test_missing_label_of_parquet_raises():
 
 def test_missing_number_of_parquet_raises():
     parquet.write_table(pyarrow.table({"a": pyarrow.array([True, None, False]), "b": [1, 2, None]}), "a.parquet")
-    with pytest.raises(UsageError, match=r"a\.parquet holds 'True' in column 'a', row 0"):
+    with pytest.raises(UsageError, match=r"1 value NaN, .* the first in row 1 \(counted from 0\), column 'a'"):
         Array("a.parquet", columns=["a"])
     with pytest.raises(UsageError, match=r"1 value NaN, .* the first in row 2 \(counted from 0\), column 'b'"):
         Array("a.parquet", columns=["b"])
@@ -439,11 +496,21 @@ NPY_HEADER = "{'descr': '<f8', 'fortran_order': False, 'shape': (9999999999999, 
             {"labels": "c"},
             r"labels 'c' is no column or key of a\.csv, which has 'a', 'b', and no file",
         ),
-        ("a.csv", b"a,b\n1,0.5\n3,1\n", {"labels": "b"}, r"labels of a\.csv must be whole numbers or texts, got 0\.5"),
+        (
+            "a.csv",
+            b"a,b\n1,0.5\n3,1\n",
+            {"labels": "b"},
+            r"labels of column 'b' of a\.csv must be whole numbers or texts, got 0\.5",
+        ),
         ("a.csv", b"a,b\n1,x\n3,\n", {"labels": "b"}, r"a\.csv has 1 rows without a label, the first is row 1"),
         ("a.csv", b"a,b\n1,2\n3,\n", {"labels": "b"}, r"a\.csv has 1 rows without a label, the first is row 1"),
-        ("a.csv", b"a,b\n1,2\n3,-4\n", {"weights": "b"}, r"weights of a\.csv must be at least 0, got -4\.0 in row 1"),
-        ("a.csv", b"a,b\n1,0\n3,0\n", {"weights": "b"}, r"weights of a\.csv are 0 for every training example"),
+        (
+            "a.csv",
+            b"a,b\n1,2\n3,-4\n",
+            {"weights": "b"},
+            r"weights of column 'b' of a\.csv must be at least 0, got -4\.0 in row 1",
+        ),
+        ("a.csv", b"a,b\n1,0\n3,0\n", {"weights": "b"}, r"weights of column 'b' of a\.csv are 0 for every training example"),
         ("a.csv", b"a,b\n1,2\n3,nan\n", {"weights": "b"}, r"a\.csv holds 1 value NaN"),
         ("a.csv", b"a,b\n1,2\n", {}, r"a\.csv holds 1 example: give at least 2"),
         ("a.npy", b"nothing", {}, r"a\.npy cannot be read \(it holds something other"),
@@ -471,9 +538,9 @@ def test_bad_files_raise_with_advice(name, content, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"test_share": 0.0}, "test_share must be above 0 and below 1, got 0.0"),
-        ({"test_share": 1.0}, "test_share must be above 0 and below 1, got 1.0"),
-        ({"test_share": float("nan")}, "test_share must be above 0 and below 1"),
+        ({"test_share": -0.1}, "test_share must be at least 0 and below 1, got -0.1"),
+        ({"test_share": 1.0}, "test_share must be at least 0 and below 1, got 1.0"),
+        ({"test_share": float("nan")}, "test_share must be at least 0 and below 1"),
         ({"seed": -1}, "seed must be from 0 to"),
         ({"scale": "log"}, "scale must be one of none, standard, unit, symmetric, got 'log'"),
         ({"state_space": "spins"}, "state_space must be one of continuous, binary, categorical, got 'spins'"),

@@ -62,6 +62,33 @@ def test_subfolders_are_classes():
         assert torch.equal(x[:, 0, 0, 0], 100.0 * (1 + labels))
 
 
+def test_labels_and_weights_come_from_files():
+    """In the order of the sorted paths, in place of the subfolders."""
+    for name in ("cat", "dog"):
+        write(LEVELS[:2], f"pictures/{name}")
+    np.save("labels.npy", [7, 3, 3, 7])
+    np.save("weights.npy", [1.0, 2.0, 3.0, 4.0])
+    data = Images("pictures", labels="labels.npy", weights="weights.npy", test_share=0)
+    assert (data.classes, data.train_labels.tolist()) == ((3, 7), [1, 0, 0, 1])
+    assert data.train_weights.tolist() == [1, 2, 3, 4]
+    assert len(data.test) == 0
+
+
+def test_labels_of_another_folder():
+    data = Images(write())
+    for name in ("dog", "none"):
+        write(LEVELS[:1], f"others/{name}")
+    assert data.labels_of("others") == ["dog", "none"]
+    assert data.labels_of("pictures") is None
+    assert data.labels_of("pictures/0.png") is None
+
+
+def test_every_name_of_a_folder_is_a_class():
+    for name in ("some", "none"):
+        write(LEVELS[:2], f"pictures/{name}")
+    assert Images("pictures").classes == ("none", "some")
+
+
 def test_folder_without_subfolders_has_no_labels():
     assert not hasattr(Images(write()), "train_labels")
 

@@ -36,9 +36,26 @@ def test_lines_are_joined():
     assert texts(Sequences(Path("a.fasta"))) == ["ACDF", "WYVT", "WYVT"]
 
 
-def test_insertions_are_dropped():
-    """Lower-case letters and dots are no positions of the alignment."""
-    assert texts(Sequences(write("A..CD", "AkkC-", ".ACE", name="a.a3m"))) == ["AC-", "ACD", "ACE"]
+@pytest.mark.parametrize(
+    ("sequences", "name"),
+    [(("A..CD", "AkkC-", ".ACE"), "a.fasta"), (("A..CD", "AkkC-"), "a.a2m"), (("A..CD", "AkkC-"), "a.a3m")],
+)
+def test_insertions_are_dropped(sequences, name):
+    """Lower-case letters and dots are no positions, where lengths differ or the format says so; the letters are counted."""
+    with pytest.warns(UserWarning, match=rf"{name}: 2 lower-case letters are insertions and are dropped"):
+        data = Sequences(write(*sequences, name=name))
+    assert texts(data) == ["AC-", "ACD", "ACE"][: len(sequences)]
+
+
+def test_dots_are_gaps():
+    """In sequences of one length, where a dropped dot would shift the columns."""
+    assert texts(Sequences(write("AC.EFG", "A.DEFG", "ACD.FG"))) == ["A-DEFG", "AC-EFG", "ACD-FG"]
+
+
+@pytest.mark.parametrize(("alphabet", "read"), [("dna", ["ACGTACGT", "TTGTACGA"]), ("-ACGTacgt", ["ACgtACGT", "TTGTacga"])])
+def test_masked_letters_are_positions(alphabet, read):
+    """Lower-case letters of sequences of one length count as upper-case ones, unless the alphabet has both."""
+    assert texts(Sequences(write("ACgtACGT", "TTGTacga"), alphabet=alphabet)) == read
 
 
 def test_file_in_lower_case_is_read():
@@ -104,6 +121,24 @@ def test_weights_do_not_depend_on_chunks(monkeypatch):
     assert torch.equal(neighbour_weights(x, 0.5), whole)
 
 
+def test_labels_and_weights_come_from_files():
+    """One line for each sequence, in the order of the file; weights replace those of neighbours."""
+    Path("families.csv").write_text("family\nb\na\nb\n")
+    Path("weights.csv").write_text("w\n1\n2\n0.5\n")
+    data = Sequences(write("ACDF", "WYVT", "ACDE"), test_share=0, labels="families.csv", weights="weights.csv")
+    assert (data.train_labels.tolist(), data.classes) == ([1, 0, 1], ("a", "b"))
+    assert data.train_weights.tolist() == [1, 2, 0.5]
+    assert len(data.test) == len(data.test_labels) == len(data.test_weights) == 0
+    Path("weights.csv").write_text("1\n2\n")
+    with pytest.raises(UsageError, match=r"weights of weights\.csv have shape \(2,\), but there are 3 examples"):
+        Sequences(Path("a.fasta"), weights="weights.csv")
+
+
+def test_all_sequences_train():
+    data = Sequences(write("ACDF"), test_share=0)
+    assert (data.train_weights.tolist(), data.test.shape, data.test_weights.shape) == ([1], (0, 4, 21), (0,))
+
+
 def test_no_weights_without_reweight():
     assert not hasattr(Sequences(write("ACDF", "WYVT"), reweight=None), "train_weights")
 
@@ -130,7 +165,7 @@ def test_no_weights_without_reweight():
             "reweight must be above 0 and at most 1, or None for no weights, got 0.0",
         ),
         (">a\nACDF\n>b\nACDF\n", {"reweight": 80.0}, "reweight must be above 0"),
-        (">a\nACDF\n>b\nACDF\n", {"test_share": 1}, "test_share must be above 0 and below 1"),
+        (">a\nACDF\n>b\nACDF\n", {"test_share": 1}, "test_share must be at least 0 and below 1"),
     ],
 )
 def test_bad_alignments_raise_with_advice(content, options, message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +23,16 @@ import ebmcore
 from ebmcore import host
 from ebmcore.conditions import condition
 from ebmcore.distributions import Normal
-from ebmcore.energies import SupportsEnumeration, SupportsHiddenUnits, SupportsInitialDistribution, frozen, supports
+from ebmcore.energies import (
+    SupportsBlockGibbs,
+    SupportsEnumeration,
+    SupportsHiddenUnits,
+    SupportsInitialDistribution,
+    frozen,
+    supports,
+)
 from ebmcore.errors import EbmcoreError, UsageError
-from ebmcore.training import check_compatible, copy_energy, fit, stream_generator, stream_seed
+from ebmcore.training import check_compatible, check_values, copy_energy, fit, stream_generator, stream_seed
 
 _ROWS = 4096  # evaluated at once
 _STARTS = 1024  # rows from which chains can start
@@ -67,7 +75,10 @@ class EnergyBasedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
 
     ``Z`` is known for few energies. Where it is not, scores are those of :math:`e^{-E(x)}`: they rank examples under one model,
     but the scores of two models cannot be compared, neither by hand nor by ``GridSearchCV``, which then needs another
-    ``scoring``. `log_partition_` shows whether it is known.
+    ``scoring``: `score` warns. `log_partition_` shows whether it is known.
+
+    Examples are checked in each call: those of a binary energy must lie in [0, 1], and values of a categorical one must sum to 1.
+    ``MinMaxScaler(clip=True)`` keeps new examples in the range of those it was fitted on.
 
     With energies that have binary hidden units (`ebmcore.energies.SupportsHiddenUnits`), such as ``rbm``, the estimator is a
     transformer too.
@@ -75,8 +86,9 @@ class EnergyBasedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
     Args:
         energy: The energy; `None` is that of ``loss``, if that is an instance.
         loss: The loss. An instance brings its own energy and sampler: set both to `None`.
-        sampler: The sampler. `None` is ``{"name": "langevin", "step_size": 0.01}`` for a loss that needs one, which suits
-            standardised features.
+        sampler: The sampler. `None` is, for a loss that needs one, ``{"name": "langevin", "step_size": 0.01}``, which suits
+            standardised features, or ``"gibbs"`` for binary and categorical energies that offer both conditionals
+            (`ebmcore.energies.SupportsBlockGibbs`), such as ``rbm``.
         shape: Shape of one example, for energies of images or one-hot categories: a row is reshaped to it. `None` is one axis.
         state_space: ``"continuous"``, ``"binary"`` or ``"categorical"``; `None` is that of the energy or the sampler, otherwise
             continuous.
@@ -168,8 +180,16 @@ class EnergyBasedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
         return -self._of_rows(self._fitted().energy_, X, y) - (self.log_partition_ or 0.0)
 
     def score(self, X: ArrayLike, y: Any = None) -> float:
-        """Returns the mean of `score_samples`. Values of two models compare only where `log_partition_` is known for both."""
-        return float(self.score_samples(X, y).mean())
+        """Returns the mean of `score_samples`; warns where `log_partition_` is `None`, as it then compares no models."""
+        mean = float(self.score_samples(X, y).mean())
+        if self.log_partition_ is None:
+            warnings.warn(
+                "log Z of this energy is not known, so score() is the mean of -E(x) and compares examples under one model, never "
+                "models: give GridSearchCV a scoring of your own",
+                UserWarning,
+                stacklevel=2,
+            )
+        return mean
 
     def transform(self, X: ArrayLike) -> NDArray[np.float64]:
         """Returns the probabilities of the hidden units ``(n_samples, n_hidden)`` given the examples."""
@@ -249,6 +269,13 @@ class EnergyBasedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
             raise UsageError(f"shape {shape} has {math.prod(shape)} values, but X has {rows.shape[1]} features")
         return rows.view(-1, *shape)
 
+    def _space(self) -> str:
+        """The state space of the examples."""
+        declared = (
+            getattr(part, "state_space", None) for part in (getattr(self.loss_, "energy", self.loss_), self.sampler_)
+        )
+        return next((space for space in (self.state_space, *declared) if space is not None), "continuous")
+
     def _make(self, shape: tuple[int, ...]) -> None:
         """Makes energy, sampler and loss, untrained."""
         self._training_seed = _seed(self.random_state)
@@ -271,8 +298,16 @@ class EnergyBasedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
         energy = _created("energy", self.energy, shape=shape)
         self.sampler_ = None
         if needs_sampler or self.sampler is not None:
-            self.sampler_ = _created("sampler", _LANGEVIN if self.sampler is None else self.sampler)
+            self.sampler_ = _created("sampler", self._default_sampler(energy) if self.sampler is None else self.sampler)
         self.loss_ = _created("loss", self.loss, energy=energy, **({"sampler": self.sampler_} if needs_sampler else {}))
+
+    def _default_sampler(self, energy: Any) -> Any:
+        space = self.state_space or getattr(energy, "state_space", None) or "continuous"
+        if space == "continuous":
+            return _LANGEVIN
+        if supports(energy, SupportsBlockGibbs):
+            return "gibbs"
+        raise UsageError(f"the default sampler, langevin, is for continuous data: name one for {space} data, sampler='...'")
 
     def _conditions(self, y: Any, x: Tensor, *, reset: bool = False) -> dict[str, Tensor]:
         """The labels as conditions of the energy; none where it needs none."""
@@ -305,9 +340,7 @@ class EnergyBasedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
                 f"fit_options must not hold {', '.join(sorted(own))}: set the estimator's own (random_state for seed)"
             )
         x, weights = x.float(), None if sample_weight is None else _weights(sample_weight, x)
-        energy = getattr(loss, "energy", loss)
-        spaces = (self.state_space, getattr(energy, "state_space", None), getattr(self.sampler_, "state_space", None))
-        space = next((one for one in spaces if one is not None), "continuous")
+        energy, space = getattr(loss, "energy", loss), self._space()
         labels = conditions.get("0", conditions) if conditions else None
         n_classes = len(self.classes_) if conditions and self.classes_ is not None else None
         table = Table(x, x[:0], tuple(x.shape[1:]), space, weights, labels, n_classes)
@@ -332,6 +365,7 @@ class EnergyBasedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
 
     def _of_rows(self, function: Any, X: ArrayLike, y: Any = None) -> NDArray[np.float64]:
         x = self._examples(X, reset=False)
+        check_values(x.float(), self._space(), "the examples")  # in float32, as in training: a scaler may give 1 + 2e-16
         conditions = self._conditions(y, x) if function is self.energy_ else {}
         with frozen(self.energy_), torch.enable_grad():  # for an energy that takes a gradient of its own
             found = [
@@ -361,7 +395,18 @@ def _created(kind: str, given: Any, **more: Any) -> Any:
     if not isinstance(given, str | Mapping):
         return _copied(given)
     options = _named(given)
-    return host.create(kind, options.pop("name"), **more, **options)
+    name = options.pop("name")
+    missing = _required(host.load(kind, name)) - options.keys() - more.keys()
+    if missing:
+        wanted = "".join(f", {option!r}: ..." for option in sorted(missing))
+        raise UsageError(f"the {kind} {name!r} needs {', '.join(sorted(missing))}: {kind}={{'name': {name!r}{wanted}}}")
+    return host.create(kind, name, **more, **options)
+
+
+def _required(cls: type) -> set[str]:
+    """Options of a constructor that have no default."""
+    parameters = inspect.signature(cls).parameters.values()
+    return {p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
 def _copied(given: Any) -> Any:

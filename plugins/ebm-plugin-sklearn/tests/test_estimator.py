@@ -60,6 +60,24 @@ def test_other_scores_are_minus_the_energy():
     np.testing.assert_array_equal(model.score_samples(x), expected)
 
 
+@pytest.mark.parametrize("x", [STATES * 2 - 1, STATES * 255])
+def test_values_out_of_the_space_are_refused(x):
+    """Spins or grey levels, in scores and in hidden units as in training; a rounding error of a scaler is none."""
+    model = binary()
+    model.score_samples(STATES * (1 + 2**-52))
+    for call in (model.score_samples, model.transform, model.score):
+        with pytest.raises(UsageError, match=r"the examples are for binary units, whose values are in \[0, 1\]"):
+            call(x)
+
+
+def test_scores_without_normaliser_warn():
+    """As a search over a grid compares them; each score of it warns."""
+    search = GridSearchCV(EnergyBasedModel("mlp", epochs=1, random_state=0), {"lr": [1e-3, 1e-2]}, cv=2)
+    with pytest.warns(UserWarning, match=r"log Z of this energy is not known.* give GridSearchCV a scoring") as warned:
+        search.fit(points(20))
+    assert len(warned) == 4
+
+
 def test_large_machines_are_not_normalised():
     """An RBM of more units than can be enumerated has no known normaliser."""
     x = np.random.default_rng(0).integers(0, 2, (20, 26)).astype(float)
@@ -157,7 +175,8 @@ def test_labels_are_conditions(energy):
     grid = np.array([[2.0, 2.0], [-2.0, -2.0], [0.0, 0.0]])
     scores = np.array([model.score_samples(grid, [name] * 3) for name in names])
     assert scores.argmax(1).tolist() == [0, 1, 2]
-    assert model.score(X, y) == pytest.approx(model.score_samples(X, y).mean())
+    with pytest.warns(UserWarning, match="log Z of this energy is not known"):
+        assert model.score(X, y) == pytest.approx(model.score_samples(X, y).mean())
     assert model.sample(3, y=names, n_steps=5, random_state=0).shape == (3, 2)
     for call, message in (
         (lambda: model.score_samples(X), "needs labels beside the examples: pass them as y"),
@@ -187,6 +206,14 @@ def test_used_spectral_norms_are_copied():
     energy(torch.zeros(3, 2))
     model = EnergyBasedModel(energy, epochs=1, random_state=0).fit(points())
     assert pickle.loads(pickle.dumps(model)).score_samples(points(5)) == pytest.approx(model.score_samples(points(5)))
+
+
+def test_default_sampler_is_that_of_the_energy():
+    """Block Gibbs for binary units; Langevin dynamics for values of any size, also where the energy offers both."""
+    continuous = {"name": "gaussian-rbm", "hidden": 2}
+    for energy, x, name in ((RBM, STATES, "gibbs"), (continuous, points(), "langevin"), ("mlp", points(), "langevin")):
+        sampler = EnergyBasedModel(energy, epochs=1, random_state=0).fit(x).sampler_
+        assert type(sampler).__name__.lower() == name
 
 
 def test_options_are_reached_by_name():
@@ -266,6 +293,11 @@ def test_grid_search_chooses_by_likelihood():
     ("options", "message"),
     [
         ({"energy": {"hidden": (8,)}}, "must hold the name of the component"),
+        ({"energy": "rbm"}, r"the energy 'rbm' needs hidden: energy=\{'name': 'rbm', 'hidden': ...\}"),
+        (
+            {"sampler": "langevin"},
+            r"the sampler 'langevin' needs step_size: sampler=\{'name': 'langevin', 'step_size': ...\}",
+        ),
         ({"energy": None}, "name an energy, such as 'mlp'"),
         ({"shape": (1, 3)}, r"shape \(1, 3\) has 3 values, but X has 2 features"),
         ({"fit_options": {"lr": 0.1, "seed": 1}}, "fit_options must not hold lr, seed"),
