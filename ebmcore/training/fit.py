@@ -365,8 +365,6 @@ def _forward(training: Training, micro: int) -> Tensor:
     generator = loss.generator
     assert generator is not None  # noqa: S101 - set for the time of training
     generator.manual_seed(stream_seed(seed, f"sampler{suffix}", loss.step, rank))
-    if loss.labels is None:
-        args, kwargs = args[:1], {}
     try:
         output = training.model(*args, **kwargs)
     except DivergenceError as error:
