@@ -24,7 +24,7 @@ from ebmcore.conditions import name_conditions
 from ebmcore.errors import UsageError
 from ebmcore.losses import BaseLoss
 from ebmcore.training.batches import Batch, Examples, Items, LabelledExamples, Reading, Stream, Table
-from ebmcore.training.data import DataSource, as_floating, check_labels, check_values
+from ebmcore.training.data import DataSource, as_floating, check_dense, check_labels, check_values
 from ebmcore.training.order import LoaderBatches, StepBatches
 from ebmcore.training.tensors import as_label, as_tensor, from_numpy, is_numpy
 
@@ -106,6 +106,8 @@ def labelled_examples(
 def _open(data: Any, reading: Reading, labels: Any, weights: Any) -> Examples:
     if is_numpy(data):
         data = from_numpy(data)
+    if hasattr(data, "toarray"):
+        raise UsageError(f"data must be a tensor or an array, got {type(data).__name__}: pass data.toarray()")
     if hasattr(data, "to_numpy"):
         raise UsageError(f"data must be a tensor or an array, got {type(data).__name__}: pass data.to_numpy()")
     data = _of_tensors(data)
@@ -174,6 +176,8 @@ def loader_batch_size(data: Any) -> int | None:
 
 
 def _check_size(data: Any) -> None:
+    if isinstance(data, Tensor):
+        check_dense(data, "the data")  # first, as a nested tensor has no size
     if (
         isinstance(data, str | bytes | Mapping | Sequence)
         or not hasattr(data, "__getitem__")
