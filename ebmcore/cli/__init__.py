@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 1 after a check that failed, or where another process of the run was lost; 2 after wrong input or a
-        failure of a plugin, which is reported in one line; 128 and the signal's number after Ctrl-C or SIGTERM.
+        failure of a plugin or of a user's own class, which is reported in one line; 128 and the signal's number after Ctrl-C or
+        SIGTERM.
 
     Raises:
         SystemExit: After the help of a command.
@@ -78,11 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = ": ".join(str(part) for part in (error.strerror or error, error.filename) if part)
         return _fail(_with_plugin(reason, error), error)
     except Exception as error:
-        from ebmcore.host.origin import is_out_of_memory
+        from ebmcore.host.origin import is_out_of_memory, own_line
 
-        if not is_out_of_memory(error):
+        if is_out_of_memory(error):
+            return _fail(_with_plugin(f"out of memory ({error or type(error).__name__})", error), error)
+        line = own_line(error)
+        if not line:
             raise
-        return _fail(_with_plugin(f"out of memory ({error or type(error).__name__})", error), error)
+        return _fail(f"{type(error).__name__}: {error} ({line})", error)
     return 0
 
 

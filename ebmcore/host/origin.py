@@ -1,9 +1,11 @@
-"""Finds the plugin whose code raised an error."""
+"""Finds the plugin or the user's own class whose code raised an error."""
 
 from __future__ import annotations
 
 import itertools
+import sys
 import traceback
+from pathlib import Path
 
 from ebmcore.errors import EbmcoreError
 from ebmcore.host.manager import get_manager
@@ -26,6 +28,23 @@ def origin(error: BaseException) -> str:
         closest = max(components, key=lambda component: _shared_packages(module, component), default=None)
         if closest is not None and _shared_packages(module, closest):
             return f"the plugin {closest.distribution} {closest.version} ({frame.f_code.co_filename}:{line})"
+    return ""
+
+
+def own_line(error: BaseException) -> str:
+    """The file and line of a user's own class, or of a file beside it, that raised an error; empty if it was other code.
+
+    As in `origin`, other libraries act for their caller.
+    """
+    modules = [sys.modules.get(cls.target.__module__) for cls in get_manager().own() if isinstance(cls.target, type)]
+    files = [getattr(module, "__file__", None) for module in modules]
+    folders = [Path(file).absolute().parent for file in files if file]
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        file = Path(frame.f_code.co_filename)
+        if str(frame.f_globals.get("__name__")).partition(".")[0] == "ebmcore":
+            return ""
+        if "site-packages" not in file.parts and any(file.is_relative_to(folder) for folder in folders):
+            return f"{file}:{line}"
     return ""
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Iterator
+from types import MethodType
 from typing import Any
 
 import torch
@@ -15,21 +17,23 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ebmcore.errors import UsageError
 
+_REFUSALS = (TypeError, RuntimeError, ValueError, copy.Error, pickle.PicklingError)  # of copy.deepcopy
 POWER_ITERATIONS = 30  # enough, because they begin at the singular vectors of weights nearby
 
 
 def copy_energy(energy: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """Return a copy of an energy that shares nothing with it.
+    """Return a copy of an energy that shares no tensor with it.
 
     `copy.deepcopy` refuses a module that keeps the result of a computation among its attributes, as those of
-    ``torch.nn.utils.spectral_norm`` and ``weight_norm`` do after a forward: of such a tensor the copy has the value.
+    ``torch.nn.utils.spectral_norm`` and ``weight_norm`` do after a forward: of such a tensor the copy has the value. It also
+    refuses objects such as a lock or an open file: these the copy shares.
 
     Args:
         energy: The energy.
         memo: Copies by the ``id`` of what they replace, as `copy.deepcopy` takes them.
 
     Raises:
-        UsageError: If the energy holds what Python cannot copy, such as a lock or an open file; the message names it.
+        UsageError: If the energy holds a module that refuses to be copied.
 
     Example:
         >>> layer = torch.nn.utils.spectral_norm(nn.Linear(2, 1))
@@ -41,22 +45,51 @@ def copy_energy(energy: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mod
     own: dict[int, Any] = {id(t): t.detach().clone() for t in computed} | (memo or {})
     try:
         return copy.deepcopy(energy, dict(own))
-    except (TypeError, RuntimeError) as error:
-        for place, module in energy.named_modules():
-            for name, value in vars(module).items():
-                if name not in ("_parameters", "_buffers", "_modules") and not _copies(value, own):
-                    called = f"{place}.{name}" if place else name
-                    raise UsageError(
-                        f"the energy {type(energy).__name__} cannot be copied, as its attribute {called} cannot "
-                        f"({type(value).__name__}): make it where it is used, or give the class __deepcopy__"
-                    ) from error
-        raise
+    except _REFUSALS:
+        _replace_uncopyable(energy, own, {})
+    try:
+        return copy.deepcopy(energy, dict(own))
+    except _REFUSALS as error:
+        raise UsageError(
+            f"the energy {type(energy).__name__} cannot be copied ({type(error).__name__}: {error}): let the __deepcopy__ of "
+            "its modules return a copy"
+        ) from error
+
+
+def _replace_uncopyable(value: Any, memo: dict[int, Any], seen: dict[int, Any]) -> None:
+    """Add to ``memo`` each object within a value that cannot be copied though its parts can; modules are left out."""
+    if id(value) in seen or _copies(value, memo):
+        return
+    seen[id(value)] = value  # itself, as the id of an object that is gone may be that of another
+    parts = _parts(value)
+    for part in parts:
+        _replace_uncopyable(part, memo, seen)
+    if isinstance(value, nn.Module) or not all(_copies(part, memo) for part in parts) or _copies(value, memo):
+        return
+    memo[id(value)] = value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _parts(value: Any) -> list[Any]:
+    """The objects that `copy.deepcopy` copies with a value."""
+    if isinstance(value, Tensor):
+        return []
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, list | tuple | set):
+        return list(value)
+    if isinstance(value, MethodType):
+        return [value.__self__]
+    try:
+        made = value.__reduce_ex__(4)
+    except _REFUSALS:
+        return []
+    return list(made[1:]) if isinstance(made, tuple) else []
 
 
 def _copies(value: Any, memo: dict[int, Any]) -> bool:
     try:
         copy.deepcopy(value, dict(memo))
-    except (TypeError, RuntimeError):
+    except _REFUSALS:
         return False
     return True
 
@@ -78,7 +111,9 @@ def moving_average(energy: nn.Module, decay: float) -> AveragedModel:
 
     Buffers are not averaged: the mean of unit vectors is no unit vector, and that of indices no index.
     """
-    return AveragedModel(copy_energy(energy), multi_avg_fn=get_ema_multi_avg_fn(decay))
+    average = AveragedModel(nn.Identity(), multi_avg_fn=get_ema_multi_avg_fn(decay))
+    average.module = copy_energy(energy)  # which the constructor would copy by copy.deepcopy
+    return average
 
 
 @torch.no_grad()

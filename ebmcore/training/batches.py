@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -65,6 +66,7 @@ class Reading:
         rank: This process.
         world: Number of processes, which share the batches.
         warn: Whether a conversion is said.
+        taker: What is called with the examples and their labels, which are left out if it does not take them; `None` takes all.
     """
 
     dtype: torch.dtype = torch.float32
@@ -77,6 +79,19 @@ class Reading:
     rank: int = 0
     world: int = 1
     warn: bool = True
+    taker: Callable[..., Any] | None = None
+
+    def taken(self, labels: Sequence[Tensor], named: Mapping[str, Tensor]) -> tuple[Sequence[Tensor], Mapping[str, Tensor]]:
+        """Return the labels by place and by name, or none if ``taker`` takes nothing after the examples that they may be."""
+        if self.taker is not None and (labels or named):
+            signature = inspect.signature(self.taker)
+            try:
+                signature.bind_partial(None, *labels, **named)  # partial, as a loss may add conditions of its own
+            except TypeError:
+                others = [p for p in [*signature.parameters.values()][1:] if p.kind is not p.VAR_KEYWORD]
+                if all(p.kind is p.KEYWORD_ONLY and (not named or p.default is p.empty) for p in others):
+                    return (), {}
+        return labels, named
 
 
 class Examples(ABC):
@@ -131,8 +146,9 @@ class Table(Examples, Dataset[Any]):
         weights: Any = None,
     ) -> None:
         self.x = as_floating(x.detach(), reading.dtype, reading.space, "the data", warn=reading.warn)
+        labels, named = reading.taken(labels, named or {})
         self.labels = tuple(as_label(one, reading.dtype, "the labels") for one in labels)
-        self.named = {name: as_label(one, reading.dtype, f"the condition {name!r}") for name, one in (named or {}).items()}
+        self.named = {name: as_label(one, reading.dtype, f"the condition {name!r}") for name, one in named.items()}
         self.weights = None if weights is None else as_tensor(weights, "weights")
         self._check(reading)
         self.order = StepBatches(len(x), reading.batch_size, seed=reading.seed, rank=reading.rank, world=reading.world)
@@ -228,11 +244,12 @@ class Items(Examples):
 
 class _NumberedBatches(Dataset[Any]):
     def __init__(self, dataset: Any, reading: Reading) -> None:
-        self.dataset, self.reading = dataset, reading
+        # Not all of how they are read, as processes that do not fork are sent a copy of this.
+        self.dataset, self.seed, self.rank = dataset, reading.seed, reading.rank
 
     def __getitem__(self, numbered: tuple[int, list[int]]) -> Any:
         number, rows = numbered
-        with seeded(stream_seed(self.reading.seed, "items", number, self.reading.rank)):
+        with seeded(stream_seed(self.seed, "items", number, self.rank)):
             several = getattr(self.dataset, "__getitems__", None)
             return several(rows) if several is not None else [self.dataset[row] for row in rows]
 
@@ -297,13 +314,14 @@ def _checked(loader: Any, reading: Reading, first: int) -> Iterator[Batch]:
         x = as_floating(x, reading.dtype, reading.space, "the data", warn=reading.warn and number == first)
         if x.is_cpu:  # elsewhere it would wait for the device
             check_values(x, reading.space, f"the data of batch {number}", reading.bounds)
-        args = [as_label(one, reading.dtype, f"the labels of batch {number}") for one in args]
-        named = {
-            name: as_label(one, reading.dtype, f"the condition {name!r} of batch {number}") for name, one in named.items()
+        labels, by_name = reading.taken(args, named)
+        labels = [as_label(one, reading.dtype, f"the labels of batch {number}") for one in labels]
+        by_name = {
+            name: as_label(one, reading.dtype, f"the condition {name!r} of batch {number}") for name, one in by_name.items()
         }
         if x.is_cpu:
-            check_labels([*args, *named.values()], reading.n_classes, f"the labels of batch {number}")
-        yield Batch((x, *args), named)
+            check_labels([*labels, *by_name.values()], reading.n_classes, f"the labels of batch {number}")
+        yield Batch((x, *labels), by_name)
 
 
 def _joined(batches: Iterator[Batch]) -> Batch:

@@ -111,18 +111,21 @@ def as_floating(
     Raises:
         UsageError: If the numbers would change, or make no sense as they are. The message has the line that converts them.
     """
+    check_dense(x, what)
     if x.dtype == dtype:
         return x
+    given = x.dtype
     if x.is_complex():
-        raise UsageError(f"{what} are {x.dtype}, and energies take real numbers: pass torch.view_as_real(x).float()")
-    if not x.is_floating_point() and x.dtype != torch.bool and x.numel():
-        x = x if x.dtype == torch.uint8 else x.to(torch.int64)  # the wider unsigned ones know no minimum
+        raise UsageError(f"{what} are {given}, and energies take real numbers: pass torch.view_as_real(x).float()")
+    if not x.is_floating_point() and given != torch.bool and x.numel():
+        x = x if given == torch.uint8 else x.to(torch.int64)  # the wider unsigned ones know no minimum
         low, high = x.min().item(), x.max().item()
+        high = low + 2**64 if given == torch.uint64 and low < 0 else high  # beyond the range of int64
         if space == "categorical" and high > 1:
             raise UsageError(
                 f"{what} are numbers of categories (0 to {high}), not one-hot: pass one_hot(x.long()).float() of nn.functional"
             )
-        if x.dtype == torch.uint8 and high > 1:
+        if given == torch.uint8 and high > 1:
             raise UsageError(
                 f"{what} are bytes (0 to {high}), which step sizes are not made for: "
                 + (remedy or "pass x.float() / 255 for values in [0, 1], or x.float() / 127.5 - 1 for [-1, 1]")
@@ -133,10 +136,36 @@ def as_floating(
                 f"{what} hold {max(-low, high)}, which {dtype} cannot hold exactly: "
                 + (remedy or "scale them, and pass x.float()")
             )
-    wider = x.is_floating_point() and torch.promote_types(x.dtype, dtype) == dtype
-    if warn and not wider:
-        warnings.warn(f"{what} are {x.dtype}, and are converted to {dtype}", stacklevel=2)
-    return x.to(dtype)
+    made = x.to(dtype)
+    widened = x.is_floating_point() and given.itemsize < dtype.itemsize
+    if x.is_floating_point() and not widened and x.is_cpu:  # elsewhere it would wait for the device
+        beyond = made.isinf() & x.isfinite()
+        if beyond.any():
+            largest = x[beyond].abs().max().item()
+            raise UsageError(
+                f"{what} hold {largest:g}, which is too large for {dtype}: "
+                + (remedy or "scale them, or train in torch.float64, precision='64-true'")
+            )
+    if warn and not widened:
+        warnings.warn(f"{what} are {given}, and are converted to {dtype}", stacklevel=2)
+    return made
+
+
+def check_dense(x: Tensor, what: str) -> None:
+    """Check that a tensor holds each of its numbers as such.
+
+    Raises:
+        UsageError: If it is sparse, nested or on the device ``"meta"``; the message says what to pass.
+    """
+    remedy = None
+    if x.is_nested:
+        remedy = "nested: pass one of examples of one shape, such as x.to_padded_tensor(0)"
+    elif x.layout != torch.strided:
+        remedy = f"of the layout {x.layout}: pass x.to_dense()"
+    elif x.is_meta:
+        remedy = "on the device 'meta', which holds no numbers: pass a tensor of another device"
+    if remedy is not None:
+        raise UsageError(f"{what} are {remedy}")
 
 
 def check_values(x: Tensor, space: str | None, what: str, bounds: tuple[float, float] | None = None) -> None:
@@ -213,7 +242,8 @@ def _refuse_not_finite(x: Tensor, what: str) -> None:
         f"examples (the first is number {int(rows.int().argmax())}): remove or replace them"
     )
     if columns.any() and len(x) > 1 and x.ndim > 1:
-        message += (
-            f"; column {int(columns.int().argmax())} holds no number, as if a scaling had divided a constant column by 0"
-        )
+        column = int(columns.int().argmax())
+        message += f"; column {column} holds no finite number"
+        if x.reshape(len(x), -1)[:, column].isnan().all():
+            message += ": it is empty, or a scaling divided a constant column by 0"
     raise UsageError(message)

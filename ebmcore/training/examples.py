@@ -58,7 +58,7 @@ class TrainingExamples:
         examples = data if isinstance(data, Tensor) else getattr(data, "train", None)
         low = high = None
         if isinstance(examples, Tensor) and examples.numel():
-            low, high = (end.item() for end in torch.aminmax(examples.detach()))
+            low, high = (end.item() for end in torch.aminmax(examples.detach().to(first.dtype)))
             if not math.isfinite(low) or not math.isfinite(high):
                 low = high = None
         space, n_classes = getattr(data, "state_space", None), getattr(data, "n_classes", None)

@@ -365,8 +365,6 @@ def _forward(training: Training, micro: int) -> Tensor:
     generator = loss.generator
     assert generator is not None  # noqa: S101 - set for the time of training
     generator.manual_seed(stream_seed(seed, f"sampler{suffix}", loss.step, rank))
-    if loss.labels is None:
-        args, kwargs = args[:1], {}
     try:
         output = training.model(*args, **kwargs)
     except DivergenceError as error:
@@ -450,7 +448,7 @@ def _average_over_ranks(training: Training, readings: Mapping[str, Tensor]) -> d
 
 def _check_finite(training: Training) -> None:
     """No checkpoint of parameters that are not finite."""
-    norms = [whole(p.detach().double().norm()) for p in training.energy.parameters()]
+    norms = [whole(p.detach().abs().double().norm()) for p in training.energy.parameters()]  # absolute, as some are complex
     total = torch.stack(norms).sum() if norms else torch.zeros((), device=training.fabric.device)
     mean = training.fabric.all_reduce(total, reduce_op="mean").item()
     _stop_unless_finite({"norm of the parameters": mean}, training)

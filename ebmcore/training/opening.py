@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,8 +23,8 @@ from torch.utils.data import (
 from ebmcore.conditions import name_conditions
 from ebmcore.errors import UsageError
 from ebmcore.losses import BaseLoss
-from ebmcore.training.batches import Examples, Items, LabelledExamples, Reading, Stream, Table
-from ebmcore.training.data import DataSource, as_floating, check_labels, check_values
+from ebmcore.training.batches import Batch, Examples, Items, LabelledExamples, Reading, Stream, Table
+from ebmcore.training.data import DataSource, as_floating, check_dense, check_labels, check_values
 from ebmcore.training.order import LoaderBatches, StepBatches
 from ebmcore.training.tensors import as_label, as_tensor, from_numpy, is_numpy
 
@@ -41,7 +42,26 @@ def open_examples(data: Any, loss: BaseLoss, reading: Reading, weights: Any = No
         weights = getattr(data, "train_weights", None) if weights is None else weights
         data = data.train
     taker = loss.forward if loss.labels == "targets" else getattr(loss, "energy", loss).forward
-    return _open(data, reading, labels, None if loss.labels is None else taker, weights)
+    return _open(data, replace(reading, taker=_alone if loss.labels is None else taker), labels, weights)
+
+
+def _alone(x: Tensor) -> None:
+    """Take the examples without their labels."""
+
+
+def check_labelled(loss: BaseLoss, batch: Batch) -> None:
+    """Check that a loss can be called with a batch.
+
+    Raises:
+        UsageError: If it cannot without labels that the batch does not have.
+    """
+    try:
+        inspect.signature(loss.forward).bind(*batch.args, **batch.named)
+    except TypeError as error:
+        raise UsageError(
+            f"the loss {type(loss).__name__} takes labels beside the examples, and the data have no labels that are these "
+            f"({error}): give the data labels, as train_labels of a data set or --data.labels on the command line"
+        ) from error
 
 
 def labelled_examples(
@@ -67,22 +87,27 @@ def labelled_examples(
     x, labels, weights = (getattr(data, name, None) for name in (part, f"{part}_labels", f"{part}_weights"))
     own = (t.dtype for t in (*energy.parameters(), *energy.buffers()) if t.is_floating_point())
     reading = Reading(
-        dtype=dtype or next(own, torch.get_default_dtype()), space=getattr(data, "state_space", None), warn=False
+        dtype=dtype or next(own, torch.get_default_dtype()),
+        space=getattr(data, "state_space", None),
+        warn=False,
+        taker=energy.forward,
     )
-    (x, *args), named, weights = _open(x, reading, labels, energy.forward, weights).whole()
-    taken, by_name = _taken(energy.forward, args, named)
-    if not taken and not by_name and not _binds(energy.forward, (), {}):
+    (x, *args), named, weights = _open(x, reading, labels, weights).whole()
+    try:
+        inspect.signature(energy.forward).bind(x, *args, **named)
+    except TypeError as error:
         raise UsageError(
             f"the energy {type(energy).__name__} takes conditions beside the examples, and the {part} data have no labels "
             f"that are these: give the data set {part}_labels"
-        )
-    return LabelledExamples(x, name_conditions(taken, by_name, x), weights)
+        ) from error
+    return LabelledExamples(x, name_conditions(tuple(args), named, x), weights)
 
 
-def _open(data: Any, reading: Reading, labels: Any, taker: Callable[..., Any] | None, weights: Any) -> Examples:
-    """Open examples whose labels go to ``taker``, if it takes them."""
+def _open(data: Any, reading: Reading, labels: Any, weights: Any) -> Examples:
     if is_numpy(data):
         data = from_numpy(data)
+    if hasattr(data, "toarray"):
+        raise UsageError(f"data must be a tensor or an array, got {type(data).__name__}: pass data.toarray()")
     if hasattr(data, "to_numpy"):
         raise UsageError(f"data must be a tensor or an array, got {type(data).__name__}: pass data.to_numpy()")
     data = _of_tensors(data)
@@ -93,7 +118,7 @@ def _open(data: Any, reading: Reading, labels: Any, taker: Callable[..., Any] | 
         by_name = labels if isinstance(labels, Mapping) else {}
         by_place = [] if labels is None or by_name else labels if isinstance(labels, list) else [labels]
         args, named = [as_tensor(t, "labels") for t in by_place], {name: as_tensor(t, name) for name, t in by_name.items()}
-        return Table(data, reading, *_taken(taker, args, named), weights=weights)
+        return Table(data, reading, args, named, weights)
     if weights is not None:
         raise UsageError("weights of examples need examples in memory: pass a tensor (N, *shape), not a Dataset")
     loader = data if isinstance(data, DataLoader) else None
@@ -151,6 +176,8 @@ def loader_batch_size(data: Any) -> int | None:
 
 
 def _check_size(data: Any) -> None:
+    if isinstance(data, Tensor):
+        check_dense(data, "the data")  # first, as a nested tensor has no size
     if (
         isinstance(data, str | bytes | Mapping | Sequence)
         or not hasattr(data, "__getitem__")
@@ -164,21 +191,6 @@ def _check_size(data: Any) -> None:
         raise UsageError(f"data must be a tensor (N, *shape) with a row for each example, got shape {tuple(data.shape)}")
     if len(data) == 0:
         raise UsageError("data must hold at least one example, got none")
-
-
-def _taken(
-    taker: Callable[..., Any] | None, args: Sequence[Tensor], named: dict[str, Tensor]
-) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """The labels by place and by name, if ``taker`` takes them after the examples; otherwise none."""
-    return (tuple(args), named) if taker is not None and _binds(taker, args, named) else ((), {})
-
-
-def _binds(taker: Callable[..., Any], args: Sequence[Tensor], named: Mapping[str, Tensor]) -> bool:
-    try:
-        inspect.signature(taker).bind(None, *args, **named)
-    except TypeError:
-        return False
-    return True
 
 
 def check_test(data: DataSource, reading: Reading, shape: Sequence[int], *, labelled: bool) -> None:

@@ -29,6 +29,7 @@ _ALL = {
 }
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {n: kind for n, kind in sorted(_ALL.items()) if n not in _REFUSED}
 
+_REAL = ("adafactor", "muon")  # refuse complex parameters at the first step, or train their real parts alone
 _FUSED = ("adam", "adamw", "sgd")  # one kernel for all parameters, measured to be faster on every device
 
 
@@ -78,9 +79,14 @@ def create_optimizer(choice: OptimizerChoice, loss: BaseLoss, lr: float, precisi
             raise UsageError(f"the optimizer's option {option!r} cannot be used here, because {reason}: leave it out")
     options = {option: tuple(value) if isinstance(value, list) else value for option, value in options.items()}
     if options.get("fused") is None and name in _FUSED and not options.get("foreach"):
-        # With scaled gradients a fused kernel would unscale them itself, and clipping come too early. SGD's knows no shards.
-        sharded = any(hasattr(p, "placements") for group in groups for p in group["params"])
-        options["fused"] = precision != "16-mixed" and not (name == "sgd" and sharded)
+        # With scaled gradients a fused kernel would unscale them itself, and clipping come too early. SGD's knows no shards, and
+        # none knows complex numbers.
+        sharded = any(hasattr(p, "placements") for p in loss.parameters())
+        real = all(p.is_floating_point() for p in loss.parameters())
+        options["fused"] = real and precision != "16-mixed" and not (name == "sgd" and sharded)
+    if (options.get("fused") or name in _REAL) and any(p.is_complex() for p in loss.parameters()):
+        remedy = "choose another, such as 'adam'" if name in _REAL else "leave out its option 'fused'"
+        raise UsageError(f"the optimizer {name!r} cannot train complex parameters, which this model has: {remedy}")
     try:
         made: torch.optim.Optimizer = kind(groups, lr=lr, **options)
     except (ValueError, TypeError, RuntimeError) as error:

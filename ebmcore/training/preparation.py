@@ -30,7 +30,7 @@ from ebmcore.training.data import DataSource, SupportsDataStart, check_compatibl
 from ebmcore.training.described import describe, describe_optimizer, generators_within
 from ebmcore.training.examples import TrainingExamples
 from ebmcore.training.observers import BaseObserver, MetricsFile, ProgressBar, TensorBoard
-from ebmcore.training.opening import check_test, loader_batch_size, open_examples
+from ebmcore.training.opening import check_labelled, check_test, loader_batch_size, open_examples
 from ebmcore.training.optimizers import create_optimizer
 from ebmcore.training.options import Options, binding, kept_options
 from ebmcore.training.run import Run, flat_config
@@ -226,6 +226,7 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
     first_batch = _position(loss, examples, options)
     visited = examples.starting_at(first_batch)
     first = next(visited)
+    check_labelled(loss, first)
     if isinstance(data, DataSource):
         check_test(data, reading, first.args[0].shape[1:], labelled=bool(first.args[1:] or first.named))
     if first.weights is not None and not loss.weighted:

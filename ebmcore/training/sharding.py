@@ -112,12 +112,7 @@ def without_parameters(energy: nn.Module) -> nn.Module:
         UsageError: If it cannot be copied.
     """
     memo = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in energy.parameters()}
-    try:
-        return copy_energy(energy, memo)
-    except (TypeError, RuntimeError) as error:
-        raise UsageError(
-            f"strategy='fsdp' cannot train this: {type(energy).__name__} cannot be copied ({error}); use strategy='ddp'"
-        ) from error
+    return copy_energy(energy, memo)
 
 
 @contextmanager

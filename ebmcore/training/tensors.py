@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ebmcore.errors import UsageError
-from ebmcore.training.data import check_values
+from ebmcore.training.data import as_floating, check_dense, check_values
 
 
 def is_numpy(values: Any) -> bool:
@@ -30,15 +30,19 @@ def _native(array: Any) -> Tensor:
 
 def as_tensor(values: Any, what: str) -> Tensor:
     try:
-        return _native(values) if is_numpy(values) else torch.as_tensor(values)
+        made = _native(values) if is_numpy(values) else torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{what} must be numbers, a tensor or what becomes one, got {type(values).__name__}") from error
+    check_dense(made, what)
+    return made
 
 
 def as_label(values: Tensor, dtype: torch.dtype, what: str) -> Tensor:
     """A label or another condition: whole numbers are those of embeddings, real ones of the energy's type and finite."""
+    check_dense(values, what)
     if values.is_floating_point():
+        values = as_floating(values, dtype, None, what, warn=False)
         if values.is_cpu:
             check_values(values, None, what)
-        return values.to(dtype)
+        return values
     return values if values.dtype in (torch.bool, torch.int64) or values.is_complex() else values.to(torch.int64)

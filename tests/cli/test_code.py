@@ -220,6 +220,33 @@ def test_wrong_class_is_one_line(name, message, folder, capsys):
     assert not (folder / "run").exists()
 
 
+FAILING = """import torch
+class Net(torch.nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(shape))
+        {constructor}
+    def forward(self, x):
+        {forward}
+        return (self.weight * x).square().sum(1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("constructor", "forward", "message"),
+    [
+        ("{}['width']", "pass", "KeyError: 'width' ({folder}/model.py:6)"),
+        ("pass", "self.wieght", "AttributeError: 'Net' object has no attribute 'wieght' ({folder}/model.py:8)"),
+        ("import fractions; fractions.Fraction(1, 0)", "pass", "({folder}/model.py:6)"),
+        ("pass", "assert len(x) == 2", "AssertionError: ({folder}/model.py:8)"),
+    ],
+)
+def test_failing_class_is_one_line(constructor, forward, message, folder, capsys):
+    """With the line of the file, whatever the constructor or forward raises."""
+    (folder / "model.py").write_text(FAILING.replace("{constructor}", constructor).replace("{forward}", forward))
+    assert message.format(folder=folder) in refused(NET, capsys)
+
+
 def test_settings_of_the_process_are_put_back(folder, capsys):
     (folder / "model.py").write_text(MODEL + "torch.set_default_dtype(torch.float64)\nprint('hello')\n")
     assert ebmcore(NET) == 0

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 from small_runs import cd, data, quiet
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 import ebmcore
 from ebmcore.errors import UsageError
@@ -197,7 +205,11 @@ def test_items_of_all_forms(item, positions, names):
         def __getitem__(self, i):
             return items[i]
 
-    batch = next(opened(Items()).starting_at(0))
+    class Taking(Quadratic):
+        def forward(self, x, *args, **kwargs):
+            return super().forward(x)
+
+    batch = next(opened(Items(), ebmcore.create_loss("cd", Taking((2,)), Identity())).starting_at(0))
     assert len(batch.args) == positions
     assert batch.named.keys() == names
     assert batch.args[0].shape == (4, 2)
@@ -416,6 +428,71 @@ def test_items_that_make_no_batch_are_one_line(item):
     ) as caught:
         quiet(cd(), Items(), steps=1)
     assert "\n" not in str(caught.value)
+
+
+class Pairs(Rows):
+    """The ten examples with a label each, by place or by name."""
+
+    def __init__(self, by_name=False):
+        self.by_name = by_name
+
+    def __getitem__(self, i):
+        return {"x": super().__getitem__(i), "label": i} if self.by_name else (super().__getitem__(i), i)
+
+
+class LabelledFlow(IterableDataset):
+    def __iter__(self):
+        return iter([Pairs()[i] for i in range(10)])
+
+
+LABELLED = {
+    "tensors": lambda: TensorDataset(data(10), torch.arange(10)),
+    "loader": lambda: DataLoader(TensorDataset(data(10), torch.arange(10)), batch_size=4),
+    "subset": lambda: Subset(TensorDataset(data(10), torch.arange(10)), range(6)),
+    "pairs": Pairs,
+    "mappings": lambda: Pairs(by_name=True),
+    "flow": LabelledFlow,
+}
+
+
+@pytest.mark.parametrize("form", LABELLED)
+def test_unconditional_energy_sees_no_label(form):
+    """In any form of the data, as with labels of a data set."""
+    loss = ebmcore.create_loss("cd", Quadratic((2,)), Identity())
+    batch = next(opened(LABELLED[form](), loss).starting_at(0))
+    assert (len(batch.args), batch.named) == (1, {})
+    assert quiet(loss, LABELLED[form](), steps=1, batch_size=4).step == 1
+
+
+@pytest.mark.parametrize("form", ["mappings", "named"])
+def test_label_of_another_name_is_no_other_energy(form):
+    """An energy that may take a condition is not trained without it because the data name it otherwise."""
+
+    class Maybe(Quadratic):
+        def forward(self, x, y=None):
+            return super().forward(x)
+
+    given = SimpleNamespace(train=data(10), train_labels={"label": torch.arange(10)}, test=data(10), shape=(2,))
+    given.state_space = "continuous"
+    given = Pairs(by_name=True) if form == "mappings" else given
+    with pytest.raises(UsageError, match="energy Maybe cannot take examples .* unexpected keyword argument 'label'"):
+        quiet(ebmcore.create_loss("cd", Maybe((2,)), Identity()), given, steps=1, batch_size=4)
+
+
+def test_loss_that_needs_labels_asks_for_them(tmp_path):
+    """In one line before the first step, on data without labels."""
+
+    class Hybrid(type(cd())):
+        labels = "targets"
+
+        def forward(self, x, y):
+            return super().forward(x)
+
+    loss, out = Hybrid(Quadratic((2,)), Identity()), tmp_path / "run"
+    with pytest.raises(UsageError, match=r"^the loss Hybrid takes labels .* \(missing a required argument: 'y'\)"):
+        quiet(loss, data(10), steps=1, out=out)
+    assert not out.exists()
+    assert quiet(loss, TensorDataset(data(10), torch.arange(10)), steps=1).step == 1
 
 
 def labelled_by_name():

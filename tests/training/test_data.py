@@ -118,6 +118,75 @@ def test_conversion_is_said_once():
     assert len(said) == 1
 
 
+SMALL = [torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64]
+
+
+@pytest.mark.parametrize("dtype", SMALL)
+def test_integers_train_under_their_own_name(dtype):
+    with pytest.warns(UserWarning, match=f"^the data are {dtype}, and are converted to torch.float32$"):
+        trained("continuous", torch.arange(100).reshape(50, 2).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "numpy"])
+def test_float8_trains(dtype, form):
+    """Each of its values is one of float32, so that nothing is said."""
+    assert trained("continuous", torch.randn(50, 3).to(dtype), form=FORMS[form]).step == 1
+
+
+@pytest.mark.parametrize("form", ["tensor", "dataset", "component"])
+@pytest.mark.parametrize(
+    ("x", "told"),
+    [
+        (torch.eye(50, 2).to_sparse(), r"pass x\.to_dense\(\)"),
+        (torch.zeros(50, 2, device="meta"), "on the device 'meta'"),
+    ],
+)
+def test_tensors_of_other_layouts_are_refused(form, x, told):
+    with pytest.raises(UsageError, match=f"^the data .*{told}"):
+        trained("continuous", x, form=FORMS[form])
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_refused():
+    with pytest.raises(UsageError, match="^the data are nested"):
+        trained("continuous", torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]))
+
+
+def test_sparse_array_of_scipy_is_refused():
+    class Sparse:
+        def toarray(self):
+            return np.zeros((5, 2))
+
+    with pytest.raises(UsageError, match=r"got Sparse: pass data.toarray\(\)"):
+        trained("continuous", Sparse())
+
+
+def test_sparse_labels_are_refused():
+    with pytest.raises(UsageError, match=r"^labels are of the layout torch.sparse_coo: pass x\.to_dense\(\)"):
+        trained("continuous", TensorDataset(torch.zeros(50, 2), torch.eye(50, 2).to_sparse()))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_overflow_of_a_conversion_is_named(form):
+    """The values are finite; it is the type of the energy that cannot hold them."""
+    x = torch.ones(50, 2, dtype=torch.float64)
+    x[3, 1] = -1e200
+    with pytest.raises(UsageError, match="^the data hold 1e[+]200, which is too large for torch.float32: scale them"):
+        trained("continuous", x, form=FORMS[form])
+
+
+def test_large_uint64_is_no_negative_number():
+    x = torch.from_numpy(np.array([[2**64 - 1, 0]], dtype=np.uint64))
+    with pytest.raises(UsageError, match="hold 18446744073709551615, which torch.float32 cannot hold exactly"):
+        trained("continuous", x)
+
+
+def test_infinite_column_is_no_constant_one():
+    with pytest.raises(UsageError, match="column 0 holds no finite number$"):
+        check_values(torch.full((5, 2), torch.inf), None, "they")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bool, torch.int64, torch.uint8])
 def test_lossless_conversion(dtype):
     """Ones and zeros of any type become the same numbers."""
@@ -156,7 +225,9 @@ def test_constant_column_is_named():
     x[:, 1] = 7
     with np.errstate(invalid="ignore"):
         x = (x - x.mean(0)) / x.std(0)
-    with pytest.raises(UsageError, match="column 1 holds no number, as if a scaling had divided a constant column by 0"):
+    with pytest.raises(
+        UsageError, match="column 1 holds no finite number: it is empty, or a scaling divided a constant column by 0$"
+    ):
         trained("continuous", torch.from_numpy(x).float())
 
 

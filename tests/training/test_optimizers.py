@@ -62,6 +62,35 @@ def test_scaled_gradients_are_not_fused():
     assert group["fused"] is False
 
 
+class Complex(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([1 + 1j, 2 - 1j]))
+
+    def forward(self, x):
+        return (x * self.weight).abs().square().sum(1)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "rmsprop"])
+@pytest.mark.filterwarnings("error:Casting complex values to real")
+def test_complex_parameters_train_and_resume(name, tmp_path):
+    """With an average, to the checkpoint and beyond."""
+    whole, stopped, resumed = (ebmcore.create_loss("cd", Complex(), Identity()) for _ in range(3))
+    options = {"optimizer": name, "ema_decay": 0.9}
+    end = quiet(whole, data(), steps=4, **options).energy
+    quiet(stopped, data(), steps=2, out=tmp_path, **options)
+    again = quiet(resumed, data(), steps=4, out=tmp_path, resume=True, **options).energy
+    assert same_state(whole, resumed)
+    assert torch.equal(end.weight, again.weight)
+    assert end.weight.is_complex()
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adafactor", {"name": "adam", "fused": True}])
+def test_optimizers_of_real_numbers_refuse_complex_ones(optimizer):
+    with pytest.raises(UsageError, match="cannot train complex parameters"):
+        quiet(ebmcore.create_loss("cd", Complex(), Identity()), data(), steps=1, optimizer=optimizer)
+
+
 def test_groups_have_their_own_rate():
     loss = pcd()
     first, *rest = loss.parameters()
