@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate, default_convert
 
 from ebmcore.errors import UsageError
 from ebmcore.random import stream_seed
 from ebmcore.training.data import as_floating, check_labels, check_values
-from ebmcore.training.order import StepBatches, seeded
+from ebmcore.training.described import describe_function
+from ebmcore.training.order import LoaderBatches, StepBatches, seeded
 from ebmcore.training.stopping import WorkerStart
 from ebmcore.training.tensors import as_label, as_tensor, is_numpy
 
@@ -189,13 +190,14 @@ class Items(Examples):
     """
 
     def __init__(
-        self, dataset: Any, reading: Reading, order: StepBatches, collate: Callable[[Any], Any], **options: Any
+        self, dataset: Any, reading: Reading, order: StepBatches, collate: Callable[[Any], Any] | None = None, **options: Any
     ) -> None:
-        self.reading, self.order, self.dataset = reading, order, dataset
+        self.reading, self.order, self.dataset, self.collate = reading, order, dataset, collate
         self.steps_per_epoch = order.steps_per_epoch
         own = torch.Generator().manual_seed(reading.seed)  # without which a loader takes a number of the global one
         start = WorkerStart(options.pop("worker_init_fn", None))
-        self.options = {"batch_size": None, "collate_fn": collate, "generator": own, "worker_init_fn": start, **options}
+        fixed = {"batch_size": None, "collate_fn": collate or _collate, "generator": own, "worker_init_fn": start}
+        self.options = {**fixed, **options}
 
     def starting_at(self, batch: int) -> Iterator[Batch]:
         self.order.start = batch
@@ -210,10 +212,10 @@ class Items(Examples):
         return _checked(loader, self.reading, first)
 
     def description(self) -> dict[str, Any]:
-        kind = getattr(getattr(self.order, "batch_sampler", None), "sampler", None)
-        order = {} if kind is None else {"order": type(kind).__name__}
+        collated = {} if self.collate is None else {"collate_fn": describe_function(self.collate)}
+        known = {"examples": len(self.dataset), **self.order.description(), **collated}
         held = self.dataset.tensors if isinstance(self.dataset, TensorDataset) else self._looked_at()
-        return {"examples": len(self.dataset), **order} | ({"digest": _digest(held)} if held else {})
+        return known | ({"digest": _digest(held)} if held else {})
 
     def _looked_at(self) -> list[Any]:
         """The contents of a few examples; none where they are others at each look, as with a generator of its own."""
@@ -287,8 +289,15 @@ class Stream(Examples):
 
     def description(self) -> dict[str, Any]:
         """The class, and the number of batches where it is known: a look at the examples might use them up."""
-        known = {} if self.steps_per_epoch is None else {"batches": len(self.loader)}
-        return {"class": type(self.loader.dataset).__qualname__, **known}
+        loader: Any = self.loader
+        known: dict[str, Any] = {"class": type(loader.dataset).__qualname__, "drop_last": loader.drop_last}
+        if self.steps_per_epoch is not None:
+            known["batches"] = len(loader)
+            if not isinstance(loader.dataset, IterableDataset):
+                known |= LoaderBatches(loader.batch_sampler or loader.sampler, seed=0).description()
+        if loader.collate_fn not in (default_collate, default_convert):
+            known["collate_fn"] = describe_function(loader.collate_fn)
+        return known
 
 
 def _checked(loader: Any, reading: Reading, first: int) -> Iterator[Batch]:
@@ -310,6 +319,16 @@ def _joined(batches: Iterator[Batch]) -> Batch:
     parts = list(batches)
     args = tuple(torch.cat(of_one) for of_one in zip(*(part.args for part in parts), strict=True))
     return Batch(args, {name: torch.cat([part.named[name] for part in parts]) for name in parts[0].named})
+
+
+def _collate(items: Any) -> Any:
+    try:
+        return default_collate(items)
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise UsageError(
+            "items of a data set must be tensors, arrays or numbers, all of one shape, or tuples or mappings of such: "
+            f"{' '.join(str(error).split())}"
+        ) from error
 
 
 def _as_batch(found: Any) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:

@@ -63,6 +63,17 @@ def describe_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return {"class": type(optimizer).__qualname__} | {n: value for n, value in options.items() if value is not _NOTHING}
 
 
+def describe_function(function: object) -> Any:
+    """Return the name of a function, or what an object that is called is made of, as JSON.
+
+    Example:
+        >>> describe_function(partial(torch.mean, dim=0))
+        ['mean', [], {'dim': 0}]
+    """
+    plain = _plain(function, set())
+    return type(function).__qualname__ if plain is _NOTHING else plain
+
+
 def generators_within(component: object) -> list[str]:
     """Return the names of attributes of a component, and of what it wraps, that are random generators."""
     numpy: Any = getattr(sys.modules.get("numpy"), "random", None)

@@ -34,6 +34,8 @@ PLACES = {"path", "directory"}
 _NOT_COMPARED = {f"{part}.name" for part in ("data", "energy", "sampler", "loss")} | {f"data.{place}" for place in PLACES}
 KEEP = Bounds(1)
 _MISSING = object()
+# What a message says in place of values of the description of data that are digests.
+_DIGESTS = {"digest": "", "rows": " (its sampler gives other rows)"}
 RESUME = "resume with"
 _FLAG = bool, "True or False"
 _KINDS: dict[str, tuple[Any, str]] = {
@@ -169,9 +171,9 @@ def check_binding(
         _check_equal(made, now["made"], where, advice, changed)
     then, data = recorded["data"], now["data"]
     if then != data and "data" not in changed:
-        known = {name: then.get(name) for name in data} if isinstance(then, Mapping) else {}
-        other = next((name for name in data if known.get(name) != data[name]), "description")
-        told = "" if other in ("digest", "description") else f" ({other} {known.get(other)!r}, not {data[other]!r})"
+        known = dict(then) if isinstance(then, Mapping) else {}
+        other = next((name for name in {**known, **data} if known.get(name) != data.get(name)), "digest")
+        told = _DIGESTS.get(other, f" ({other} {known.get(other)!r}, not {data.get(other)!r})")
         raise CheckpointError(f"{where} is of a run on other data{told}: {advice} the same{or_allowed(advice)}")
 
 

@@ -7,7 +7,17 @@ import pytest
 import torch
 from small_runs import data, quiet
 from torch import nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Sampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+    default_collate,
+)
 
 import ebmcore
 from ebmcore import BaseSampler
@@ -171,6 +181,93 @@ def test_other_content_of_a_dataset_is_refused(tmp_path):
     """The contents of examples of a torch ``Dataset`` are compared."""
     with pytest.raises(CheckpointError, match="of a run on other data"):
         resumed(tmp_path, cd(), cd(), Rows(data()), other=Rows(data() + 1))
+
+
+class Counting(Sampler):
+    """Rows that another pass gives in another order, whatever the seed."""
+
+    def __init__(self):
+        self.passes = 0
+
+    def __len__(self):
+        return 8
+
+    def __iter__(self):
+        self.passes += 1
+        return iter(range(self.passes % 2, 8 + self.passes % 2))
+
+
+class Epochs(Sampler):
+    """Rows in an order that follows from the epoch, which it keeps."""
+
+    epoch = 0
+
+    def __len__(self):
+        return 8
+
+    def __iter__(self):
+        return iter(torch.randperm(8, generator=torch.Generator().manual_seed(self.epoch)).tolist())
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+
+def doubled(items):
+    return [2 * part for part in default_collate(items)]
+
+
+def loader(**options):
+    return DataLoader(TensorDataset(data()), **({} if "batch_sampler" in options else {"batch_size": 16}) | options)
+
+
+ORDERS = {
+    "subset": (
+        lambda: loader(sampler=SubsetRandomSampler(range(8))),
+        lambda: loader(sampler=SubsetRandomSampler(range(8, 16))),
+    ),
+    "weights": (
+        lambda: loader(sampler=WeightedRandomSampler([1.0, 0.0, 1.0], 8)),
+        lambda: loader(sampler=WeightedRandomSampler([0.0, 1.0, 1.0], 8)),
+    ),
+    "batches": (lambda: loader(batch_sampler=[[0, 1], [2]]), lambda: loader(batch_sampler=[[0], [1, 2]])),
+    "alone": (
+        lambda: loader(batch_size=None, sampler=BatchSampler(range(4), 2, False)),
+        lambda: loader(batch_size=None, sampler=BatchSampler(range(4, 8), 2, False)),
+    ),
+}
+
+
+@pytest.mark.parametrize(("first", "other"), ORDERS.values(), ids=ORDERS)
+def test_other_rows_of_a_loader_are_refused(first, other, tmp_path):
+    """By the rows that its sampler gives from one seed, with any sampler; the same rows resume."""
+    assert resumed(tmp_path, cd(), cd(), first(), other=first()).step == 2
+    with pytest.raises(CheckpointError, match=r"other data \(its sampler gives other rows\)"):
+        quiet(cd(), other(), steps=3, out=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"shuffle": True}, "sampler 'SequentialSampler', not 'RandomSampler'"),
+        ({"drop_last": True}, "drop_last False, not True"),
+        ({"collate_fn": doubled}, "collate_fn None, not 'doubled'"),
+    ],
+)
+def test_other_options_of_a_loader_are_refused(options, told, tmp_path):
+    with pytest.raises(CheckpointError, match=rf"other data \({told}\)"):
+        resumed(tmp_path, cd(), cd(), loader(), other=loader(**options))
+
+
+def test_loader_that_was_used_resumes(tmp_path):
+    """What a sampler counts during training, such as its epoch, makes it no other one."""
+    used = loader(sampler=Epochs())
+    quiet(cd(), used, steps=5, out=tmp_path)
+    assert quiet(cd(), used, steps=6, out=tmp_path, resume=True).step == 6
+
+
+def test_order_that_no_seed_gives_again_is_named(tmp_path):
+    with pytest.warns(UserWarning, match="the sampler Counting of the DataLoader gives other rows at each draw"):
+        assert resumed(tmp_path, cd(), cd(), loader(sampler=Counting()), other=loader(sampler=Counting())).step == 2
 
 
 def test_dataset_that_draws_resumes(tmp_path):
