@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -172,9 +173,16 @@ def check_binding(
     then, data = recorded["data"], now["data"]
     if then != data and "data" not in changed:
         known = dict(then) if isinstance(then, Mapping) else {}
-        other = next((name for name in {**known, **data} if known.get(name) != data.get(name)), "digest")
+        other = next((name for name in {**data, **known} if known.get(name) != data.get(name)), "digest")
         told = _DIGESTS.get(other, f" ({other} {known.get(other)!r}, not {data.get(other)!r})")
         raise CheckpointError(f"{where} is of a run on other data{told}: {advice} the same{or_allowed(advice)}")
+    if "digest" not in data and "data" not in changed:
+        warnings.warn(
+            f"the content of the data is not compared with that of the run that wrote {where}, as another look need not give it "
+            "again: make sure that it is the same",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def check_options(

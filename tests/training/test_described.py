@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,6 @@ from torch.utils.data import (
     IterableDataset,
     Sampler,
     SubsetRandomSampler,
-    TensorDataset,
     WeightedRandomSampler,
     default_collate,
 )
@@ -23,7 +24,9 @@ import ebmcore
 from ebmcore import BaseSampler
 from ebmcore.errors import CheckpointError
 from ebmcore.testing import Identity
+from ebmcore.training.batches import Reading
 from ebmcore.training.described import describe
+from ebmcore.training.opening import open_examples
 
 
 class Bowl(nn.Module):
@@ -164,6 +167,10 @@ def test_other_option_of_an_own_optimizer_is_refused(tmp_path):
         quiet(cd(), data(), steps=2, out=tmp_path, resume=True, optimizer=adam(0.0))
 
 
+def doubled(items):
+    return 2 * default_collate(items)
+
+
 class Rows(Dataset):
     """Examples with noise from a generator: torch's global one, or one of its own."""
 
@@ -181,6 +188,38 @@ def test_other_content_of_a_dataset_is_refused(tmp_path):
     """The contents of examples of a torch ``Dataset`` are compared."""
     with pytest.raises(CheckpointError, match="of a run on other data"):
         resumed(tmp_path, cd(), cd(), Rows(data()), other=Rows(data() + 1))
+
+
+@pytest.mark.filterwarnings("ignore:the data are torch.float64")
+@pytest.mark.parametrize("given", [data, lambda: DataLoader(Rows(data()), batch_size=16), lambda: Rows(data().double())])
+def test_another_precision_has_the_same_data(given, tmp_path):
+    quiet(cd(), given(), steps=1, out=tmp_path)
+    assert quiet(cd(), given(), steps=2, out=tmp_path, resume=True, precision="64-true").step == 2
+
+
+@pytest.mark.parametrize("collate", [None, doubled])
+def test_each_example_of_a_dataset_is_compared(collate, tmp_path):
+    """Behind a ``collate_fn`` too."""
+    other = data()
+    other[50] += 1
+    given = (DataLoader(Rows(x), batch_size=16, collate_fn=collate) for x in (data(), other))
+    with pytest.raises(CheckpointError, match="of a run on other data: "):
+        resumed(tmp_path, cd(), cd(), next(given), other=next(given))
+
+
+@pytest.mark.parametrize(("n", "size", "alike"), [(2**14, 2, False), (2**14 + 1, 2, True), (2**7, 2**19 + 1, True)])
+def test_large_dataset_is_known_by_a_few_examples(n, size, alike):
+    """Not one by one where there are more than 16,384 examples or more than 2^26 elements."""
+    x = torch.zeros(n, 1).expand(n, size)
+    read = set[int]()
+
+    class Noted(Rows):
+        def __getitem__(self, row):
+            read.add(row)
+            return self.x[row]
+
+    open_examples(Noted(x), cd(), Reading()).description()
+    assert (len(read) < n) is alike
 
 
 class Counting(Sampler):
@@ -212,12 +251,8 @@ class Epochs(Sampler):
         self.epoch = epoch
 
 
-def doubled(items):
-    return [2 * part for part in default_collate(items)]
-
-
 def loader(**options):
-    return DataLoader(TensorDataset(data()), **({} if "batch_sampler" in options else {"batch_size": 16}) | options)
+    return DataLoader(Rows(data()), **({} if "batch_sampler" in options else {"batch_size": 16}) | options)
 
 
 ORDERS = {
@@ -237,6 +272,7 @@ ORDERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:the content of the data is not compared")
 @pytest.mark.parametrize(("first", "other"), ORDERS.values(), ids=ORDERS)
 def test_other_rows_of_a_loader_are_refused(first, other, tmp_path):
     """By the rows that its sampler gives from one seed, with any sampler; the same rows resume."""
@@ -276,9 +312,10 @@ def test_dataset_that_draws_resumes(tmp_path):
 
 
 def test_generators_of_its_own_are_named(tmp_path):
-    """A generator whose state no checkpoint holds is named; its draws are not compared."""
+    """A generator whose state no checkpoint holds is named; its draws are not compared, which a resumed run says."""
     rows = [Rows(data(), 0.1, torch.Generator().manual_seed(seed)) for seed in (1, 2)]
-    with pytest.warns(UserWarning, match=r"the data Rows holds a random generator of its own \(rng\)"):
+    named = pytest.warns(UserWarning, match=r"the data Rows holds a random generator of its own \(rng\)")
+    with named, pytest.warns(UserWarning, match="the content of the data is not compared"):
         assert resumed(tmp_path, cd(), cd(), rows[0], other=rows[1]).step == 2
 
 
@@ -299,6 +336,16 @@ class Flow(IterableDataset):
 
 class OtherFlow(Flow):
     pass
+
+
+def test_resuming_on_an_iterable_dataset_warns(tmp_path):
+    """Its content is not compared, unless it was said to differ."""
+    quiet(cd(), Flow(), steps=1, out=tmp_path)
+    with pytest.warns(UserWarning, match="the content of the data is not compared"):
+        quiet(cd(), Flow(), steps=2, out=tmp_path, resume=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quiet(cd(), Flow(), steps=3, out=tmp_path, resume=True, changed=["data"])
 
 
 def test_other_iterable_dataset_is_refused(tmp_path):
