@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -352,6 +353,29 @@ def test_other_iterable_dataset_is_refused(tmp_path):
     """An iterable data set is known by its class."""
     with pytest.raises(CheckpointError, match=r"other data \(class 'Flow', not 'OtherFlow'\)"):
         resumed(tmp_path, cd(), cd(), Flow(), other=OtherFlow())
+
+
+def named(classes=("a", "c"), columns=("x", "y"), shift=1 / 3):
+    """A data set whose values are always the same."""
+    data_set = SimpleNamespace(
+        train=data(), test=data(2), shape=(2,), state_space="continuous", n_classes=2, classes=classes
+    )
+    data_set.as_record = lambda: {"columns": list(columns), "shift": [shift]}
+    return data_set
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"classes": ("a", "z")}, r"classes \['a', 'c'\], not \['a', 'z'\]"),
+        ({"columns": ("x2", "y")}, r"columns \['x', 'y'\], not \['x2', 'y'\]"),
+    ],
+)
+def test_other_names_of_classes_and_columns_are_refused(options, told, tmp_path):
+    """Where the values are the same too; a rounding that another machine makes is no difference."""
+    assert resumed(tmp_path, cd(), cd(), named(), other=named(shift=1 / 3 + 1e-16)).step == 2
+    with pytest.raises(CheckpointError, match=rf"other data \({told}\)"):
+        quiet(cd(), named(**options), steps=3, out=tmp_path, resume=True)
 
 
 def test_long_description_is_a_digest():

@@ -106,8 +106,11 @@ class Array(FileData):
         path = Path(path)
         check_choice("scale", scale, SCALES)
         content = read(path, header=header)
-        x, names, beside = _taken(content, key, columns, {"labels": labels, "weights": weights}, header)
-        self._key, self._names, self._beside, self._header = key, names, (labels, weights), header
+        given = {"labels": labels, "weights": weights}
+        x, names, beside = _taken(content, key, columns, given, header)
+        # Of another file they are no columns to pass over, and that file may be at another place by the time of a resumed run.
+        self._beside = tuple(name if what in beside and beside[what][1] == path else None for what, name in given.items())
+        self._key, self._names, self._header = key, names, header
         self._reshape, self._threshold = shape, threshold
         check_numbers(x, path, names)
         rows = split(len(x), test_share, seed, path)
