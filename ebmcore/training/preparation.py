@@ -29,6 +29,7 @@ from ebmcore.training.checkpoints import CheckpointWriter
 from ebmcore.training.data import DataSource, SupportsDataStart, check_compatible
 from ebmcore.training.described import describe, describe_optimizer, describe_record, generators_within
 from ebmcore.training.examples import TrainingExamples
+from ebmcore.training.modes import check_modes
 from ebmcore.training.observers import BaseObserver, MetricsFile, ProgressBar, TensorBoard
 from ebmcore.training.opening import check_test, loader_batch_size, open_examples
 from ebmcore.training.optimizers import create_optimizer
@@ -295,6 +296,9 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
         if energy is not loss:
             for batch in [first, *(examples.outermost() if loss.labels == "conditions" else [])]:
                 _probe(loss, energy, batch, fabric)
+            (x, *args), kwargs = fabric.to_device(_for_energy(loss, first))
+            with gathered(energy):
+                check_modes(loss, energy, [fabric.strategy.precision.convert_input(x), *args], kwargs)
         if out is not None:
             state.check()  # raises now, not after hours
         return Training(
