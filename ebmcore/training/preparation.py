@@ -300,7 +300,7 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
             with gathered(energy):
                 check_modes(loss, energy, [fabric.strategy.precision.convert_input(x), *args], kwargs)
         if out is not None:
-            state.check()  # raises now, not after hours
+            state.check(trained=False)  # raises now, not after hours
         return Training(
             options=options,
             fabric=fabric,

@@ -146,10 +146,37 @@ def test_moved_module_and_the_same_object_resume(tmp_path):
 
     loss = cd(Counts)
     loss.energy.calls = 0
-    with pytest.warns(UserWarning, match=r"training changes energy\.calls, which no checkpoint holds"):
+    with pytest.warns(UserWarning, match=r"training changes energy\.calls, which no checkpoint holds: if later"):
         quiet(loss, data(), steps=1, out=tmp_path)
     with pytest.warns(UserWarning, match=r"training changes energy\.calls, energy\.last"):
         assert quiet(loss, data(), steps=2, out=tmp_path, resume=True).step == 2
+
+
+class Remembering(nn.Module):
+    """A layer that keeps its last result."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = None
+
+    def forward(self, x):
+        self.last = x * 1
+        return self.last
+
+
+class RememberingBowl(Bowl):
+    def __init__(self):
+        super().__init__(act=Remembering())
+        self.last = None
+
+    def forward(self, x):
+        self.last = super().forward(x)
+        return self.last
+
+
+def test_kept_activations_are_no_lasting_change(tmp_path):
+    """They are those of the last batch, so that no warning names them."""
+    assert resumed(tmp_path, cd(RememberingBowl), cd(RememberingBowl)).step == 2
 
 
 def test_options_of_the_call_are_compared_beside_a_configuration(tmp_path):
