@@ -6,25 +6,29 @@ import hashlib
 import inspect
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate, default_convert
 
 from ebmcore.errors import UsageError
 from ebmcore.random import stream_seed
 from ebmcore.training.data import as_floating, check_labels, check_values
-from ebmcore.training.order import StepBatches, seeded
+from ebmcore.training.described import describe_function
+from ebmcore.training.order import LoaderBatches, StepBatches, seeded
 from ebmcore.training.stopping import WorkerStart
 from ebmcore.training.tensors import as_label, as_tensor, is_numpy
 
 _FEW = 256  # examples that observers see
 _MANY = 1000  # examples that are read at once to have them all
-_LOOKED_AT = 16  # examples of a data set by which a resumed run knows it, from the first to the last at equal distances
+# A resumed run knows a data set by all of its examples, or by a few, from the first to the last at equal distances, where it has
+# more examples or elements than are read in a moment.
+_LOOKED_AT = 16
+_READ_EXAMPLES, _READ_ELEMENTS = 2**14, 2**26
 
 
 class Batch(NamedTuple):
@@ -205,13 +209,14 @@ class Items(Examples):
     """
 
     def __init__(
-        self, dataset: Any, reading: Reading, order: StepBatches, collate: Callable[[Any], Any], **options: Any
+        self, dataset: Any, reading: Reading, order: StepBatches, collate: Callable[[Any], Any] | None = None, **options: Any
     ) -> None:
-        self.reading, self.order, self.dataset = reading, order, dataset
+        self.reading, self.order, self.dataset, self.collate = reading, order, dataset, collate
         self.steps_per_epoch = order.steps_per_epoch
         own = torch.Generator().manual_seed(reading.seed)  # without which a loader takes a number of the global one
         start = WorkerStart(options.pop("worker_init_fn", None))
-        self.options = {"batch_size": None, "collate_fn": collate, "generator": own, "worker_init_fn": start, **options}
+        fixed = {"batch_size": None, "collate_fn": collate or _collate, "generator": own, "worker_init_fn": start}
+        self.options = {**fixed, **options}
 
     def starting_at(self, batch: int) -> Iterator[Batch]:
         self.order.start = batch
@@ -226,20 +231,32 @@ class Items(Examples):
         return _checked(loader, self.reading, first)
 
     def description(self) -> dict[str, Any]:
-        kind = getattr(getattr(self.order, "batch_sampler", None), "sampler", None)
-        order = {} if kind is None else {"order": type(kind).__name__}
-        held = self.dataset.tensors if isinstance(self.dataset, TensorDataset) else self._looked_at()
-        return {"examples": len(self.dataset), **order} | ({"digest": _digest(held)} if held else {})
+        collate = None if self.collate is None else describe_function(self.collate)
+        known = {"examples": len(self.dataset), **self.order.description(), "collate_fn": collate}
+        held: list[Any] = list(self.dataset.tensors) if isinstance(self.dataset, TensorDataset) else []
+        held += [] if type(self.dataset) is TensorDataset and self.collate is None else self._looked_at()
+        return known | ({"digest": _digest(held)} if held else {})
 
-    def _looked_at(self) -> list[Any]:
-        """The contents of a few examples; none where they are others at each look, as with a generator of its own."""
-        last = len(self.dataset) - 1
-        rows = sorted({last * i // (_LOOKED_AT - 1) for i in range(_LOOKED_AT)})
+    def _looked_at(self) -> list[str]:
+        """A digest of the items of the data set; none where they are others at each look, as with a generator of its own."""
+        n = len(self.dataset)
+        rows = sorted({(n - 1) * i // (_LOOKED_AT - 1) for i in range(_LOOKED_AT)})
+        few, again = self._parts([(0, rows), (0, rows)])
+        digest = _digest(few)
+        if digest != _digest(again):
+            return []
+        elements = sum(part.numel() for part in few if isinstance(part, Tensor)) * n // len(rows)
+        if n <= _READ_EXAMPLES and elements <= _READ_ELEMENTS:
+            batches = enumerate(part.tolist() for part in torch.arange(n).split(_LOOKED_AT))
+            digest = _digest(part for parts in self._parts([*batches]) for part in parts)
+        return [digest]
+
+    def _parts(self, numbered: Sequence[tuple[int, list[int]]]) -> Iterator[list[Any]]:
+        """The contents of batches, with what is drawn for them from one seed."""
         alike = _NumberedBatches(self.dataset, replace(self.reading, seed=0, rank=0))
         # By the loader's own processes: a file that a data set opens at its first item must not be opened before they start.
-        loader: Any = DataLoader(alike, sampler=[(0, rows), (0, rows)], **self.options)
-        first, again = ([*args, *_by_name(named)] for args, named in map(_as_batch, loader))
-        return first if _digest(first) == _digest(again) else []
+        loader: Any = DataLoader(alike, sampler=numbered, **self.options)
+        return ([*args, *_by_name(named)] for args, named in map(_as_batch, loader))
 
 
 class _NumberedBatches(Dataset[Any]):
@@ -304,8 +321,14 @@ class Stream(Examples):
 
     def description(self) -> dict[str, Any]:
         """The class, and the number of batches where it is known: a look at the examples might use them up."""
-        known = {} if self.steps_per_epoch is None else {"batches": len(self.loader)}
-        return {"class": type(self.loader.dataset).__qualname__, **known}
+        loader: Any = self.loader
+        known: dict[str, Any] = {"class": type(loader.dataset).__qualname__, "drop_last": loader.drop_last}
+        if self.steps_per_epoch is not None:
+            known["batches"] = len(loader)
+            if not isinstance(loader.dataset, IterableDataset):
+                known |= LoaderBatches(loader.batch_sampler or loader.sampler, seed=0).description()
+        own = loader.collate_fn not in (default_collate, default_convert)
+        return known | {"collate_fn": describe_function(loader.collate_fn) if own else None}
 
 
 def _checked(loader: Any, reading: Reading, first: int) -> Iterator[Batch]:
@@ -328,6 +351,16 @@ def _joined(batches: Iterator[Batch]) -> Batch:
     parts = list(batches)
     args = tuple(torch.cat(of_one) for of_one in zip(*(part.args for part in parts), strict=True))
     return Batch(args, {name: torch.cat([part.named[name] for part in parts]) for name in parts[0].named})
+
+
+def _collate(items: Any) -> Any:
+    try:
+        return default_collate(items)
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise UsageError(
+            "items of a data set must be tensors, arrays or numbers, all of one shape, or tuples or mappings of such: "
+            f"{' '.join(str(error).split())}"
+        ) from error
 
 
 def _as_batch(found: Any) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
@@ -353,11 +386,16 @@ def _by_name(named: Mapping[str, Tensor]) -> list[Any]:
     return [part for pair in sorted(named.items()) for part in pair]
 
 
-def _digest(parts: Sequence[Any]) -> str:
+def _digest(parts: Iterable[Any]) -> str:
     digest = hashlib.sha256()
-    for part in parts:
+    for part in map(_in_one_precision, parts):
         text = f"{tuple(part.shape)} {part.dtype}" if isinstance(part, Tensor) else str(part)
         digest.update(f"{text};".encode())
         if isinstance(part, Tensor):
-            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            digest.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _in_one_precision(part: Any) -> Any:
+    """Real numbers as float32, as a resumed run may be in another precision than the first."""
+    return part.detach().float() if isinstance(part, Tensor) and part.is_floating_point() else part

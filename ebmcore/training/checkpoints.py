@@ -33,6 +33,7 @@ from ebmcore.errors import CheckpointError
 from ebmcore.training.directory import check_directory, open_to_read, read_text, remove, temporary_name
 from ebmcore.training.documents import MAX_JSON, load_json
 from ebmcore.training.launch import on_first_rank
+from ebmcore.training.numbers import Bounds
 
 KEPT = 2
 _FORMAT = 2  # the first was a pickle
@@ -207,9 +208,11 @@ def find_checkpoint(directory: Path, step: int | None = None) -> Path | None:
 
     Raises:
         CheckpointError: If there is none of that step; the message names those that there are.
+        UsageError: If ``step`` is no whole number.
     """
     if step is None:
         return latest_checkpoint(directory)
+    Bounds(0).check("checkpoint", step)
     found = {int(path.name.removeprefix("step-")): path for path in _checkpoints(directory)}
     if step not in found:
         there = f"it has those of step {', '.join(map(str, found))}" if found else "there is none"

@@ -57,10 +57,31 @@ def describe(component: object, apart: Sequence[object] = ()) -> dict[str, Any]:
     return found if len(text) <= _MOST else {"parts": _digest(text.encode())}
 
 
+def describe_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record of plain data: of what is long its digest, of real numbers the digits that each machine computes.
+
+    Example:
+        >>> describe_record({"columns": ["a", "b"], "shift": [1 / 3]})
+        {'columns': ['a', 'b'], 'shift': [0.333333]}
+    """
+    return {name: _short(_rounded(value)) for name, value in record.items()}
+
+
 def describe_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Return the class of an optimizer and its defaults, as JSON, without the learning rate."""
     options = {name: _plain(value, set()) for name, value in optimizer.defaults.items() if name != "lr"}
     return {"class": type(optimizer).__qualname__} | {n: value for n, value in options.items() if value is not _NOTHING}
+
+
+def describe_function(function: object) -> Any:
+    """Return the name of a function, or what an object that is called is made of, as JSON.
+
+    Example:
+        >>> describe_function(partial(torch.mean, dim=0))
+        ['mean', [], {'dim': 0}]
+    """
+    plain = _plain(function, set())
+    return type(function).__qualname__ if plain is _NOTHING else plain
 
 
 def generators_within(component: object) -> list[str]:
@@ -180,6 +201,14 @@ def _of_tensor(value: Tensor) -> Any:
 def _short(value: Any) -> Any:
     text = json.dumps(value, sort_keys=True)
     return value if len(text) <= _LONG else _digest(text.encode())[:16]
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _rounded(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _is_foreign(value: object) -> bool:

@@ -135,7 +135,7 @@ def _open(data: Any, reading: Reading, labels: Any, weights: Any) -> Examples:
         len(dataset), reading.batch_size, seed=reading.seed, rank=reading.rank, world=reading.world
     )
     if loader is None:
-        return Items(dataset, reading, order, _collate, num_workers=reading.num_workers)
+        return Items(dataset, reading, order, num_workers=reading.num_workers)
     batch_sampler: Any = loader.batch_sampler
     if not len(batch_sampler):
         raise UsageError(
@@ -144,7 +144,7 @@ def _open(data: Any, reading: Reading, labels: Any, weights: Any) -> Examples:
     if not isinstance(getattr(batch_sampler, "sampler", None), DistributedSampler):  # whose ranks are fit's own affair
         order = LoaderBatches(batch_sampler, seed=reading.seed, rank=reading.rank, world=reading.world)
     kept = ("num_workers", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "prefetch_factor")
-    collate = _collate if loader.collate_fn is default_collate else loader.collate_fn
+    collate = None if loader.collate_fn is default_collate else loader.collate_fn
     return Items(dataset, reading, order, collate, **{name: getattr(loader, name) for name in kept})
 
 
@@ -157,16 +157,6 @@ def _of_tensors(data: Any) -> Any:
     if known.get("type") in ("torch", "numpy", "custom"):
         return data
     return data.with_format("torch", **({"columns": known["columns"]} if known.get("type") else {}))
-
-
-def _collate(items: Any) -> Any:
-    try:
-        return default_collate(items)
-    except (TypeError, RuntimeError, AttributeError) as error:
-        raise UsageError(
-            "items of a data set must be tensors, arrays or numbers, all of one shape, or tuples or mappings of such: "
-            f"{' '.join(str(error).split())}"
-        ) from error
 
 
 def loader_batch_size(data: Any) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -34,6 +35,8 @@ PLACES = {"path", "directory"}
 _NOT_COMPARED = {f"{part}.name" for part in ("data", "energy", "sampler", "loss")} | {f"data.{place}" for place in PLACES}
 KEEP = Bounds(1)
 _MISSING = object()
+# What a message says in place of values of the description of data that are digests.
+_DIGESTS = {"digest": "", "rows": " (its sampler gives other rows)"}
 RESUME = "resume with"
 _FLAG = bool, "True or False"
 _KINDS: dict[str, tuple[Any, str]] = {
@@ -169,10 +172,17 @@ def check_binding(
         _check_equal(made, now["made"], where, advice, changed)
     then, data = recorded["data"], now["data"]
     if then != data and "data" not in changed:
-        known = {name: then.get(name) for name in data} if isinstance(then, Mapping) else {}
-        other = next((name for name in data if known.get(name) != data[name]), "description")
-        told = "" if other in ("digest", "description") else f" ({other} {known.get(other)!r}, not {data[other]!r})"
+        known = dict(then) if isinstance(then, Mapping) else {}
+        other = next((name for name in {**data, **known} if known.get(name) != data.get(name)), "digest")
+        told = _DIGESTS.get(other, f" ({other} {known.get(other)!r}, not {data.get(other)!r})")
         raise CheckpointError(f"{where} is of a run on other data{told}: {advice} the same{or_allowed(advice)}")
+    if "digest" not in data and "data" not in changed:
+        warnings.warn(
+            f"the content of the data is not compared with that of the run that wrote {where}, as another look need not give it "
+            "again: make sure that it is the same",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def check_options(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import random
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler, Sampler
 
 from ebmcore.random import stream_generator, stream_seed
 
@@ -40,6 +43,10 @@ class StepBatches(Sampler[list[int]]):
             yield from itertools.islice(self._rows(epoch), first, None)
             epoch, first = epoch + 1, 0
 
+    def description(self) -> dict[str, Any]:
+        """Return what a checkpoint records of the order, beside the seed and the batch size, as JSON."""
+        return {}
+
     def _rows(self, epoch: int) -> Iterator[list[int]]:
         order = torch.randperm(self.n_examples, generator=stream_generator(self.seed, "data", epoch))
         padding = -self.n_examples % self.world
@@ -58,18 +65,45 @@ class LoaderBatches(StepBatches):
         super().__init__(n_batches, 1, **options)  # of batches, an epoch has one in each step
         self.batch_sampler = batch_sampler
 
+    def description(self) -> dict[str, Any]:
+        """Return the class of the sampler and a digest of its rows, which is missing where each draw gives others.
+
+        The rows of a plain ``BatchSampler`` are those of its sampler: their number in a batch is an option of its own.
+        """
+        source: Any = self.batch_sampler
+        if type(source) is BatchSampler:
+            source = source.sampler
+        first, again = (_digest(self._drawn(source, epoch=0, seed=0)) for _ in range(2))
+        if first != again:
+            warnings.warn(
+                f"the sampler {type(source).__name__} of the DataLoader gives other rows at each draw, so that a "
+                "resumed run would be another: let it draw from torch's global generator, or from its attribute generator",
+                UserWarning,
+                stacklevel=2,
+            )
+        drop_last = {"drop_last": bool(getattr(self.batch_sampler, "drop_last", False))}
+        return {"sampler": type(source).__name__, **drop_last} | ({"rows": first} if first == again else {})
+
     def _rows(self, epoch: int) -> Iterator[list[int]]:
+        drawn = self._drawn(self.batch_sampler, epoch, stream_seed(self.seed, "data", epoch))
+        padding = -len(drawn) % self.world
+        return iter((drawn + drawn[:padding])[self.rank :: self.world])
+
+    def _drawn(self, source: Any, epoch: int, seed: int) -> list[Any]:
+        """What the batch sampler, or the sampler within it, gives in an epoch."""
         inner = getattr(self.batch_sampler, "sampler", None)
         own = [g for part in (self.batch_sampler, inner) if (g := getattr(part, "generator", None)) is not None]
-        seed = stream_seed(self.seed, "data", epoch)
         for part in (self.batch_sampler, inner):
             advance: Any = getattr(part, "set_epoch", None)
             if advance is not None:
                 advance(epoch)
         with seeded(seed, own):
-            drawn = list(self.batch_sampler)
-        padding = -len(drawn) % self.world
-        return iter((drawn + drawn[:padding])[self.rank :: self.world])
+            return list(source)
+
+
+def _digest(rows: list[Any]) -> str:
+    text = json.dumps(rows, default=lambda row: row.item() if hasattr(row, "item") else str(row))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager

@@ -27,8 +27,9 @@ from ebmcore.training.averaging import moving_average
 from ebmcore.training.batches import Batch, Examples, LabelledExamples, Reading
 from ebmcore.training.checkpoints import CheckpointWriter
 from ebmcore.training.data import DataSource, SupportsDataStart, check_compatible
-from ebmcore.training.described import describe, describe_optimizer, generators_within
+from ebmcore.training.described import describe, describe_optimizer, describe_record, generators_within
 from ebmcore.training.examples import TrainingExamples
+from ebmcore.training.modes import check_modes
 from ebmcore.training.observers import BaseObserver, MetricsFile, ProgressBar, TensorBoard
 from ebmcore.training.opening import check_labelled, check_test, loader_batch_size, open_examples
 from ebmcore.training.optimizers import create_optimizer
@@ -277,9 +278,9 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
         }
         if callable(options.optimizer):
             made |= {f"optimizer.{name}": value for name, value in describe_optimizer(optimizer).items()}
-        bound = None
+        bound, known = None, TrainingExamples.of(data, first.args[0])
         if out is not None:
-            bound = binding(options.as_config(), {"shape": list(shape), **examples.description()}, made)
+            bound = binding(options.as_config(), _described(known, examples), made)
         unscheduled = [kind for kind in parts if not any(name.startswith(f"{kind}.") for name in options.schedules)]
         state = TrainingState(
             loss,
@@ -288,7 +289,7 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
             components,
             scheduled.optimizer_options,
             bound,
-            TrainingExamples.of(data, first.args[0]),
+            known,
             partial(_made_of, parts, unscheduled if out is not None else ()),
             first_batch,
             options.changed,
@@ -296,8 +297,11 @@ def prepare(loss: BaseLoss, data: Any, weights: Any, options: Options, fabric: A
         if energy is not loss:
             for batch in [first, *(examples.outermost() if loss.labels == "conditions" else [])]:
                 _probe(loss, energy, batch, fabric)
+            (x, *args), kwargs = fabric.to_device(_for_energy(loss, first))
+            with gathered(energy):
+                check_modes(loss, energy, [fabric.strategy.precision.convert_input(x), *args], kwargs)
         if out is not None:
-            state.check()  # raises now, not after hours
+            state.check(trained=False)  # raises now, not after hours
         return Training(
             options=options,
             fabric=fabric,
@@ -395,7 +399,14 @@ def describe_data(data: DataSource, loss: BaseLoss, precision: str) -> dict[str,
     """What a checkpoint records of the data of a run; see `ebmcore.training.options.binding`."""
     dtype = floating_dtype(getattr(loss, "energy", loss), precision)
     examples = open_examples(data, loss, Reading(dtype=dtype, space=data.state_space))
-    return {"shape": list(data.shape), **examples.description()}
+    return _described(TrainingExamples.of(data, torch.empty(0, *data.shape)), examples)
+
+
+def _described(known: TrainingExamples, examples: Examples) -> dict[str, Any]:
+    """The description of the values, and then what they are called: a table with other columns or classes is another one."""
+    values = {"shape": list(known.shape), **examples.description()}
+    named = describe_record({"classes": known.classes, **(known.record or {})})
+    return values | {name: value for name, value in named.items() if name not in values}
 
 
 def _initialise_lazy(loss: BaseLoss, energy: nn.Module, batch: Batch, seed: int) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ebmcore.errors import CheckpointError, EbmcoreError
 from ebmcore.host.origin import is_out_of_memory
 from ebmcore.losses import BaseLoss
+from ebmcore.training.averaging import tensors_within
 from ebmcore.training.checkpoints import read_checkpoint
 from ebmcore.training.examples import TrainingExamples
 from ebmcore.training.options import check_binding
@@ -64,10 +65,10 @@ class TrainingState:
         self.changed: set[str] = set()
         self.groups = self._groups()
 
-    def check(self) -> None:
-        """Raise `CheckpointError` if a checkpoint would lose something."""
+    def check(self, *, trained: bool = True) -> None:
+        """Raise `CheckpointError` if a checkpoint would lose something; warn of what a step has changed, if one was made."""
         self.tensors()
-        self.info()
+        self.info(trained=trained)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors, as one flat mapping."""
@@ -92,7 +93,7 @@ class TrainingState:
             for group in groups
         ]
 
-    def info(self) -> dict[str, Any]:
+    def info(self, *, trained: bool = True) -> dict[str, Any]:
         """The binding, the examples, and numbers that optimizers count or change in their groups, as JSON."""
         changed = [
             {name: value for name, value in now.items() if repr(value) != repr(before.get(name))}  # because nan != nan
@@ -103,20 +104,27 @@ class TrainingState:
                 self.optimizer, [n for n, v in group.items() if not isinstance(v, int | float | str | tuple | list | None)]
             )
         examples = {} if self.examples is None else {"examples": self.examples.as_json()}
-        return {"run": self._lasting(), **examples, "optimizer_groups": changed, "first_batch": self.first_batch}
+        return {"run": self._lasting(trained), **examples, "optimizer_groups": changed, "first_batch": self.first_batch}
 
-    def _lasting(self) -> dict[str, Any]:
+    def _lasting(self, trained: bool) -> dict[str, Any]:
         """The binding without what training changes in the components, such as a counter: it says nothing of another run."""
         now = self.made()
-        changed = {name for name, value in self.made_at_start.items() if now.get(name) != value}
-        if changed - self.changed:
+        changed = {name for name, value in self.made_at_start.items() if now.get(name, self) != value}
+        # A module whose forward keeps what it has computed, such as an activation, does not describe it any more.
+        keeping = {
+            path or "loss"
+            for path, module in self.loss.named_modules()
+            if any(not tensor.is_leaf for tensor in tensors_within(vars(module)))
+        }
+        told = {name for name in changed - self.changed if name in now or name.rpartition(".")[0] not in keeping}
+        if told and trained:
             warnings.warn(
-                f"training changes {', '.join(sorted(changed - self.changed))}, which no checkpoint holds, so that a resumed run "
-                "would be another: keep it in a buffer (register_buffer)",
+                f"training changes {', '.join(sorted(told))}, which no checkpoint holds: if later steps depend on it, a resumed "
+                "run would be another, so keep it in a buffer (register_buffer)",
                 UserWarning,
                 stacklevel=2,
             )
-        self.changed |= changed
+        self.changed |= changed if trained else set()
         made = self.binding.get("made")
         lasting = {} if made is None else {"made": {name: v for name, v in made.items() if name not in self.changed}}
         return {**self.binding, **lasting}

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import warnings
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from small_runs import data, quiet
 from torch import nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Sampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+    default_collate,
+)
 
 import ebmcore
 from ebmcore import BaseSampler
 from ebmcore.errors import CheckpointError
 from ebmcore.testing import Identity
+from ebmcore.training.batches import Reading
 from ebmcore.training.described import describe
+from ebmcore.training.opening import open_examples
 
 
 class Bowl(nn.Module):
@@ -132,10 +146,37 @@ def test_moved_module_and_the_same_object_resume(tmp_path):
 
     loss = cd(Counts)
     loss.energy.calls = 0
-    with pytest.warns(UserWarning, match=r"training changes energy\.calls, which no checkpoint holds"):
+    with pytest.warns(UserWarning, match=r"training changes energy\.calls, which no checkpoint holds: if later"):
         quiet(loss, data(), steps=1, out=tmp_path)
     with pytest.warns(UserWarning, match=r"training changes energy\.calls, energy\.last"):
         assert quiet(loss, data(), steps=2, out=tmp_path, resume=True).step == 2
+
+
+class Remembering(nn.Module):
+    """A layer that keeps its last result."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = None
+
+    def forward(self, x):
+        self.last = x * 1
+        return self.last
+
+
+class RememberingBowl(Bowl):
+    def __init__(self):
+        super().__init__(act=Remembering())
+        self.last = None
+
+    def forward(self, x):
+        self.last = super().forward(x)
+        return self.last
+
+
+def test_kept_activations_are_no_lasting_change(tmp_path):
+    """They are those of the last batch, so that no warning names them."""
+    assert resumed(tmp_path, cd(RememberingBowl), cd(RememberingBowl)).step == 2
 
 
 def test_options_of_the_call_are_compared_beside_a_configuration(tmp_path):
@@ -152,6 +193,10 @@ def test_other_option_of_an_own_optimizer_is_refused(tmp_path):
     quiet(cd(), data(), steps=1, out=tmp_path, optimizer=adam(0.5))
     with pytest.raises(CheckpointError, match=r"of a run with optimizer\.betas=\[0\.5, 0\.9\], not \[0\.0, 0\.9\]"):
         quiet(cd(), data(), steps=2, out=tmp_path, resume=True, optimizer=adam(0.0))
+
+
+def doubled(items):
+    return 2 * default_collate(items)
 
 
 class Rows(Dataset):
@@ -173,15 +218,132 @@ def test_other_content_of_a_dataset_is_refused(tmp_path):
         resumed(tmp_path, cd(), cd(), Rows(data()), other=Rows(data() + 1))
 
 
+@pytest.mark.filterwarnings("ignore:the data are torch.float64")
+@pytest.mark.parametrize("given", [data, lambda: DataLoader(Rows(data()), batch_size=16), lambda: Rows(data().double())])
+def test_another_precision_has_the_same_data(given, tmp_path):
+    quiet(cd(), given(), steps=1, out=tmp_path)
+    assert quiet(cd(), given(), steps=2, out=tmp_path, resume=True, precision="64-true").step == 2
+
+
+@pytest.mark.parametrize("collate", [None, doubled])
+def test_each_example_of_a_dataset_is_compared(collate, tmp_path):
+    """Behind a ``collate_fn`` too."""
+    other = data()
+    other[50] += 1
+    given = (DataLoader(Rows(x), batch_size=16, collate_fn=collate) for x in (data(), other))
+    with pytest.raises(CheckpointError, match="of a run on other data: "):
+        resumed(tmp_path, cd(), cd(), next(given), other=next(given))
+
+
+@pytest.mark.parametrize(("n", "size", "alike"), [(2**14, 2, False), (2**14 + 1, 2, True), (2**7, 2**19 + 1, True)])
+def test_large_dataset_is_known_by_a_few_examples(n, size, alike):
+    """Not one by one where there are more than 16,384 examples or more than 2^26 elements."""
+    x = torch.zeros(n, 1).expand(n, size)
+    read = set[int]()
+
+    class Noted(Rows):
+        def __getitem__(self, row):
+            read.add(row)
+            return self.x[row]
+
+    open_examples(Noted(x), cd(), Reading()).description()
+    assert (len(read) < n) is alike
+
+
+class Counting(Sampler):
+    """Rows that another pass gives in another order, whatever the seed."""
+
+    def __init__(self):
+        self.passes = 0
+
+    def __len__(self):
+        return 8
+
+    def __iter__(self):
+        self.passes += 1
+        return iter(range(self.passes % 2, 8 + self.passes % 2))
+
+
+class Epochs(Sampler):
+    """Rows in an order that follows from the epoch, which it keeps."""
+
+    epoch = 0
+
+    def __len__(self):
+        return 8
+
+    def __iter__(self):
+        return iter(torch.randperm(8, generator=torch.Generator().manual_seed(self.epoch)).tolist())
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+
+def loader(**options):
+    return DataLoader(Rows(data()), **({} if "batch_sampler" in options else {"batch_size": 16}) | options)
+
+
+ORDERS = {
+    "subset": (
+        lambda: loader(sampler=SubsetRandomSampler(range(8))),
+        lambda: loader(sampler=SubsetRandomSampler(range(8, 16))),
+    ),
+    "weights": (
+        lambda: loader(sampler=WeightedRandomSampler([1.0, 0.0, 1.0], 8)),
+        lambda: loader(sampler=WeightedRandomSampler([0.0, 1.0, 1.0], 8)),
+    ),
+    "batches": (lambda: loader(batch_sampler=[[0, 1], [2]]), lambda: loader(batch_sampler=[[0], [1, 2]])),
+    "alone": (
+        lambda: loader(batch_size=None, sampler=BatchSampler(range(4), 2, False)),
+        lambda: loader(batch_size=None, sampler=BatchSampler(range(4, 8), 2, False)),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the content of the data is not compared")
+@pytest.mark.parametrize(("first", "other"), ORDERS.values(), ids=ORDERS)
+def test_other_rows_of_a_loader_are_refused(first, other, tmp_path):
+    """By the rows that its sampler gives from one seed, with any sampler; the same rows resume."""
+    assert resumed(tmp_path, cd(), cd(), first(), other=first()).step == 2
+    with pytest.raises(CheckpointError, match=r"other data \(its sampler gives other rows\)"):
+        quiet(cd(), other(), steps=3, out=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"shuffle": True}, "sampler 'SequentialSampler', not 'RandomSampler'"),
+        ({"drop_last": True}, "drop_last False, not True"),
+        ({"collate_fn": doubled}, "collate_fn None, not 'doubled'"),
+    ],
+)
+def test_other_options_of_a_loader_are_refused(options, told, tmp_path):
+    with pytest.raises(CheckpointError, match=rf"other data \({told}\)"):
+        resumed(tmp_path, cd(), cd(), loader(), other=loader(**options))
+
+
+def test_loader_that_was_used_resumes(tmp_path):
+    """What a sampler counts during training, such as its epoch, makes it no other one."""
+    used = loader(sampler=Epochs())
+    quiet(cd(), used, steps=5, out=tmp_path)
+    assert quiet(cd(), used, steps=6, out=tmp_path, resume=True).step == 6
+
+
+def test_order_that_no_seed_gives_again_is_named(tmp_path):
+    with pytest.warns(UserWarning, match="the sampler Counting of the DataLoader gives other rows at each draw"):
+        assert resumed(tmp_path, cd(), cd(), loader(sampler=Counting()), other=loader(sampler=Counting())).step == 2
+
+
 def test_dataset_that_draws_resumes(tmp_path):
     """Augmentations by the global generator are compared as functions of the seed."""
     assert resumed(tmp_path, cd(), cd(), Rows(data(), 0.1), other=Rows(data(), 0.1), num_workers=0).step == 2
 
 
 def test_generators_of_its_own_are_named(tmp_path):
-    """A generator whose state no checkpoint holds is named; its draws are not compared."""
+    """A generator whose state no checkpoint holds is named; its draws are not compared, which a resumed run says."""
     rows = [Rows(data(), 0.1, torch.Generator().manual_seed(seed)) for seed in (1, 2)]
-    with pytest.warns(UserWarning, match=r"the data Rows holds a random generator of its own \(rng\)"):
+    named = pytest.warns(UserWarning, match=r"the data Rows holds a random generator of its own \(rng\)")
+    with named, pytest.warns(UserWarning, match="the content of the data is not compared"):
         assert resumed(tmp_path, cd(), cd(), rows[0], other=rows[1]).step == 2
 
 
@@ -204,10 +366,43 @@ class OtherFlow(Flow):
     pass
 
 
+def test_resuming_on_an_iterable_dataset_warns(tmp_path):
+    """Its content is not compared, unless it was said to differ."""
+    quiet(cd(), Flow(), steps=1, out=tmp_path)
+    with pytest.warns(UserWarning, match="the content of the data is not compared"):
+        quiet(cd(), Flow(), steps=2, out=tmp_path, resume=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quiet(cd(), Flow(), steps=3, out=tmp_path, resume=True, changed=["data"])
+
+
 def test_other_iterable_dataset_is_refused(tmp_path):
     """An iterable data set is known by its class."""
     with pytest.raises(CheckpointError, match=r"other data \(class 'Flow', not 'OtherFlow'\)"):
         resumed(tmp_path, cd(), cd(), Flow(), other=OtherFlow())
+
+
+def named(classes=("a", "c"), columns=("x", "y"), shift=1 / 3):
+    """A data set whose values are always the same."""
+    data_set = SimpleNamespace(
+        train=data(), test=data(2), shape=(2,), state_space="continuous", n_classes=2, classes=classes
+    )
+    data_set.as_record = lambda: {"columns": list(columns), "shift": [shift]}
+    return data_set
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"classes": ("a", "z")}, r"classes \['a', 'c'\], not \['a', 'z'\]"),
+        ({"columns": ("x2", "y")}, r"columns \['x', 'y'\], not \['x2', 'y'\]"),
+    ],
+)
+def test_other_names_of_classes_and_columns_are_refused(options, told, tmp_path):
+    """Where the values are the same too; a rounding that another machine makes is no difference."""
+    assert resumed(tmp_path, cd(), cd(), named(), other=named(shift=1 / 3 + 1e-16)).step == 2
+    with pytest.raises(CheckpointError, match=rf"other data \({told}\)"):
+        quiet(cd(), named(**options), steps=3, out=tmp_path, resume=True)
 
 
 def test_long_description_is_a_digest():

@@ -188,3 +188,52 @@ def test_batch_statistics_of_halves_are_refused():
             call()
     energy.eval()  # of fixed statistics
     loss.compute_loss(data(10), data(10))
+
+
+class Centered(nn.Module):
+    """A layer that subtracts the mean of the batch, in training."""
+
+    def forward(self, x):
+        return x - x.mean(0) if self.training else x
+
+
+class Functional(nn.Module):
+    """Batch normalisation by a function."""
+
+    def forward(self, x):
+        return nn.functional.batch_norm(x, torch.zeros(8), torch.ones(8), training=self.training)
+
+
+def halves(layer):
+    langevin = ebmcore.create_sampler("langevin", step_size=0.01)
+    energy = Net(nn.Linear(2, 8), layer, nn.SiLU(), nn.Linear(8, 1))
+    return ebmcore.create_loss("cd", energy, langevin, joint_forward=False)
+
+
+@pytest.mark.parametrize("layer", [Centered(), Functional()], ids=["by-hand", "function"])
+def test_energies_that_depend_on_the_batch_are_refused(layer):
+    """Whatever computes the statistics, where data and negatives have other ones."""
+    loss = halves(layer)
+    with pytest.raises(UsageError, match="joint_forward=False gives .* energies of Net depend in training"):
+        quiet(loss, DATA, steps=1)
+    layer.eval()
+    assert quiet(loss, DATA, steps=1).step == 1
+
+
+@pytest.mark.parametrize("layer", [nn.Identity(), nn.Dropout(), nn.LayerNorm(8), nn.utils.parametrizations.spectral_norm])
+def test_energies_of_single_examples_pass(layer):
+    """Those of random masks and of layers that training changes too."""
+    layer = layer(nn.Linear(8, 8)) if not isinstance(layer, nn.Module) else layer
+    assert quiet(halves(layer), DATA, steps=1).step == 1
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_running_statistics_of_instances_are_refused(joint):
+    """Chains would follow an energy of running statistics, and gradients one of those of each example."""
+    layers = nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4, track_running_stats=True), nn.SiLU(), nn.Flatten(), nn.Linear(16, 1)
+    langevin, x = ebmcore.create_sampler("langevin", step_size=0.01), torch.randn(20, 1, 4, 4)
+    loss = ebmcore.create_loss("cd", Net(*layers), langevin, joint_forward=joint)
+    with pytest.raises(UsageError, match=r"net.1 \(InstanceNorm2d\) normalises by the statistics of an example in training"):
+        quiet(loss, x, steps=1)
+    loss.energy.net[1].eval()
+    assert quiet(loss, x, steps=1).step == 1

@@ -123,6 +123,8 @@ def test_checkpoint_is_chosen_by_step(averaged):
     assert load_run(averaged, checkpoint=5).step == 5
     with pytest.raises(CheckpointError, match="no checkpoint of step 7: it has those of step 5, 10"):
         load_run(averaged, checkpoint=7)
+    with pytest.raises(UsageError, match="checkpoint must be a whole number, got '5'"):
+        load_run(averaged, checkpoint="5")
 
 
 def test_score_is_minus_the_energy(averaged):

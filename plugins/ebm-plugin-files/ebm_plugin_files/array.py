@@ -113,10 +113,7 @@ class Array(FileData):
         content = read(path, header=header)
         x, names, beside = _taken(content, key, columns, {"labels": labels, "weights": weights}, header)
         self._key, self._names, self._header = key, names, header
-        self._beside = tuple(
-            beside[what].column or str(given) if what in beside else None
-            for what, given in (("labels", labels), ("weights", weights))
-        )
+        self._beside = tuple(beside[what].column if what in beside else None for what in ("labels", "weights"))
         self._reshape, self._threshold = shape, threshold
         check_numbers(x, path, names)
         rows = split(len(x), test_share, seed, path)
@@ -231,7 +228,7 @@ def _beside(content: Content, table: Content, what: str, name: str | int) -> Bes
     """Labels or weights in an array or a column of a file; `None` if it has none of that name."""
     column = table.find(name)
     if not content.table and str(name) in content.names:
-        return Beside(content.get(str(name)), f"{str(name)!r} of {content.path}")
+        return Beside(content.get(str(name)), f"{str(name)!r} of {content.path}", column=str(name))
     if column is None:
         return None
     values = table.labels(column) if what == "labels" else table.get(column)

@@ -31,7 +31,7 @@ class Beside(NamedTuple):
         values: The values.
         where: What a message calls their place.
         advice: What it advises if they are not one for each.
-        column: Name of their column, where it is one of the examples' own table.
+        column: Name of their column or array, where it is one of the examples' own file.
     """
 
     values: np.ndarray

@@ -179,6 +179,7 @@ def test_labels_and_weights_of_another_file(name):
     assert in_order(data, "_labels").tolist() == KINDS.tolist()
     assert in_order(data, "_weights").tolist() == (KINDS + 1).tolist()
     assert data.train_weights.dtype == torch.float32
+    assert data.as_record()["beside"] == [None, None]  # no columns, and no places
 
 
 @pytest.mark.parametrize("header", [None, True])
