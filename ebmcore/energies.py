@@ -106,9 +106,7 @@ def check_energies(values: Tensor, x: Tensor) -> Tensor:
     if isinstance(values, Tensor) and values.shape == x.shape[:1]:
         return values
     got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
-    raise ValueError(
-        f"the energy returned {got}: it must return ({len(x)},), one number for each, e.g. through .squeeze(-1)"
-    )
+    raise ValueError(f"the energy returned {got}: it must return ({len(x)},), one number each, e.g. through .squeeze(-1)")
 
 
 def value_and_grad(energy: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
