@@ -36,7 +36,7 @@ def open_examples(data: Any, loss: BaseLoss, reading: Reading, weights: Any = No
         UsageError: If there are none, or they cannot be what the loss is trained on.
     """
     labels: Any = None
-    if isinstance(data, DataSource) and not isinstance(data, Tensor | Dataset):
+    if not isinstance(data, Tensor | Dataset) and isinstance(data, DataSource):
         # A torch Dataset may have a flag called train.
         labels = getattr(data, "train_labels", None)
         weights = getattr(data, "train_weights", None) if weights is None else weights
