@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -95,7 +96,8 @@ def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(P
     for part in parts:  # another component than the base's takes none of the base's options
         if merged.get(part, {}).get("name") not in (None, names[part]):
             merged[part] = {"name": names[part]}
-    names |= {part: listed[0][0]["name"] for part, listed in several.items() if listed}  # for the help
+    if _asks_for_help(arguments):
+        names |= {part: listed[0][0]["name"] for part, listed in several.items() if listed}
     config = _parsed(prog, names, parts, merged, normal)
     for option in ("resume", "allow_code"):  # in the parser for their help alone
         config.pop(option, None)
@@ -140,6 +142,13 @@ def _parsed(
     config = {key: _plain(value) for key, value in config.items() if key not in ("config", "recipe", "schedules")}
     for part, options in further.items():
         config[part] |= options
+    for part in known:
+        for option, value in config[part].items():
+            if not _is_plain(value):
+                kind = type(value).__name__
+                raise UsageError(
+                    f"option --{part}.{option}: no file can hold a {kind}: let the class take its name as a text"
+                )
     check_numbers(config)
     defaults = parser.get_defaults().as_dict()
     for part in PARTS:
@@ -150,21 +159,27 @@ def _parsed(
 def _split_off_further(
     merged: Config, arguments: Sequence[str], names: Mapping[str, str], known: Sequence[str]
 ) -> tuple[Config, list[str], dict[str, Config]]:
-    """Configuration and arguments without the options that only the ``**kwargs`` of a class take, and these by part."""
-    open_parts = [
-        part for part, name in names.items() if part != "optimizer" and takes_any_keyword(host.load(PARTS[part][0], name))
-    ]
+    """Configuration and arguments without the options that the parser has not but the class takes, and these by part."""
+    classes = {part: host.load(PARTS[part][0], name) for part, name in names.items() if part != "optimizer"}
+    open_to = {part: None if takes_any_keyword(cls) else _beyond_yaml(cls) for part, cls in classes.items()}
+
+    def is_further(part: str, option: str) -> bool:
+        options = open_to.get(part, set())
+        return f"--{part}.{option}" not in known and (option.isidentifier() if options is None else option in options)
+
     further: dict[str, Config] = {}
-    for part in open_parts:
+    for part in open_to:
         options = merged.get(part, {})
-        further[part] = {option: value for option, value in options.items() if f"--{part}.{option}" not in known}
-        merged = merged | {part: {option: value for option, value in options.items() if option not in further[part]}}
+        further[part] = {option: value for option, value in options.items() if is_further(part, option)}
+        if further[part]:
+            kept = {option: value for option, value in options.items() if option not in further[part]}
+            merged = merged | {part: kept}
     rest = []
     following = iter(arguments)
     for argument in following:
         flag, sign, value = argument.partition("=")
         part, _, option = flag.removeprefix("--").partition(".")
-        if not flag.startswith("--") or part not in open_parts or flag in known or not option.isidentifier():
+        if not flag.startswith("--") or not is_further(part, option):
             rest.append(argument)
             continue
         value = value if sign else next(following, "--")
@@ -172,6 +187,19 @@ def _split_off_further(
             raise UsageError(f"option {flag} needs a value: {flag} VALUE")
         further[part][option] = load_yaml(value, f"option {flag}")
     return merged, rest, further
+
+
+def _beyond_yaml(cls: type[Any]) -> set[str]:
+    """Options with a default that no file holds, such as a class; it counts unless another value is given."""
+    return {name for name, p in constructor_keywords(cls).items() if p.default is not p.empty and not _is_plain(p.default)}
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        yaml.safe_dump(_plain(value))
+    except yaml.YAMLError:
+        return False
+    return True
 
 
 def _split_off_nulls(merged: Config) -> tuple[Config, list[str]]:
@@ -299,8 +327,14 @@ def _parser(prog: str, names: dict[str, str], parts: Sequence[str], *, for_help:
         parser.add_argument(f"--{part}.name", type=str, metavar="NAME", help=f"the {kind}; also --{part} NAME{shown}")
         if part in names:
             cls = optimizer_class(names[part]) if part == "optimizer" else host.load(kind, names[part])
-            added = parser.add_class_arguments(cls, part, skip=given, sub_configs=False, as_group=True, fail_untyped=False)
-            mandatory = {f"{part}.{name}" for name, p in constructor_keywords(cls).items() if p.default is p.empty}
+            keywords = constructor_keywords(cls)
+            if "name" in keywords and keywords["name"].default is inspect.Parameter.empty:
+                raise UsageError(
+                    f"the {kind} {names[part]} needs an option called name, which names the component: rename it"
+                )
+            skip = given | {"name"} | _beyond_yaml(cls)
+            added = parser.add_class_arguments(cls, part, skip=skip, sub_configs=False, as_group=True, fail_untyped=False)
+            mandatory = {f"{part}.{name}" for name, p in keywords.items() if p.default is p.empty}
             for action in parser._actions:
                 if action.dest in mandatory.intersection(added):  # one without a type would be None where it is not given
                     action.required = True

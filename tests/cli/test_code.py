@@ -170,6 +170,69 @@ def test_options_of_a_class_are_in_the_help(capsys):
     assert "Its number of units" in shown
 
 
+WITH_DEFAULT = """
+class Special(Net):
+    def __init__(self, shape, {option}):
+        super().__init__(shape)
+        self.seen = {name}
+"""
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "act=torch.nn.SiLU",
+        "act: type[torch.nn.Module] = torch.nn.SiLU",
+        "act: torch.nn.Module = torch.nn.SiLU()",
+        "act=lambda x: x",
+    ],
+)
+def test_default_that_no_file_holds(option, folder):
+    """The default counts and is not written; a value that is given reaches the constructor."""
+    (folder / "model.py").write_text(MODEL + WITH_DEFAULT.format(option=option, name="act"))
+    special = NET.replace("Net", "Special")
+    assert ebmcore(special) == 0
+    assert config()["energy"] == {"name": "model.py:Special"}
+    assert ebmcore(f"{special}2 --energy.act relu") == 0
+    assert kernel.load_run("run2", allow_code=True).energy.seen == "relu"
+
+
+def test_value_that_no_file_holds_is_refused(folder, capsys):
+    (folder / "model.py").write_text(
+        MODEL.replace("import os\n", "import enum\nimport os\n")
+        + "Color = enum.Enum('Color', 'RED BLUE')\n"
+        + WITH_DEFAULT.format(option="color: Color", name="color")
+    )
+    error = refused(f"{NET.replace('Net', 'Special')} --energy.color RED", capsys)
+    assert "option --energy.color: no file can hold a Color: let the class take its name as a text" in error
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize("option", ["name: str = 'default'", "name: str"])
+def test_option_called_name(option, folder, capsys):
+    """An option that would be called as the component keeps its default; without one, the class is refused."""
+    (folder / "model.py").write_text(MODEL + WITH_DEFAULT.format(option=option, name="name"))
+    special = NET.replace("Net", "Special")
+    if "=" in option:
+        assert ebmcore(special) == 0
+        assert kernel.load_run("run", allow_code=True).energy.seen == "default"
+    else:
+        assert "the energy model.py:Special needs an option called name" in refused(special, capsys)
+
+
+def test_required_option_of_a_metric(folder, capsys):
+    """It is given after the metric's name, in a file, and for a run; without it, one line says so."""
+    (folder / "model.py").write_text(
+        MODEL.replace("class Count:", "class Count:\n    def __init__(self, k: int): self.k = k\n")
+    )
+    assert ebmcore(f"{NET} --metric model.py:Count --metric.k 3") == 0
+    assert ebmcore("evaluate run --metric model.py:Count --metric.k 3 --allow-code") == 0
+    (folder / "options.yaml").write_text("metric: {name: 'model.py:Count', k: 3}")
+    assert ebmcore(f"{NET}2 --config options.yaml --allow-code") == 0
+    capsys.readouterr()
+    assert "missing --metric.k" in refused(f"{NET}3 --metric model.py:Count", capsys)
+
+
 def test_files_beside_it_can_be_imported(folder):
     """By both forms of import, from any current directory."""
     (folder / "sub").mkdir()

@@ -10,7 +10,10 @@ import torch
 import yaml
 from commands import MOONS, RBM, ebmcore, same, tensors, train
 
+from ebmcore import host
+from ebmcore._keywords import constructor_keywords
 from ebmcore.cli import main
+from ebmcore.training.configuration import PARTS
 
 FULL = RBM + " --loss pcd --steps 1"
 
@@ -180,3 +183,12 @@ def test_single_metric_in_a_file(tmp_path):
     (tmp_path / "one.yaml").write_text("metric: {name: exact-ll, n_bootstrap: 9}")
     assert train(f"{RBM} --loss cd --steps 1 --config {tmp_path / 'one.yaml'} --metric.n_bootstrap 8", tmp_path / "run") == 0
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["metric"] == [{"name": "exact-ll", "n_bootstrap": 8}]
+
+
+def test_no_component_has_an_option_called_name():
+    """The option would be that which names the component."""
+    classes = [
+        host.load(c.kind, c.id) for kind, _ in PARTS.values() if kind != "optimizer" for c in host.list_components(kind)
+    ]
+    assert len(classes) > 50
+    assert [cls for cls in classes if "name" in constructor_keywords(cls)] == []
