@@ -78,11 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = ": ".join(str(part) for part in (error.strerror or error, error.filename) if part)
         return _fail(_with_plugin(reason, error), error)
     except Exception as error:
-        from ebmcore.host.origin import is_out_of_memory
+        from ebmcore.host.origin import is_of_own_class, is_out_of_memory
 
-        if not is_out_of_memory(error):
-            raise
-        return _fail(_with_plugin(f"out of memory ({error or type(error).__name__})", error), error)
+        named = f"{type(error).__name__}: {error}".removesuffix(": ")
+        if is_out_of_memory(error):
+            return _fail(_with_plugin(f"out of memory ({error or named})", error), error)
+        if is_of_own_class(error):
+            return _fail(_with_plugin(named, error), error)
+        raise
     return 0
 
 

@@ -143,6 +143,10 @@ class PluginManager:
         """Let `find` know a user's own class by its id; it is not listed, as nobody installed it."""
         self._own[component.kind, component.id] = component
 
+    def own(self) -> list[OwnClass]:
+        """The user's own classes."""
+        return list(self._own.values())
+
     @contextmanager
     def temporary(self, plugin: object, distribution: str) -> Iterator[list[Component]]:
         """See `ebmcore.host.temporary_plugin`."""

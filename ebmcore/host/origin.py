@@ -7,26 +7,42 @@ import traceback
 
 from ebmcore.errors import EbmcoreError
 from ebmcore.host.manager import get_manager
-from ebmcore.host.registry import Component
+from ebmcore.host.registry import Component, OwnClass
 
 
 def origin(error: BaseException) -> str:
-    """The plugin whose code raised an error, its version and the line; empty if the code is the kernel's or of no plugin.
+    """The plugin whose code raised an error, its version and the line; empty if the code is the kernel's or of no plugin."""
+    found = _raiser(error)
+    if found is None:
+        return ""
+    component, line = found
+    own = isinstance(component, OwnClass)
+    return f"{component.distribution} ({line})" if own else f"the plugin {component.distribution} {component.version} ({line})"
+
+
+def is_of_own_class(error: BaseException) -> bool:
+    """Whether the code of a user's own class raised an error."""
+    found = _raiser(error)
+    return found is not None and isinstance(found[0], OwnClass)
+
+
+def _raiser(error: BaseException) -> tuple[Component, str] | None:
+    """A component of the plugin or file whose code raised an error, and the line.
 
     The innermost frame counts that belongs to a plugin or to the kernel: other libraries, such as torch, act for their caller.
     """
     try:
-        components = get_manager().components()
+        components = [*get_manager().components(), *get_manager().own()]
     except EbmcoreError:  # a wrong environment variable
-        return ""
+        return None
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         module = str(frame.f_globals.get("__name__")).split(".")
         if module[0] == "ebmcore":
-            return ""
+            return None
         closest = max(components, key=lambda component: _shared_packages(module, component), default=None)
         if closest is not None and _shared_packages(module, closest):
-            return f"the plugin {closest.distribution} {closest.version} ({frame.f_code.co_filename}:{line})"
-    return ""
+            return closest, f"{frame.f_code.co_filename}:{line}"
+    return None
 
 
 def _shared_packages(module: list[str], component: Component) -> int:

@@ -14,6 +14,7 @@ import yaml
 from commands import MOONS, ebmcore
 
 import ebmcore as kernel
+from ebmcore.errors import UsageError
 
 pytestmark = pytest.mark.filterwarnings("default")  # a warning is none of an error for a command
 
@@ -283,6 +284,48 @@ def test_wrong_class_is_one_line(name, message, folder, capsys):
     assert not (folder / "run").exists()
 
 
+FAILS = """
+class Fails(Net):
+    def __init__(self, shape):
+        super().__init__(shape)
+        {init}
+
+    def forward(self, x):
+        {forward}
+
+
+class Fails2:
+    def __call__(self, energy, data, *, sampler, generator):
+        return {{}}["score"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"init": "{}['layer']"}, "failed: KeyError: 'layer'; while making the energy 'model.py:Fails'"),
+        ({"forward": "return self.nte(x)"}, "failed: AttributeError: 'Fails' object has no attribute 'nte'"),
+        ({"forward": "assert x.ndim == 7"}, "failed: AssertionError"),
+    ],
+)
+def test_failing_class_is_one_line(parts, message, folder, capsys):
+    """With file and line, whatever it raises; nothing is written."""
+    text = MODEL + FAILS.format(**({"init": "pass", "forward": "pass"} | parts))
+    (folder / "model.py").write_text(text)
+    (line,) = (number for number, code in enumerate(text.splitlines(), 1) if code.strip() == next(iter(parts.values())))
+    error = refused(NET.replace("Net", "Fails"), capsys)
+    assert f"ebmcore: model.py ({folder}/model.py:{line}) {message}" in error
+    assert not (folder / "run").exists()
+
+
+def test_failing_metric_is_one_line(folder, capsys):
+    (folder / "model.py").write_text(MODEL + FAILS.format(init="pass", forward="pass"))
+    assert ebmcore(NET) == 0
+    capsys.readouterr()
+    error = refused("evaluate run --metric model.py:Fails2 --allow-code", capsys)
+    assert "failed: KeyError: 'score'; while measuring with Fails2" in error
+
+
 def test_settings_of_the_process_are_put_back(folder, capsys):
     (folder / "model.py").write_text(MODEL + "torch.set_default_dtype(torch.float64)\nprint('hello')\n")
     assert ebmcore(NET) == 0
@@ -425,6 +468,22 @@ def test_run_without_its_file_has_a_copy(road, folder, monkeypatch, capsys):
     assert f"the file {folder}/elsewhere/run/code/energy/model.py would be run: add --allow-code" in error
     assert ebmcore(f"{road} --allow-code") == 0
     assert "another version" not in capsys.readouterr().err
+
+
+def test_card_of_an_own_class_shows_its_use(folder, capsys):
+    """Its lines load the weights; ``from_pretrained`` runs no code, and says where they are."""
+    file = folder / "model.py"
+    assert ebmcore(f"{NET.replace('model.py', str(file))} --energy.width 5 --metric {file}:Count") == 0
+    assert ebmcore("export run --out a/model --allow-code") == 0
+    with pytest.raises(UsageError, match=r"class model.py:Net of who trained it, .* as a.model.README.md shows"):
+        kernel.from_pretrained("a/model")
+    card = Path("a/model/README.md").read_text()
+    lines = card.partition("```python\n")[2].partition("log_density")[0]
+    made = {}
+    exec(lines.replace("DIRECTORY", "a/model"), made)
+    expected = kernel.load_run("run", allow_code=True).energy
+    assert made["energy"].net.weight.equal(expected.net.weight)
+    assert str(folder) not in card
 
 
 def test_file_at_its_place_comes_before_the_copy(folder, capsys):
