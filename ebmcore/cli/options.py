@@ -18,7 +18,7 @@ import difflib
 import inspect
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,14 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from ebmcore import host
 from ebmcore._keywords import constructor_keywords, takes_any_keyword
 from ebmcore.cli import code
-from ebmcore.cli.files import name_reader, reader
+from ebmcore.cli.files import PLACES_HELP, name_reader, reader
 from ebmcore.errors import EbmcoreError, UsageError
 from ebmcore.training import fit
 from ebmcore.training.configuration import LISTED, PARTS, Config, admit, components, read_config
 from ebmcore.training.documents import check_text, load_yaml
 from ebmcore.training.numbers import check_magnitudes, check_numbers
 from ebmcore.training.optimizers import OPTIMIZERS, optimizer_class
+from ebmcore.training.options import PLACES
 from ebmcore.training.preparation import DEFAULT_BATCH_SIZE
 from ebmcore.training.schedules import SCHEDULES
 
@@ -101,7 +102,7 @@ def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(P
     config = _parsed(prog, names, parts, merged, normal)
     for option in ("resume", "allow_code"):  # in the parser for their help alone
         config.pop(option, None)
-    config = {key: value for key, value in config.items() if not (key in PARTS and not value.get("name"))}
+    config = {key: value for key, value in config.items() if not (key in parts and not value.get("name"))}
     config = {key: value for key, value in config.items() if key not in LISTED}
     if "loss" in parts:
         config["schedules"] = schedules
@@ -128,11 +129,11 @@ def _parsed(
     known = {part: name for part, name in names.items() if name is not None}
     parser = _parser(prog, known, parts, for_help=_asks_for_help(arguments))
     merged, arguments, further = _split_off_further(merged, arguments, known, _option_strings(parser))
-    _check_known(merged, parser, prog)
+    _check_known(merged, parser, prog, known)
     try:
         config = parser.parse_args(["--config", yaml.safe_dump(merged), *nulls, *arguments]).as_dict()
     except argparse.ArgumentError as error:
-        raise UsageError(_one_line(error, parser, prog)) from error
+        raise UsageError(_one_line(error, parser, prog, known)) from error
     except OverflowError as error:  # a whole number for a real option
         raise UsageError(f"a number is too large: {error}; see '{prog} --help'") from error
     except SystemExit as end:
@@ -216,13 +217,13 @@ def _split_off_nulls(merged: Config) -> tuple[Config, list[str]]:
     return config, nulls
 
 
-def _check_known(merged: Config, parser: ArgumentParser, prog: str) -> None:
+def _check_known(merged: Config, parser: ArgumentParser, prog: str, named: Collection[str]) -> None:
     """Check the names of options, as jsonargparse overlooks a few, such as one whose value is an empty mapping."""
     known = _option_strings(parser)
     within = [f"{part}.{option}" for part in PARTS if isinstance(merged.get(part), dict) for option in merged[part]]
     for option in [*within, *(option for option in merged if option not in PARTS)]:
         if f"--{option}" not in known or ("." in option and option not in within):
-            raise UsageError(_unknown(f"--{option}", known, prog))
+            raise UsageError(_unknown(f"--{option}", parser, prog, named))
 
 
 def _check_arguments(arguments: Sequence[str]) -> None:
@@ -320,6 +321,8 @@ def _parser(prog: str, names: dict[str, str], parts: Sequence[str], *, for_help:
         parser.add_argument("--recipe", metavar="NAME", help="start from that configuration; all other options override it")
     if tuple(parts) == ("metric",):
         parser.add_argument("--checkpoint", type=int | None, metavar="STEP", help="step of the checkpoint (the last one)")
+        for place in PLACES:
+            parser.add_argument(f"--data.{place}", type=str | None, metavar="PLACE", help=PLACES_HELP)
     for part in parts:
         kind, given = PARTS[part]
         shown = _losses_without_sampler() if part == "sampler" and training and for_help else ""
@@ -444,14 +447,20 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-_SAID = {"int": "a whole number", "float": "a number", "NoneType": "null"}
+_SAID = {"int": "a whole number", "float": "a number", "str": "a text", "NoneType": "null"}
 
 
-def _one_line(error: argparse.ArgumentError, parser: ArgumentParser, prog: str) -> str:
+def _one_line(error: argparse.ArgumentError, parser: ArgumentParser, prog: str, named: Collection[str]) -> str:
     message = " ".join(str(error).split())
     unknown = re.search(r"unrecognized arguments: (--[\w.-]+)", message) or re.search(
         r"Key '([\w.]+)' is not expected", message
     )
+    within = re.search(r'Parser key "([\w.]+)":.*NestedArg\(key=\'([\w.]+)\', val=\'?(.*?)\'?\)', message)
+    if within:
+        outer, option, value = within.groups()
+        known = f"--{outer}_options" in _option_strings(parser)
+        hint = f"write --{outer}_options '{{{option}: {value}}}'" if known else f"--{outer} has no options of its own"
+        return f"unknown option --{outer}.{option}: {hint}; see '{prog} --help'"
     if unknown is None:
         message = re.sub(r'Parser key "([\w.]+)":', r"option --\1:", message)
         message = re.sub(r"<class '([\w.]+)'>", r"\1", message).replace("typing.", "")
@@ -465,24 +474,34 @@ def _one_line(error: argparse.ArgumentError, parser: ArgumentParser, prog: str) 
             r"\1 is not imported: a value names no code, only an installed component",
             message,
         )
-        message = re.sub(r"Expected a (int|float)\b", lambda m: f"Expected {_SAID[m[1]]}", message)
+        message = re.sub(r"Expected a (int|float|str)\b", lambda m: f"Expected {_SAID[m[1]]}", message)
         message = re.sub(
             r"Expected a (?:collections\.abc\.Sequence|List|list)\b", "Expected a list such as '[64, 64]'", message
+        )
+        message = re.sub(
+            r"\b(?:collections\.abc\.)?(?:Sequence|List|list)\[([^\[\]]*)\]",
+            lambda m: f"a list such as '{'[a, b]' if 'str' in m[1] else '[64, 64]'}'",
+            message,
         )
         required = re.fullmatch(r"the following arguments are required: (.*)", message)
         if required:
             message = "missing " + ", ".join(f"--{name}" for name in required.group(1).split(", "))
         return f"{message}; see '{prog} --help'"
-    return _unknown("--" + unknown.group(1).removeprefix("--"), _option_strings(parser), prog)
+    return _unknown("--" + unknown.group(1).removeprefix("--"), parser, prog, named)
 
 
 def _option_strings(parser: ArgumentParser) -> list[str]:
     return [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
 
 
-def _unknown(option: str, known: Sequence[str], prog: str) -> str:
+def _unknown(option: str, parser: ArgumentParser, prog: str, named: Collection[str]) -> str:
     """The message for an option that there is not."""
-    group = [o for o in known if o.split(".")[0] == option.split(".")[0]] if "." in option else list(known)
+    part, dot, _ = option.removeprefix("--").partition(".")
+    if dot and part in PARTS and part not in named and f"--{part}.name" in _option_strings(parser):
+        kind = PARTS[part][0]
+        return f"option {option} needs the name of the {kind}: --{part} NAME, in a file '{part}: {{name: NAME}}'"
+    known = {o.removesuffix(".name") for o in _option_strings(parser) if o != "--print_shtab" and not o.endswith("+")}
+    group = sorted(o for o in known if (o.startswith(f"--{part}.") if dot else "." not in o))
     close = difflib.get_close_matches(option, group, n=1, cutoff=0.75)
-    hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(sorted(group)) or 'no such options'}"
+    hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(group) or 'no such options'}."
     return f"unknown option {option}: {hint} See '{prog} --help'"

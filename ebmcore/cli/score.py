@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ebmcore.cli import printable
 from ebmcore.cli.listing import Parser
-from ebmcore.cli.sample import MODEL, add_conditions, add_run_options, add_units, refuse_existing, refuse_units
+from ebmcore.cli.sample import MODEL, add_conditions, add_places, add_run_options, add_units, refuse_existing, refuse_units
 from ebmcore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def score(arguments: Sequence[str]) -> None:
         help="examples: a file that the data set of the run reads, or (N, *shape) in .npy, .npz or .safetensors",
     )
     add_run_options(parser)
+    add_places(parser)
     add_conditions(parser, "class of all examples, or one for each")
     add_units(parser, "in FILE")
     parser.add_argument("--out", type=Path, required=True, help="a .csv file with the columns row and score")
@@ -41,10 +42,12 @@ def score(arguments: Sequence[str]) -> None:
     from ebmcore.training.preparation import require_train_extra
 
     require_train_extra()
+    from ebmcore.cli.runs import relocate_data
     from ebmcore.training import load_run
     from ebmcore.training.directory import write_text
 
     run = load_run(options.run, checkpoint=options.checkpoint, allow_code=options.allow_code)
+    relocate_data(run, vars(options))
     x, stored = _examples(run, options.file, options.units)
     scores = run.score(x, stored if options.condition is None else options.condition).tolist()
     options.out.parent.mkdir(parents=True, exist_ok=True)

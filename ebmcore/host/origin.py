@@ -17,7 +17,9 @@ def origin(error: BaseException) -> str:
         return ""
     component, line = found
     own = isinstance(component, OwnClass)
-    return f"{component.distribution} ({line})" if own else f"the plugin {component.distribution} {component.version} ({line})"
+    return (
+        f"{component.distribution} ({line})" if own else f"the plugin {component.distribution} {component.version} ({line})"
+    )
 
 
 def is_of_own_class(error: BaseException) -> bool:

@@ -87,8 +87,8 @@ def from_pretrained(directory: str | os.PathLike[str]) -> nn.Module:
     directory is run.
 
     Raises:
-        UsageError: If the directory is none of these, or damaged; or if the energy is a class in a file of its author's, which the
-            model card says how to use.
+        UsageError: If the directory is none of these, or damaged; or if the energy is a class in a file of its author's, for
+            which the model card shows what to do.
         CheckpointError: If the plugin of the energy is not installed; the message has the install command.
 
     Example:

@@ -256,7 +256,7 @@ def test_file_with_the_name_of_a_module(folder):
         ("model.py:Nett", "model.py has no class Nett; did you mean Net?"),
         ("model.py:Xyz", "model.py has no class Xyz; it has Net, Shapeless, Handing"),
         ("model.py:function", "model.py has no class function: function is of the type function"),
-        ("model.py:Points", "model.py:Points is no energy: a energy must have forward()"),
+        ("model.py:Points", "model.py:Points is no energy: an energy must have forward()"),
         ("nothing.py:Net", "there is no file nothing.py for the energy nothing.py:Net"),
         ("nothing:Net", "there is no module nothing, neither in"),
         ("nothing.inner:Net", "there is no module nothing.inner"),
