@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from ebmcore._termination import saying_end
 from ebmcore.errors import EbmcoreError, LostProcessError, PluginError, UnknownComponentError, UsageError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     name, *arguments = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     try:
-        with warnings.catch_warnings():
+        with saying_end(), warnings.catch_warnings():
             warnings.showwarning = _warn
             if name in ("-h", "--help"):
                 print(_usage())
