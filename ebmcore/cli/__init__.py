@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from ebmcore._termination import saying_end
 from ebmcore.errors import EbmcoreError, LostProcessError, PluginError, UnknownComponentError, UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     name, *arguments = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     try:
-        with warnings.catch_warnings():
+        with saying_end(), warnings.catch_warnings():
             warnings.showwarning = _warn
             if name in ("-h", "--help"):
                 print(_usage())
@@ -79,14 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = ": ".join(str(part) for part in (error.strerror or error, error.filename) if part)
         return _fail(_with_plugin(reason, error), error)
     except Exception as error:
-        from ebmcore.host.origin import is_out_of_memory, own_line
+        from ebmcore.host.origin import is_of_own_class, is_out_of_memory
 
+        named = f"{type(error).__name__}: {error}".removesuffix(": ")
         if is_out_of_memory(error):
-            return _fail(_with_plugin(f"out of memory ({error or type(error).__name__})", error), error)
-        line = own_line(error)
-        if not line:
-            raise
-        return _fail(f"{type(error).__name__}: {error} ({line})", error)
+            return _fail(_with_plugin(f"out of memory ({error or named})", error), error)
+        if is_of_own_class(error):
+            return _fail(_with_plugin(named, error), error)
+        raise
     return 0
 
 

@@ -14,7 +14,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     require_train_extra()
     from ebmcore.cli.code import split_off_flag
     from ebmcore.cli.options import parse
-    from ebmcore.cli.runs import measure
+    from ebmcore.cli.runs import measure, relocate_data
     from ebmcore.training import load_run
     from ebmcore.training.configuration import create_metrics
     from ebmcore.training.numbers import refusing_sizes
@@ -29,6 +29,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     if "metric" not in asked:
         raise UsageError(f"name a metric: {prog} {run} --metric NAME (see 'ebmcore list metric')")
     trained = load_run(run, checkpoint=asked.get("checkpoint"), allow_code=split_off_flag(rest)[1])
+    relocate_data(trained, asked["data"])
     metrics = create_metrics(asked)
     with refusing_sizes():
         measure(trained.config, metrics, trained, trained.directory, trained.step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from ebmcore import host
 from ebmcore.errors import EbmcoreError, UnknownComponentError, UsageError
 from ebmcore.host.code import is_code
 from ebmcore.host.registry import known_readers
+
+PLACES_HELP = "where the data of the run are now"
 
 
 def name_reader(arguments: Sequence[str]) -> list[str]:
@@ -41,7 +44,7 @@ def reader(value: str) -> str | None:
     try:
         host.find("dataset", value)
     except UnknownComponentError:
-        if not (path.suffix or len(path.parts) > 1 or path.exists()):
+        if not (path.suffix or os.path.dirname(value) or path.exists()):
             return None
     except EbmcoreError:  # its name, but broken or provided twice: raised when it is made
         return None

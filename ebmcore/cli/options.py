@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,14 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from ebmcore import host
 from ebmcore._keywords import constructor_keywords, takes_any_keyword
 from ebmcore.cli import code
-from ebmcore.cli.files import name_reader, reader
+from ebmcore.cli.files import PLACES_HELP, name_reader, reader
 from ebmcore.errors import EbmcoreError, UsageError
 from ebmcore.training import fit
 from ebmcore.training.configuration import LISTED, PARTS, Config, admit, components, read_config
 from ebmcore.training.documents import check_text, load_yaml
 from ebmcore.training.numbers import check_magnitudes, check_numbers
 from ebmcore.training.optimizers import OPTIMIZERS, optimizer_class
+from ebmcore.training.options import PLACES
 from ebmcore.training.preparation import DEFAULT_BATCH_SIZE
 from ebmcore.training.schedules import SCHEDULES
 
@@ -95,11 +97,12 @@ def parse(prog: str, arguments: Sequence[str], *, parts: Sequence[str] = tuple(P
     for part in parts:  # another component than the base's takes none of the base's options
         if merged.get(part, {}).get("name") not in (None, names[part]):
             merged[part] = {"name": names[part]}
-    names |= {part: listed[0][0]["name"] for part, listed in several.items() if listed}  # for the help
+    if _asks_for_help(arguments):
+        names |= {part: listed[0][0]["name"] for part, listed in several.items() if listed}
     config = _parsed(prog, names, parts, merged, normal)
     for option in ("resume", "allow_code"):  # in the parser for their help alone
         config.pop(option, None)
-    config = {key: value for key, value in config.items() if not (key in PARTS and not value.get("name"))}
+    config = {key: value for key, value in config.items() if not (key in parts and not value.get("name"))}
     config = {key: value for key, value in config.items() if key not in LISTED}
     if "loss" in parts:
         config["schedules"] = schedules
@@ -126,11 +129,11 @@ def _parsed(
     known = {part: name for part, name in names.items() if name is not None}
     parser = _parser(prog, known, parts, for_help=_asks_for_help(arguments))
     merged, arguments, further = _split_off_further(merged, arguments, known, _option_strings(parser))
-    _check_known(merged, parser, prog)
+    _check_known(merged, parser, prog, known)
     try:
         config = parser.parse_args(["--config", yaml.safe_dump(merged), *nulls, *arguments]).as_dict()
     except argparse.ArgumentError as error:
-        raise UsageError(_one_line(error, parser, prog)) from error
+        raise UsageError(_one_line(error, parser, prog, known)) from error
     except OverflowError as error:  # a whole number for a real option
         raise UsageError(f"a number is too large: {error}; see '{prog} --help'") from error
     except SystemExit as end:
@@ -140,6 +143,13 @@ def _parsed(
     config = {key: _plain(value) for key, value in config.items() if key not in ("config", "recipe", "schedules")}
     for part, options in further.items():
         config[part] |= options
+    for part in known:
+        for option, value in config[part].items():
+            if not _is_plain(value):
+                kind = type(value).__name__
+                raise UsageError(
+                    f"option --{part}.{option}: no file can hold a {kind}: let the class take its name as a text"
+                )
     check_numbers(config)
     defaults = parser.get_defaults().as_dict()
     for part in PARTS:
@@ -150,21 +160,27 @@ def _parsed(
 def _split_off_further(
     merged: Config, arguments: Sequence[str], names: Mapping[str, str], known: Sequence[str]
 ) -> tuple[Config, list[str], dict[str, Config]]:
-    """Configuration and arguments without the options that only the ``**kwargs`` of a class take, and these by part."""
-    open_parts = [
-        part for part, name in names.items() if part != "optimizer" and takes_any_keyword(host.load(PARTS[part][0], name))
-    ]
+    """Configuration and arguments without the options that the parser has not but the class takes, and these by part."""
+    classes = {part: host.load(PARTS[part][0], name) for part, name in names.items() if part != "optimizer"}
+    open_to = {part: None if takes_any_keyword(cls) else _beyond_yaml(cls) for part, cls in classes.items()}
+
+    def is_further(part: str, option: str) -> bool:
+        options = open_to.get(part, set())
+        return f"--{part}.{option}" not in known and (option.isidentifier() if options is None else option in options)
+
     further: dict[str, Config] = {}
-    for part in open_parts:
+    for part in open_to:
         options = merged.get(part, {})
-        further[part] = {option: value for option, value in options.items() if f"--{part}.{option}" not in known}
-        merged = merged | {part: {option: value for option, value in options.items() if option not in further[part]}}
+        further[part] = {option: value for option, value in options.items() if is_further(part, option)}
+        if further[part]:
+            kept = {option: value for option, value in options.items() if option not in further[part]}
+            merged = merged | {part: kept}
     rest = []
     following = iter(arguments)
     for argument in following:
         flag, sign, value = argument.partition("=")
         part, _, option = flag.removeprefix("--").partition(".")
-        if not flag.startswith("--") or part not in open_parts or flag in known or not option.isidentifier():
+        if not flag.startswith("--") or not is_further(part, option):
             rest.append(argument)
             continue
         value = value if sign else next(following, "--")
@@ -172,6 +188,19 @@ def _split_off_further(
             raise UsageError(f"option {flag} needs a value: {flag} VALUE")
         further[part][option] = load_yaml(value, f"option {flag}")
     return merged, rest, further
+
+
+def _beyond_yaml(cls: type[Any]) -> set[str]:
+    """Options with a default that no file holds, such as a class; it counts unless another value is given."""
+    return {name for name, p in constructor_keywords(cls).items() if p.default is not p.empty and not _is_plain(p.default)}
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        yaml.safe_dump(_plain(value))
+    except yaml.YAMLError:
+        return False
+    return True
 
 
 def _split_off_nulls(merged: Config) -> tuple[Config, list[str]]:
@@ -188,13 +217,13 @@ def _split_off_nulls(merged: Config) -> tuple[Config, list[str]]:
     return config, nulls
 
 
-def _check_known(merged: Config, parser: ArgumentParser, prog: str) -> None:
+def _check_known(merged: Config, parser: ArgumentParser, prog: str, named: Collection[str]) -> None:
     """Check the names of options, as jsonargparse overlooks a few, such as one whose value is an empty mapping."""
     known = _option_strings(parser)
     within = [f"{part}.{option}" for part in PARTS if isinstance(merged.get(part), dict) for option in merged[part]]
     for option in [*within, *(option for option in merged if option not in PARTS)]:
         if f"--{option}" not in known or ("." in option and option not in within):
-            raise UsageError(_unknown(f"--{option}", known, prog))
+            raise UsageError(_unknown(f"--{option}", parser, prog, named))
 
 
 def _check_arguments(arguments: Sequence[str]) -> None:
@@ -292,6 +321,8 @@ def _parser(prog: str, names: dict[str, str], parts: Sequence[str], *, for_help:
         parser.add_argument("--recipe", metavar="NAME", help="start from that configuration; all other options override it")
     if tuple(parts) == ("metric",):
         parser.add_argument("--checkpoint", type=int | None, metavar="STEP", help="step of the checkpoint (the last one)")
+        for place in PLACES:
+            parser.add_argument(f"--data.{place}", type=str | None, metavar="PLACE", help=PLACES_HELP)
     for part in parts:
         kind, given = PARTS[part]
         shown = _losses_without_sampler() if part == "sampler" and training and for_help else ""
@@ -299,8 +330,14 @@ def _parser(prog: str, names: dict[str, str], parts: Sequence[str], *, for_help:
         parser.add_argument(f"--{part}.name", type=str, metavar="NAME", help=f"the {kind}; also --{part} NAME{shown}")
         if part in names:
             cls = optimizer_class(names[part]) if part == "optimizer" else host.load(kind, names[part])
-            added = parser.add_class_arguments(cls, part, skip=given, sub_configs=False, as_group=True, fail_untyped=False)
-            mandatory = {f"{part}.{name}" for name, p in constructor_keywords(cls).items() if p.default is p.empty}
+            keywords = constructor_keywords(cls)
+            if "name" in keywords and keywords["name"].default is inspect.Parameter.empty:
+                raise UsageError(
+                    f"the {kind} {names[part]} needs an option called name, which names the component: rename it"
+                )
+            skip = given | {"name"} | _beyond_yaml(cls)
+            added = parser.add_class_arguments(cls, part, skip=skip, sub_configs=False, as_group=True, fail_untyped=False)
+            mandatory = {f"{part}.{name}" for name, p in keywords.items() if p.default is p.empty}
             for action in parser._actions:
                 if action.dest in mandatory.intersection(added):  # one without a type would be None where it is not given
                     action.required = True
@@ -410,14 +447,20 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-_SAID = {"int": "a whole number", "float": "a number", "NoneType": "null"}
+_SAID = {"int": "a whole number", "float": "a number", "str": "a text", "NoneType": "null"}
 
 
-def _one_line(error: argparse.ArgumentError, parser: ArgumentParser, prog: str) -> str:
+def _one_line(error: argparse.ArgumentError, parser: ArgumentParser, prog: str, named: Collection[str]) -> str:
     message = " ".join(str(error).split())
     unknown = re.search(r"unrecognized arguments: (--[\w.-]+)", message) or re.search(
         r"Key '([\w.]+)' is not expected", message
     )
+    within = re.search(r'Parser key "([\w.]+)":.*NestedArg\(key=\'([\w.]+)\', val=\'?(.*?)\'?\)', message)
+    if within:
+        outer, option, value = within.groups()
+        known = f"--{outer}_options" in _option_strings(parser)
+        hint = f"write --{outer}_options '{{{option}: {value}}}'" if known else f"--{outer} has no options of its own"
+        return f"unknown option --{outer}.{option}: {hint}; see '{prog} --help'"
     if unknown is None:
         message = re.sub(r'Parser key "([\w.]+)":', r"option --\1:", message)
         message = re.sub(r"<class '([\w.]+)'>", r"\1", message).replace("typing.", "")
@@ -431,24 +474,34 @@ def _one_line(error: argparse.ArgumentError, parser: ArgumentParser, prog: str) 
             r"\1 is not imported: a value names no code, only an installed component",
             message,
         )
-        message = re.sub(r"Expected a (int|float)\b", lambda m: f"Expected {_SAID[m[1]]}", message)
+        message = re.sub(r"Expected a (int|float|str)\b", lambda m: f"Expected {_SAID[m[1]]}", message)
         message = re.sub(
             r"Expected a (?:collections\.abc\.Sequence|List|list)\b", "Expected a list such as '[64, 64]'", message
+        )
+        message = re.sub(
+            r"\b(?:collections\.abc\.)?(?:Sequence|List|list)\[([^\[\]]*)\]",
+            lambda m: f"a list such as '{'[a, b]' if 'str' in m[1] else '[64, 64]'}'",
+            message,
         )
         required = re.fullmatch(r"the following arguments are required: (.*)", message)
         if required:
             message = "missing " + ", ".join(f"--{name}" for name in required.group(1).split(", "))
         return f"{message}; see '{prog} --help'"
-    return _unknown("--" + unknown.group(1).removeprefix("--"), _option_strings(parser), prog)
+    return _unknown("--" + unknown.group(1).removeprefix("--"), parser, prog, named)
 
 
 def _option_strings(parser: ArgumentParser) -> list[str]:
     return [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
 
 
-def _unknown(option: str, known: Sequence[str], prog: str) -> str:
+def _unknown(option: str, parser: ArgumentParser, prog: str, named: Collection[str]) -> str:
     """The message for an option that there is not."""
-    group = [o for o in known if o.split(".")[0] == option.split(".")[0]] if "." in option else list(known)
+    part, dot, _ = option.removeprefix("--").partition(".")
+    if dot and part in PARTS and part not in named and f"--{part}.name" in _option_strings(parser):
+        kind = PARTS[part][0]
+        return f"option {option} needs the name of the {kind}: --{part} NAME, in a file '{part}: {{name: NAME}}'"
+    known = {o.removesuffix(".name") for o in _option_strings(parser) if o != "--print_shtab" and not o.endswith("+")}
+    group = sorted(o for o in known if (o.startswith(f"--{part}.") if dot else "." not in o))
     close = difflib.get_close_matches(option, group, n=1, cutoff=0.75)
-    hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(sorted(group)) or 'no such options'}"
+    hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(group) or 'no such options'}."
     return f"unknown option {option}: {hint} See '{prog} --help'"

@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 from torch import nn
 
-from ebmcore.errors import MissingCapabilityError
+from ebmcore.errors import MissingCapabilityError, UsageError
 from ebmcore.training import BaseObserver, Run, TrainedRun, copy_energy, stream_generator
 from ebmcore.training.configuration import Config, fitting_energies
 from ebmcore.training.directory import write_text
+from ebmcore.training.options import PLACES
 from ebmcore.training.runs import CONFIG, EVALUATION, Parts, evaluation, keep_code
 
 
@@ -25,6 +26,19 @@ class SavedConfig(BaseObserver):
         assert run.directory is not None  # noqa: S101 - the command line has asked for one
         keep_code(run.directory, dict(run.config))
         write_text(run.directory / CONFIG, yaml.safe_dump(dict(run.config), sort_keys=False))
+
+
+def relocate_data(run: TrainedRun, given: Mapping[str, Any]) -> None:
+    """Say where the data of a run are now.
+
+    Raises:
+        UsageError: If its data set takes no such place.
+    """
+    options = run.config["data"]
+    for place in (place for place in PLACES if given.get(place) is not None):
+        if place not in options:
+            raise UsageError(f"the data set {options['name']} of the run takes no {place}: leave out --data.{place}")
+        options[place] = given[place]
 
 
 def report(metric: str, result: dict[str, Any]) -> str:

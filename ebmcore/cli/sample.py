@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ebmcore.cli import printable
 from ebmcore.cli.code import FLAG, HELP
+from ebmcore.cli.files import PLACES_HELP
 from ebmcore.cli.listing import Parser
 from ebmcore.errors import UsageError
 
@@ -34,6 +35,7 @@ def sample(arguments: Sequence[str]) -> None:
     parser.add_argument("--steps", type=int, default=1000, help="transitions of each chain (1000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the chains (0)")
     add_run_options(parser)
+    add_places(parser)
     add_conditions(parser, "classes that the samples take in turn")
     add_units(parser, "of an array")
     parser.add_argument(
@@ -48,6 +50,7 @@ def sample(arguments: Sequence[str]) -> None:
     require_train_extra()
     from ebmcore.cli.arrays import WRITERS, write_arrays
     from ebmcore.cli.options import parse
+    from ebmcore.cli.runs import relocate_data
     from ebmcore.training import load_run
     from ebmcore.training.configuration import create
     from ebmcore.training.directory import writing
@@ -57,6 +60,7 @@ def sample(arguments: Sequence[str]) -> None:
     refuse_existing(options.out)
     asked = parse(prog, [*rest, *([FLAG] if options.allow_code else [])], parts=("sampler",)) if rest else {}
     run = load_run(options.run, checkpoint=options.checkpoint, allow_code=options.allow_code)
+    relocate_data(run, vars(options))
     if run.sampler is None and not asked:
         raise UsageError(f"{options.run} was trained without a sampler: name one, '{prog} {options.run} --sampler NAME'")
     sampler = create(asked, "sampler") if asked else None
@@ -79,6 +83,14 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of commands that use a trained run."""
     parser.add_argument("--checkpoint", type=int, metavar="STEP", help="step of the checkpoint (the last one)")
     parser.add_argument(FLAG, action="store_true", help=HELP)
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Add ``--data.path`` and ``--data.directory``."""
+    from ebmcore.training.options import PLACES
+
+    for place in PLACES:
+        parser.add_argument(f"--data.{place}", dest=place, metavar="PLACE", help=PLACES_HELP)
 
 
 def add_conditions(parser: argparse.ArgumentParser, text: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ebmcore.cli import printable
 from ebmcore.cli.listing import Parser
-from ebmcore.cli.sample import MODEL, add_conditions, add_run_options, add_units, refuse_existing, refuse_units
+from ebmcore.cli.sample import MODEL, add_conditions, add_places, add_run_options, add_units, refuse_existing, refuse_units
 from ebmcore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def score(arguments: Sequence[str]) -> None:
         help="examples: a file that the data set of the run reads, or (N, *shape) in .npy, .npz or .safetensors",
     )
     add_run_options(parser)
+    add_places(parser)
     add_conditions(parser, "class of all examples, or one for each, in place of the labels in FILE")
     add_units(parser, "in FILE")
     parser.add_argument("--out", type=Path, required=True, help="a .csv file with the columns row and score")
@@ -42,10 +43,12 @@ def score(arguments: Sequence[str]) -> None:
     from ebmcore.training.preparation import require_train_extra
 
     require_train_extra()
+    from ebmcore.cli.runs import relocate_data
     from ebmcore.training import load_run
     from ebmcore.training.directory import write_text
 
     run = load_run(options.run, checkpoint=options.checkpoint, allow_code=options.allow_code)
+    relocate_data(run, vars(options))
     x, stored, source = _examples(run, options.file, options.units)
     conditions = stored if options.condition is None else options.condition
     scores = run.score(x, _labels(run, x, source, options.file) if conditions is None else conditions).tolist()

@@ -41,7 +41,8 @@ distribution and the remedy. ``ebmcore doctor`` examines every plugin in a proce
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -133,10 +134,23 @@ def create(kind: str, name: str, /, *args: Any, **kwargs: Any) -> Any:
         raise UsageError(f"a {kind} has no instances: use ebmcore.host.load({kind!r}, {name!r})")
     cls = load(kind, name)
     reject_unknown(f"{kind} {name!r}", cls, kwargs)
+    if kind == "loss":
+        _check_sampler(name, cls, args, kwargs)
     try:
         return cls(*args, **kwargs)
     except SystemExit as error:
         raise PluginError(f"making the {kind} {name!r} ({cls.__module__}:{cls.__qualname__}) called sys.exit()") from error
+
+
+def _check_sampler(name: str, cls: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise `UsageError` if a loss misses its sampler, or is given one that it does not take."""
+    try:
+        inspect.signature(cls).bind(*args, **kwargs)
+    except TypeError as error:
+        if cls.needs_sampler and len(args) == 1 and "sampler" not in kwargs:
+            raise UsageError(f"the loss {name!r} needs a sampler: give one after the energy") from error
+        if len(args) > 1 and not cls.needs_sampler:
+            raise UsageError(f"the loss {name!r} takes no sampler: leave it out, and give options by name") from error
 
 
 def plugins() -> list[PluginReport]:

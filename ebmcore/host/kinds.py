@@ -75,17 +75,21 @@ def check_target(kind: str, target: Any) -> None:
         _check_command(target)
         return
     if not inspect.isclass(target):
-        raise TypeError(f"the target of a {kind} must be a class, got {target!r}")
+        raise TypeError(f"the target of {_a(kind)} must be a class, got {target!r}")
     if inspect.isabstract(target):
         raise TypeError(f"the class is abstract: it lacks {', '.join(sorted(getattr(target, '__abstractmethods__', ())))}")
     rules = CLASSES[kind]
     if rules.base and rules.base not in (f"{base.__module__}.{base.__qualname__}" for base in target.__mro__):
-        raise TypeError(f"a {kind} must derive from {rules.base}")
+        raise TypeError(f"{_a(kind)} must derive from {rules.base}")
     # Every class has __call__, because it makes instances, so only what the class itself or its bases define counts.
     defined = {name for base in target.__mro__ if base is not object for name in vars(base)}
     missing = [f"{name}()" for name in rules.methods if name not in defined]
     if missing:
-        raise TypeError(f"a {kind} must have {', '.join(missing)}")
+        raise TypeError(f"{_a(kind)} must have {', '.join(missing)}")
+
+
+def _a(kind: str) -> str:
+    return f"an {kind}" if kind[0] in "eo" else f"a {kind}"
 
 
 def _check_command(target: Any) -> None:

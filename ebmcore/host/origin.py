@@ -3,49 +3,48 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import traceback
-from pathlib import Path
 
 from ebmcore.errors import EbmcoreError
 from ebmcore.host.manager import get_manager
-from ebmcore.host.registry import Component
+from ebmcore.host.registry import Component, OwnClass
 
 
 def origin(error: BaseException) -> str:
-    """The plugin whose code raised an error, its version and the line; empty if the code is the kernel's or of no plugin.
+    """The plugin whose code raised an error, its version and the line; empty if the code is the kernel's or of no plugin."""
+    found = _raiser(error)
+    if found is None:
+        return ""
+    component, line = found
+    own = isinstance(component, OwnClass)
+    return (
+        f"{component.distribution} ({line})" if own else f"the plugin {component.distribution} {component.version} ({line})"
+    )
+
+
+def is_of_own_class(error: BaseException) -> bool:
+    """Whether the code of a user's own class raised an error."""
+    found = _raiser(error)
+    return found is not None and isinstance(found[0], OwnClass)
+
+
+def _raiser(error: BaseException) -> tuple[Component, str] | None:
+    """A component of the plugin or file whose code raised an error, and the line.
 
     The innermost frame counts that belongs to a plugin or to the kernel: other libraries, such as torch, act for their caller.
     """
     try:
-        components = get_manager().components()
+        components = [*get_manager().components(), *get_manager().own()]
     except EbmcoreError:  # a wrong environment variable
-        return ""
+        return None
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         module = str(frame.f_globals.get("__name__")).split(".")
         if module[0] == "ebmcore":
-            return ""
+            return None
         closest = max(components, key=lambda component: _shared_packages(module, component), default=None)
         if closest is not None and _shared_packages(module, closest):
-            return f"the plugin {closest.distribution} {closest.version} ({frame.f_code.co_filename}:{line})"
-    return ""
-
-
-def own_line(error: BaseException) -> str:
-    """The file and line of a user's own class, or of a file beside it, that raised an error; empty if it was other code.
-
-    As in `origin`, other libraries act for their caller.
-    """
-    modules = [sys.modules.get(cls.target.__module__) for cls in get_manager().own() if isinstance(cls.target, type)]
-    files = [getattr(module, "__file__", None) for module in modules]
-    folders = [Path(file).absolute().parent for file in files if file]
-    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-        file = Path(frame.f_code.co_filename)
-        if str(frame.f_globals.get("__name__")).partition(".")[0] == "ebmcore":
-            return ""
-        if "site-packages" not in file.parts and any(file.is_relative_to(folder) for folder in folders):
-            return f"{file}:{line}"
-    return ""
+            return closest, f"{frame.f_code.co_filename}:{line}"
+    return None
 
 
 def _shared_packages(module: list[str], component: Component) -> int:

@@ -30,7 +30,7 @@ CHANGEABLE = {
 }  # fmt: skip
 
 # Options that say where the data are, which may be another place by now: the digest of the data is compared.
-PLACES = {"path", "directory"}
+PLACES = ("path", "directory")
 
 _NOT_COMPARED = {f"{part}.name" for part in ("data", "energy", "sampler", "loss")} | {f"data.{place}" for place in PLACES}
 KEEP = Bounds(1)

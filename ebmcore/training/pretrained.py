@@ -17,8 +17,10 @@ from importlib_metadata import version
 from torch import Tensor, nn
 
 from ebmcore import host
+from ebmcore._keywords import constructor_keywords
 from ebmcore.energies import frozen
 from ebmcore.errors import UsageError
+from ebmcore.host.code import is_code
 from ebmcore.training.configuration import create
 from ebmcore.training.directory import check_directory, open_to_read, read_text, remove, temporary_name, writing
 from ebmcore.training.documents import MAX_JSON, load_json
@@ -85,7 +87,8 @@ def from_pretrained(directory: str | os.PathLike[str]) -> nn.Module:
     directory is run.
 
     Raises:
-        UsageError: If the directory is none of these, or damaged.
+        UsageError: If the directory is none of these, or damaged; or if the energy is a class in a file of its author's, for
+            which the model card shows what to do.
         CheckpointError: If the plugin of the energy is not installed; the message has the install command.
 
     Example:
@@ -128,6 +131,11 @@ def from_pretrained(directory: str | os.PathLike[str]) -> nn.Module:
     name = recorded_id(record, "energy", config)
     if name is None:
         raise UsageError(f"{config} does not say which component the energy is: only installed components are loaded")
+    if is_code(name):
+        raise UsageError(
+            f"the energy in {where} is the class {name} of who trained it, which is not run: make it yourself, then "
+            f'energy.load_state_dict(load_file("{where / _WEIGHTS}")), as {where / _CARD} shows'
+        )
     warn_of_other_versions(record, config)
     with torch.random.fork_rng(), refusing_sizes():
         energy: nn.Module = create({"energy": {**options, "name": name}}, "energy", shape=examples.shape)
@@ -147,14 +155,14 @@ def model_card(run: TrainedRun) -> str:
     """The model card of a trained energy, in Markdown: what it is, how it was trained, its likelihood, use and sources."""
     config, examples = run.config, run.examples
     rows = [
-        (part, config[part]["name"], _options_text(config[part]), _distribution(part, config[part]["name"]))
+        (part, _called(config[part]["name"]), _options_text(config[part]), _distribution(part, config[part]["name"]))
         for part in ("energy", "loss", "sampler", "data")
         if part in config
     ]
     classes = [type(part) for part in (run.energy, run.loss, run.sampler)] + [host.load("dataset", config["data"]["name"])]
     sources = {source: None for cls in classes for source in _sources(cls)}  # in their order, each once
     results = [
-        f"| {name} | {result['log_likelihood']:.2f} nats | {result.get('step', '')} |"
+        f"| {_called(name)} | {result['log_likelihood']:.2f} nats | {result.get('step', '')} |"
         for name, result in evaluation(run.directory).items()
         if isinstance(result, Mapping) and isinstance(result.get("log_likelihood"), int | float)
     ]
@@ -164,7 +172,7 @@ def model_card(run: TrainedRun) -> str:
         "tags: [energy-based-model]",
         "---",
         "",
-        f"# {config['energy']['name']} trained by {config['loss']['name']} on {config['data']['name']}",
+        "# {} trained by {} on {}".format(*(_called(config[part]["name"]) for part in ("energy", "loss", "data"))),
         "",
         "An energy-based model, `p(x) = exp(-E(x)) / Z`, trained with [ebmcore]"
         f"(https://pypi.org/project/ebmcore/) {version('ebmcore')} for {run.step} steps.",
@@ -187,9 +195,7 @@ def model_card(run: TrainedRun) -> str:
         "## Use",
         "",
         "```python",
-        "import ebmcore",
-        "",
-        'energy = ebmcore.from_pretrained("DIRECTORY")',
+        *_loading(run),
         "log_density = -energy(x)  # without the normaliser; x: (N, " + ", ".join(map(str, examples.shape)) + ")",
         "```",
         "",
@@ -219,8 +225,36 @@ def _options_text(options: Mapping[str, Any]) -> str:
     return ", ".join(f"`{name}={value}`" for name, value in shown.items())
 
 
+def _called(name: str) -> str:
+    """The name of a component; of a class in a file, without the folder of that file."""
+    place, _, cls = name.rpartition(":")
+    return f"{Path(place).name}:{cls}" if place.endswith(".py") else name
+
+
+def _loading(run: TrainedRun) -> list[str]:
+    """The lines of Python that make the exported energy."""
+    name = _called(run.config["energy"]["name"])
+    if not is_code(name):
+        return ["import ebmcore", "", 'energy = ebmcore.from_pretrained("DIRECTORY")']
+    place, _, cls = name.rpartition(":")
+    options = {option: value for option, value in run.config["energy"].items() if option != "name"}
+    if "shape" in constructor_keywords(type(run.energy)):
+        options = {"shape": run.examples.shape} | options
+    given = ", ".join(f"{option}={value!r}" for option, value in options.items())
+    return [
+        f"from {place.removesuffix('.py')} import {cls}  # a class of who trained it, which is not part of this directory",
+        "from safetensors.torch import load_file",
+        "",
+        f"energy = {cls}({given})",
+        f'energy.load_state_dict(load_file("DIRECTORY/{_WEIGHTS}"))',
+        "energy.eval()",
+    ]
+
+
 def _distribution(part: str, name: str) -> str:
     component = host.find("dataset" if part == "data" else part, name)
+    if is_code(name):
+        return f"none: a class of who trained it, sha256 {component.version[:12]}"
     return f"{component.distribution} {component.version}".strip()
 
 

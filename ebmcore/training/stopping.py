@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from ebmcore._termination import end_by_signal
+
 _REPEATED = 2  # seconds in which a launcher may pass on a signal that reached this process already
 _OUTLIVED = 30  # seconds in which a step in progress has read its data
 
@@ -61,7 +63,7 @@ def signals(stop: Callable[[int], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    usual = (signal.SIG_DFL, signal.default_int_handler)  # what the user has set, or told to ignore, stays
+    usual = (signal.SIG_DFL, signal.default_int_handler, end_by_signal)  # what the user has set, or told to ignore, stays
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) in usual}
     first: list[float] = []
 

@@ -14,6 +14,7 @@ import yaml
 from commands import MOONS, ebmcore
 
 import ebmcore as kernel
+from ebmcore.errors import UsageError
 
 pytestmark = pytest.mark.filterwarnings("default")  # a warning is none of an error for a command
 
@@ -170,6 +171,69 @@ def test_options_of_a_class_are_in_the_help(capsys):
     assert "Its number of units" in shown
 
 
+WITH_DEFAULT = """
+class Special(Net):
+    def __init__(self, shape, {option}):
+        super().__init__(shape)
+        self.seen = {name}
+"""
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "act=torch.nn.SiLU",
+        "act: type[torch.nn.Module] = torch.nn.SiLU",
+        "act: torch.nn.Module = torch.nn.SiLU()",
+        "act=lambda x: x",
+    ],
+)
+def test_default_that_no_file_holds(option, folder):
+    """The default counts and is not written; a value that is given reaches the constructor."""
+    (folder / "model.py").write_text(MODEL + WITH_DEFAULT.format(option=option, name="act"))
+    special = NET.replace("Net", "Special")
+    assert ebmcore(special) == 0
+    assert config()["energy"] == {"name": "model.py:Special"}
+    assert ebmcore(f"{special}2 --energy.act relu") == 0
+    assert kernel.load_run("run2", allow_code=True).energy.seen == "relu"
+
+
+def test_value_that_no_file_holds_is_refused(folder, capsys):
+    (folder / "model.py").write_text(
+        MODEL.replace("import os\n", "import enum\nimport os\n")
+        + "Color = enum.Enum('Color', 'RED BLUE')\n"
+        + WITH_DEFAULT.format(option="color: Color", name="color")
+    )
+    error = refused(f"{NET.replace('Net', 'Special')} --energy.color RED", capsys)
+    assert "option --energy.color: no file can hold a Color: let the class take its name as a text" in error
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize("option", ["name: str = 'default'", "name: str"])
+def test_option_called_name(option, folder, capsys):
+    """An option that would be called as the component keeps its default; without one, the class is refused."""
+    (folder / "model.py").write_text(MODEL + WITH_DEFAULT.format(option=option, name="name"))
+    special = NET.replace("Net", "Special")
+    if "=" in option:
+        assert ebmcore(special) == 0
+        assert kernel.load_run("run", allow_code=True).energy.seen == "default"
+    else:
+        assert "the energy model.py:Special needs an option called name" in refused(special, capsys)
+
+
+def test_required_option_of_a_metric(folder, capsys):
+    """It is given after the metric's name, in a file, and for a run; without it, one line says so."""
+    (folder / "model.py").write_text(
+        MODEL.replace("class Count:", "class Count:\n    def __init__(self, k: int): self.k = k\n")
+    )
+    assert ebmcore(f"{NET} --metric model.py:Count --metric.k 3") == 0
+    assert ebmcore("evaluate run --metric model.py:Count --metric.k 3 --allow-code") == 0
+    (folder / "options.yaml").write_text("metric: {name: 'model.py:Count', k: 3}")
+    assert ebmcore(f"{NET}2 --config options.yaml --allow-code") == 0
+    capsys.readouterr()
+    assert "missing --metric.k" in refused(f"{NET}3 --metric model.py:Count", capsys)
+
+
 def test_files_beside_it_can_be_imported(folder):
     """By both forms of import, from any current directory."""
     (folder / "sub").mkdir()
@@ -192,7 +256,7 @@ def test_file_with_the_name_of_a_module(folder):
         ("model.py:Nett", "model.py has no class Nett; did you mean Net?"),
         ("model.py:Xyz", "model.py has no class Xyz; it has Net, Shapeless, Handing"),
         ("model.py:function", "model.py has no class function: function is of the type function"),
-        ("model.py:Points", "model.py:Points is no energy: a energy must have forward()"),
+        ("model.py:Points", "model.py:Points is no energy: an energy must have forward()"),
         ("nothing.py:Net", "there is no file nothing.py for the energy nothing.py:Net"),
         ("nothing:Net", "there is no module nothing, neither in"),
         ("nothing.inner:Net", "there is no module nothing.inner"),
@@ -220,31 +284,46 @@ def test_wrong_class_is_one_line(name, message, folder, capsys):
     assert not (folder / "run").exists()
 
 
-FAILING = """import torch
-class Net(torch.nn.Module):
+FAILS = """
+class Fails(Net):
     def __init__(self, shape):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(shape))
-        {constructor}
+        super().__init__(shape)
+        {init}
+
     def forward(self, x):
         {forward}
-        return (self.weight * x).square().sum(1)
+
+
+class Fails2:
+    def __call__(self, energy, data, *, sampler, generator):
+        return {{}}["score"]
 """
 
 
 @pytest.mark.parametrize(
-    ("constructor", "forward", "message"),
+    ("parts", "message"),
     [
-        ("{}['width']", "pass", "KeyError: 'width' ({folder}/model.py:6)"),
-        ("pass", "self.wieght", "AttributeError: 'Net' object has no attribute 'wieght' ({folder}/model.py:8)"),
-        ("import fractions; fractions.Fraction(1, 0)", "pass", "({folder}/model.py:6)"),
-        ("pass", "assert len(x) == 2", "AssertionError: ({folder}/model.py:8)"),
+        ({"init": "{}['layer']"}, "failed: KeyError: 'layer'; while making the energy 'model.py:Fails'"),
+        ({"forward": "return self.nte(x)"}, "failed: AttributeError: 'Fails' object has no attribute 'nte'"),
+        ({"forward": "assert x.ndim == 7"}, "failed: AssertionError"),
     ],
 )
-def test_failing_class_is_one_line(constructor, forward, message, folder, capsys):
-    """With the line of the file, whatever the constructor or forward raises."""
-    (folder / "model.py").write_text(FAILING.replace("{constructor}", constructor).replace("{forward}", forward))
-    assert message.format(folder=folder) in refused(NET, capsys)
+def test_failing_class_is_one_line(parts, message, folder, capsys):
+    """With file and line, whatever it raises; nothing is written."""
+    text = MODEL + FAILS.format(**({"init": "pass", "forward": "pass"} | parts))
+    (folder / "model.py").write_text(text)
+    (line,) = (number for number, code in enumerate(text.splitlines(), 1) if code.strip() == next(iter(parts.values())))
+    error = refused(NET.replace("Net", "Fails"), capsys)
+    assert f"ebmcore: model.py ({folder}/model.py:{line}) {message}" in error
+    assert not (folder / "run").exists()
+
+
+def test_failing_metric_is_one_line(folder, capsys):
+    (folder / "model.py").write_text(MODEL + FAILS.format(init="pass", forward="pass"))
+    assert ebmcore(NET) == 0
+    capsys.readouterr()
+    error = refused("evaluate run --metric model.py:Fails2 --allow-code", capsys)
+    assert "failed: KeyError: 'score'; while measuring with Fails2" in error
 
 
 def test_settings_of_the_process_are_put_back(folder, capsys):
@@ -389,6 +468,22 @@ def test_run_without_its_file_has_a_copy(road, folder, monkeypatch, capsys):
     assert f"the file {folder}/elsewhere/run/code/energy/model.py would be run: add --allow-code" in error
     assert ebmcore(f"{road} --allow-code") == 0
     assert "another version" not in capsys.readouterr().err
+
+
+def test_card_of_an_own_class_shows_its_use(folder, capsys):
+    """Its lines load the weights; ``from_pretrained`` runs no code, and says where they are."""
+    file = folder / "model.py"
+    assert ebmcore(f"{NET.replace('model.py', str(file))} --energy.width 5 --metric {file}:Count") == 0
+    assert ebmcore("export run --out a/model --allow-code") == 0
+    with pytest.raises(UsageError, match=r"class model.py:Net of who trained it, .* as a.model.README.md shows"):
+        kernel.from_pretrained("a/model")
+    card = Path("a/model/README.md").read_text()
+    lines = card.partition("```python\n")[2].partition("log_density")[0]
+    made = {}
+    exec(lines.replace("DIRECTORY", "a/model"), made)
+    expected = kernel.load_run("run", allow_code=True).energy
+    assert made["energy"].net.weight.equal(expected.net.weight)
+    assert str(folder) not in card
 
 
 def test_file_at_its_place_comes_before_the_copy(folder, capsys):

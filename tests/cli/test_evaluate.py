@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -182,3 +183,23 @@ with second_device.Everywhere():
     print(measured(parts.energy))
     print(parts.energy.weight.device)
 """
+
+
+@pytest.mark.filterwarnings("ignore:.*of the mass lies on the rim")
+def test_data_of_a_moved_run_are_found(tmp_path, monkeypatch, capsys):
+    """Where they are now; other data, and a place that the data set does not take, are refused."""
+    monkeypatch.chdir(tmp_path)
+    x = np.random.default_rng(0).normal(size=(20, 2)).astype("float32")
+    for name, array in (("old", x), ("new", x), ("other", 2 * x)):
+        np.save(f"{name}.npy", array)
+    assert ebmcore(f"train {MOONS.replace('two-moons --data.n_train 200', 'old.npy')} --loss cd --steps 1 --out run") == 0
+    Path("old.npy").unlink()
+    evaluate = "evaluate run --metric grid-ll"
+    assert ebmcore(evaluate) == 2
+    assert ebmcore(f"{evaluate} --data.path new.npy") == 0
+    assert ebmcore("score run new.npy --data.path new.npy --out scores.csv") == 0
+    capsys.readouterr()
+    assert ebmcore(f"{evaluate} --data.path other.npy") == 2
+    assert "is of a run on other data: use the same" in capsys.readouterr().err
+    assert ebmcore(f"{evaluate} --data.directory .") == 2
+    assert "the data set array of the run takes no directory: leave out --data.directory" in capsys.readouterr().err

@@ -10,7 +10,10 @@ import torch
 import yaml
 from commands import MOONS, RBM, ebmcore, same, tensors, train
 
+from ebmcore import host
+from ebmcore._keywords import constructor_keywords
 from ebmcore.cli import main
+from ebmcore.training.configuration import PARTS
 
 FULL = RBM + " --loss pcd --steps 1"
 
@@ -22,6 +25,25 @@ WRONG = {
     "no name": ("train --energy", "--energy needs the name of a component of the kind energy"),
     "unknown option": (f"train {FULL} --bogus 3", "unknown option --bogus"),
     "unknown option of a component": (f"train {FULL} --loss.n_chain 3", "did you mean --loss.n_chains?"),
+    "beginning of an option": (f"train {FULL} --ene rbm", "unknown option --ene: did you mean --energy? See"),
+    "unknown option with nothing like it": (
+        "evaluate nothing --bogus",
+        "it takes --allow-code, --checkpoint, --config, --help, --metric.",
+    ),
+    "option of no component": (
+        "train --energy.hidden 3",
+        "option --energy.hidden needs the name of the energy: --energy NAME",
+    ),
+    "component of a file without its name": (
+        "train --config unnamed.yaml",
+        "option --data.side needs the name of the dataset: --data NAME, in a file 'data: {name: NAME}'",
+    ),
+    "option of an inner sampler": (
+        f"train {MOONS} --sampler tempering --sampler.inner langevin --sampler.inner.step_size 0.01 --loss cd --steps 1",
+        "write --sampler.inner_options '{step_size: 0.01}'",
+    ),
+    "no list of texts": ("train --data array --data.columns a", "Expected a list such as '[a, b]' or null. Got value: a"),
+    "folder that is not there": ("train --data ./digits-of-mine", "there is no file or directory ./digits-of-mine"),
     "missing option of a component": ("train --energy rbm", "missing --energy.hidden"),
     "no list": (
         f"train {MOONS} --energy.hidden 8 --loss cd --steps 1 --out new",
@@ -82,7 +104,12 @@ def test_wrong_input_is_one_line(command, message, tmp_path, monkeypatch, capsys
     if words[0] == "train" and "--out" not in words and message != "--data, --loss, --out missing":
         words += ["--out", "run"]
     words = drop_overridden(words)
-    files = {"part.yaml": b"energy: 5", "bytes.yaml": b"\xff\xfe\x00", "resume.yaml": b"resume: runs/demo"}
+    files = {
+        "part.yaml": b"energy: 5",
+        "unnamed.yaml": b"data: {side: 2}",
+        "bytes.yaml": b"\xff\xfe\x00",
+        "resume.yaml": b"resume: runs/demo",
+    }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     assert main(words) == 2
@@ -180,3 +207,12 @@ def test_single_metric_in_a_file(tmp_path):
     (tmp_path / "one.yaml").write_text("metric: {name: exact-ll, n_bootstrap: 9}")
     assert train(f"{RBM} --loss cd --steps 1 --config {tmp_path / 'one.yaml'} --metric.n_bootstrap 8", tmp_path / "run") == 0
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["metric"] == [{"name": "exact-ll", "n_bootstrap": 8}]
+
+
+def test_no_component_has_an_option_called_name():
+    """The option would be that which names the component."""
+    classes = [
+        host.load(c.kind, c.id) for kind, _ in PARTS.values() if kind != "optimizer" for c in host.list_components(kind)
+    ]
+    assert len(classes) > 50
+    assert [cls for cls in classes if "name" in constructor_keywords(cls)] == []

@@ -219,3 +219,11 @@ def test_configuration_is_plain_data():
     config = diary.events[0][1].config
     assert not {"optimizer", "measure", "observers"} & config.keys()
     assert config["lr"] == 1e-2
+
+
+def test_sampler_is_given_where_it_is_needed():
+    energy = Quadratic((2,))
+    with pytest.raises(UsageError, match="the loss 'score-matching' takes no sampler: leave it out"):
+        ebmcore.create_loss("score-matching", energy, Identity())
+    with pytest.raises(UsageError, match="the loss 'pcd' needs a sampler: give one after the energy"):
+        ebmcore.create_loss("pcd", energy)

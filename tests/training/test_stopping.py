@@ -197,3 +197,20 @@ def test_signals_of_the_user_are_left_alone(tmp_path, own):
 
 def test_signal_in_the_last_step_is_no_interruption(tmp_path):
     assert quiet(signalled(17), data(), steps=8, out=tmp_path).step == 8
+
+
+@pytest.mark.parametrize(("launched", "said"), [({}, "ebmcore: ended by SIGTERM\n"), ({"LOCAL_RANK": "0"}, "")])
+def test_signal_while_a_command_starts(launched, said):
+    """The command ends by the signal, with one line unless a launcher has started the process."""
+    code = (
+        "import signal, ebmcore.cli.listing\n"
+        "ebmcore.cli.listing.list = lambda _: signal.raise_signal(signal.SIGTERM)\n"
+        "ebmcore.cli.main(['list'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | launched,
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGTERM, said)

@@ -20,7 +20,7 @@ class Mlflow(BaseObserver):
 
     Args:
         experiment: The experiment, made if it does not exist.
-        name: Name of the run; `None` is the name of its directory.
+        run_name: Name of the run; `None` is the name of its directory.
         tracking_uri: Where MLflow keeps it; `None` is the environment's ``MLFLOW_TRACKING_URI``, otherwise the SQLite database
             ``mlflow.db`` in the run's directory.
 
@@ -31,10 +31,10 @@ class Mlflow(BaseObserver):
         >>> observer = Mlflow(experiment="digits")
     """
 
-    def __init__(self, *, experiment: str = "ebmcore", name: str | None = None, tracking_uri: str | None = None) -> None:
+    def __init__(self, *, experiment: str = "ebmcore", run_name: str | None = None, tracking_uri: str | None = None) -> None:
         require_library("mlflow")
         self.experiment = experiment
-        self.name = name
+        self.run_name = run_name
         self.tracking_uri = tracking_uri
 
     def on_start(self, run: Run) -> None:
@@ -52,7 +52,7 @@ class Mlflow(BaseObserver):
         found = self.client.get_experiment_by_name(self.experiment)
         experiment = self.client.create_experiment(self.experiment) if found is None else found.experiment_id
         # MLflow would make up a name with Python's global random numbers.
-        name = self.name or (run.directory.absolute().name if run.directory else "ebmcore")
+        name = self.run_name or (run.directory.absolute().name if run.directory else "ebmcore")
         self.run_id = self.client.create_run(experiment, run_name=name).info.run_id
         for option, value in flat_config(run.config).items():
             self.client.log_param(self.run_id, option, value)

@@ -20,7 +20,7 @@ class Wandb(BaseObserver):
 
     Args:
         project: The project.
-        name: Name of the run; `None` lets wandb make one up.
+        run_name: Name of the run; `None` lets wandb make one up.
         mode: ``"online"``, ``"offline"`` or ``"disabled"``; `None` is what the environment says.
 
     Raises:
@@ -32,12 +32,12 @@ class Wandb(BaseObserver):
 
     example_options: ClassVar[dict[str, Any]] = {"mode": "offline"}
 
-    def __init__(self, *, project: str = "ebmcore", name: str | None = None, mode: str | None = None) -> None:
+    def __init__(self, *, project: str = "ebmcore", run_name: str | None = None, mode: str | None = None) -> None:
         if mode not in (None, "online", "offline", "disabled"):
             raise ValueError(f"mode must be 'online', 'offline', 'disabled' or None, got {mode!r}")
         require_library("wandb")
         self.project = project
-        self.name = name
+        self.run_name = run_name
         self.mode = mode
 
     def on_start(self, run: Run) -> None:
@@ -47,7 +47,7 @@ class Wandb(BaseObserver):
         resumed = known is not None and run.step > 0 and known.exists()
         self.tracked = wandb.init(
             project=self.project,
-            name=self.name,
+            name=self.run_name,
             mode=self.mode,
             config=dict(run.config),
             dir=run.directory,
