@@ -143,6 +143,10 @@ def _parsed(
     config = {key: _plain(value) for key, value in config.items() if key not in ("config", "recipe", "schedules")}
     for part, options in further.items():
         config[part] |= options
+    check_numbers(config)
+    defaults = parser.get_defaults().as_dict()
+    for part in PARTS:
+        check_magnitudes(config.get(part), defaults.get(part), f"--{part}")
     for part in known:
         for option, value in config[part].items():
             if not _is_plain(value):
@@ -150,10 +154,6 @@ def _parsed(
                 raise UsageError(
                     f"option --{part}.{option}: no file can hold a {kind}: let the class take its name as a text"
                 )
-    check_numbers(config)
-    defaults = parser.get_defaults().as_dict()
-    for part in PARTS:
-        check_magnitudes(config.get(part), defaults.get(part), f"--{part}")
     return config
 
 
