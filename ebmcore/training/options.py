@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -169,6 +170,9 @@ def check_binding(
         made = recorded.get("made")
         if not isinstance(made, Mapping):
             raise CheckpointError(f"{where} does not say what its run was made of: it is not a checkpoint of ebmcore")
+        _check_known(
+            changed, [*flat_config(recorded["options"]), *made, *flat_config(now["options"]), *now["made"], "dataset"]
+        )
         _check_equal(made, now["made"], where, advice, changed)
     then, data = recorded["data"], now["data"]
     if then != data and "data" not in changed:
@@ -208,6 +212,15 @@ def or_allowed(advice: str) -> str:
 def is_among(name: str, changed: Sequence[str]) -> bool:
     """Return whether an option is named, by its own name or by that of its component."""
     return any(name == one or name.startswith(f"{one}.") for one in changed)
+
+
+def _check_known(changed: Sequence[str], known: Sequence[str]) -> None:
+    names = {name.removeprefix("fit.") for name in known} | {name.partition(".")[0] for name in known} | {"data"}
+    for name in changed:
+        if not any(is_among(one, [name]) for one in names):
+            close = difflib.get_close_matches(name, sorted(names), 3)
+            advice = f"did you mean {', '.join(close)}?" if close else f"such are {', '.join(sorted(names)[:5])}, ..."
+            raise UsageError(f"changed names {name!r}, which is no option of the run: {advice}")
 
 
 def _check_equal(then: Mapping[str, Any], now: Mapping[str, Any], where: Path, advice: str, changed: Sequence[str]) -> None:

@@ -446,6 +446,8 @@ def _probe(loss: BaseLoss, energy: nn.Module, batch: Batch, fabric: Any) -> None
         if is_out_of_memory(error):
             raise
         reason = " ".join(str(error).split())
+        if "required positional argument" in reason or "required keyword-only argument" in reason:
+            reason += ": the data have no such labels (--data.labels, or train_labels of the data set)"
         conditions = [str(t.tolist()) for t in (*args, *kwargs.values()) if t.ndim == 1]
         under = f" under the conditions {', '.join(conditions)}" if conditions else ""
         raise UsageError(

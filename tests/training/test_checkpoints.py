@@ -170,6 +170,14 @@ def test_named_change_is_allowed(tmp_path, name, other):
     assert run(5, **changed, resume=True).step == 5  # the checkpoint is now of the changed run
 
 
+def test_unknown_change_is_refused(tmp_path):
+    quiet(pcd(), data(), steps=2, out=tmp_path)
+    with pytest.raises(
+        UsageError, match="changed names 'loss.k_step', which is no option of the run: did you mean loss.k_steps"
+    ):
+        quiet(pcd(), data(), steps=4, out=tmp_path, resume=True, changed=["loss.k_step"])
+
+
 def test_missing_average_is_refused(tmp_path):
     """An average that only one side keeps raises an error."""
     quiet(pcd(), data(), steps=2, out=tmp_path, ema_decay=0.9)

@@ -204,20 +204,38 @@ class Functional(nn.Module):
         return nn.functional.batch_norm(x, torch.zeros(8), torch.ones(8), training=self.training)
 
 
+class Noisy(Functional):
+    """The same, and a random mask by a function."""
+
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x), 0.1, self.training)
+
+
+class Spread(nn.Module):
+    """A feature of the spread of the batch beside those of an example."""
+
+    def forward(self, x):
+        return torch.cat([x[:, :7], x.std(0).mean().expand(len(x), 1)], 1) if self.training else x
+
+
 def halves(layer):
     langevin = ebmcore.create_sampler("langevin", step_size=0.01)
     energy = Net(nn.Linear(2, 8), layer, nn.SiLU(), nn.Linear(8, 1))
     return ebmcore.create_loss("cd", energy, langevin, joint_forward=False)
 
 
-@pytest.mark.parametrize("layer", [Centered(), Functional()], ids=["by-hand", "function"])
-def test_energies_that_depend_on_the_batch_are_refused(layer):
-    """Whatever computes the statistics, where data and negatives have other ones."""
+@pytest.mark.parametrize("batch_size", [3, 16])
+@pytest.mark.parametrize("layer", [Centered(), Functional(), Noisy(), Spread()], ids=lambda layer: type(layer).__name__)
+def test_energies_that_depend_on_the_batch_are_refused(layer, batch_size):
+    """Whatever computes the statistics, where data and negatives have other ones; a wide term hides nothing."""
+    layer.train()
     loss = halves(layer)
+    inner = loss.energy.forward
+    loss.energy.forward = lambda x: inner(x) + (20 * x).square().sum(1)
     with pytest.raises(UsageError, match="joint_forward=False gives .* energies of Net depend in training"):
-        quiet(loss, DATA, steps=1)
+        quiet(loss, DATA, steps=1, batch_size=batch_size)
     layer.eval()
-    assert quiet(loss, DATA, steps=1).step == 1
+    assert quiet(halves(layer), DATA, steps=1, batch_size=batch_size).step == 1
 
 
 @pytest.mark.parametrize("layer", [nn.Identity(), nn.Dropout(), nn.LayerNorm(8), nn.utils.parametrizations.spectral_norm])
