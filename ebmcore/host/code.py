@@ -98,7 +98,8 @@ def _import_file(path: Path) -> ModuleType:
 
 def _failure(place: str, error: BaseException, folder: Path) -> str:
     if isinstance(error, ModuleNotFoundError) and f"{place}.".startswith(f"{error.name}."):
-        return f"there is no module {place}, neither in {folder} nor among the installed packages"
+        missing = f"there is no module {place}, neither in {folder} nor among the installed packages"
+        return f"{missing}: install it, or copy its package there"
     if isinstance(error, SyntaxError):
         return f"{place} cannot be run: {type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(folder)]
