@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 		-e ".[train,dev,docs]" $(PLUGINS:%=-e %)
 	rm -rf $(VENV)/lightning
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target $(VENV)/lightning \
-		pytorch-lightning torchmetrics
+		pytorch-lightning torchmetrics tqdm
 	touch $@
 
 demo: install

@@ -114,9 +114,9 @@ BESIDE_THE_FLOOR = {
     "conditional-nce": 28,
     "energy-discrepancy": 35,
     "discrete-energy-discrepancy": 37,
-    "pseudo-likelihood": 45,
-    "ratio-matching": 45,
-    "minimum-probability-flow": 44,
+    "pseudo-likelihood": 48,
+    "ratio-matching": 52,
+    "minimum-probability-flow": 51,
 }
 
 
