@@ -18,6 +18,8 @@ class Mlflow(BaseObserver):
 
     A resumed run continues there, by the id in ``mlflow-id.txt``. MLflow's own current run is left alone.
 
+    MLflow's telemetry is turned off, unless ``MLFLOW_DISABLE_TELEMETRY`` says otherwise.
+
     Args:
         experiment: The experiment, made if it does not exist.
         run_name: Name of the run; `None` is the name of its directory.
@@ -38,6 +40,8 @@ class Mlflow(BaseObserver):
         self.tracking_uri = tracking_uri
 
     def on_start(self, run: Run) -> None:
+        # Its telemetry draws from Python's global random numbers, at any time, in a thread.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient
 
         uri = self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")

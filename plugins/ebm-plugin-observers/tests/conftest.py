@@ -1,11 +1,16 @@
 """One thread, so that results repeat and neighbours do not matter; MLflow's files, since making its database takes seconds."""
 
+import os
+
 import pytest
 import torch
 
 from ebmcore import BaseContrastiveDivergence
 from ebmcore.testing import ExactGaussian, Quadratic
 from ebmcore.training import fit
+
+# As the observer does, before a test imports MLflow itself.
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 torch.set_num_threads(1)
 
