@@ -23,8 +23,8 @@ class Run:
         loss: The loss, as it is trained.
         energy: The energy, or its moving average where one is kept.
         data: What `fit` was given to train on.
-        examples: A few training examples in the form in which the loss receives them, whatever ``data`` is: the first 256 of
-            those in memory, otherwise the first batch.
+        examples: A few training examples in the form in which the loss receives them, for every kind of ``data``: the first 256
+            of those in memory, otherwise the first batch.
         sampler: The loss's sampler; `None` for a loss that has none.
         step: Number of optimizer steps done.
         n_steps: Number of optimizer steps of the whole run.

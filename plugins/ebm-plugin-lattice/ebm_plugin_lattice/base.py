@@ -66,8 +66,8 @@ class SpinModel(nn.Module, ABC):
             given = torch.as_tensor(field, dtype=torch.get_default_dtype()).flatten()
             if len(given) not in (n_components, self.n_sites * n_components) or not given.isfinite().all():
                 raise UsageError(
-                    f"field must be {n_components} or {self.n_sites * n_components} finite numbers for {self.n_sites} sites, got "
-                    f"{len(given)} numbers"
+                    f"field must be {n_components} or {self.n_sites * n_components} numbers, not NaN or infinite, for "
+                    f"{self.n_sites} sites, got {len(given)} numbers"
                 )
             self.field = nn.Parameter(given.clone().view(-1, n_components))
         # Sites of one colour are independent given the others: they are drawn together.
@@ -138,7 +138,7 @@ class SpinModel(nn.Module, ABC):
 
         The block that these methods call hidden is a second copy of the example ``(N, size)``. Together they sweep through the
         colours and back, which is reversible. A lattice with even sides is a checkerboard of two colours, one with an odd side
-        has three, and with a matrix of couplings each site is drawn by itself.
+        has three, and with a matrix of couplings each site is drawn separately.
         """
         return self._sweep(x, self._classes()[:-1], beta, None, generator).flatten(1)
 

@@ -211,9 +211,9 @@ def test_large_lattice_without_closed_form_is_refused():
     ({"coupling": torch.triu(torch.ones(4, 4), 1)}, r"must be symmetric with zeros on its diagonal: pass \(J \+ J.T\) / 2"),
     ({"coupling": torch.eye(4)}, "must be symmetric with zeros on its diagonal"),
     ({"coupling": math.nan}, "coupling holds NaN or infinite values"),
-    ({"field": [1.0, 2.0]}, "field must be 1 or 4 finite numbers for 4 sites, got 2 numbers"),
-    ({"field": []}, "field must be 1 or 4 finite numbers for 4 sites, got 0 numbers"),
-    ({"field": math.inf}, "field must be 1 or 4 finite numbers"),
+    ({"field": [1.0, 2.0]}, "field must be 1 or 4 numbers, not NaN or infinite, for 4 sites, got 2 numbers"),
+    ({"field": []}, "field must be 1 or 4 numbers, not NaN or infinite, for 4 sites, got 0 numbers"),
+    ({"field": math.inf}, "field must be 1 or 4 numbers, not NaN or infinite"),
 ])  # fmt: skip
 def test_invalid_options_raise(arguments, message):
     with pytest.raises(UsageError, match=message):

@@ -28,7 +28,7 @@ class NoiseContrastiveEstimation(BaseLoss):
     optimum it is the log partition function of the energy; ``metrics["log_partition"]`` reports it. The gradient tends to that of
     the likelihood as :math:`\nu` grows.
 
-    No sampler is needed. The noise should resemble the data: where a classifier tells the two apart without error, nothing is
+    No sampler is needed. The noise should resemble the data: where a classifier of the two makes no error, nothing is
     learned. Noise that is fitted sees all training examples before the first step: `ebmcore.training.fit` calls
     `start_from_data`, and so does a training loop by hand.
 

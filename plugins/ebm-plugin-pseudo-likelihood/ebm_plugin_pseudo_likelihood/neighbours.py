@@ -26,7 +26,7 @@ class NeighbourLoss(BaseLoss):
     r"""A loss that is a sum over the sites of an example: :math:`L = \frac1B \sum_b w_b \sum_i \ell_i(x_b)`.
 
     A subclass gives :math:`\ell_i` as a function of the differences of energies (`of_gaps`). Example and neighbours are scored in
-    one batch. An example that is a probability, and not a state, is drawn anew in each call.
+    one batch. An example that is a probability, and not a state, is drawn again in each call.
 
     Args:
         energy: The model, any module ``(B, *shape) -> (B,)``.

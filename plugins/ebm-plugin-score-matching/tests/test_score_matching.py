@@ -274,7 +274,7 @@ def test_right_model_of_each_level_has_no_gradient():
 
 
 def test_levels_count_alike():
-    """Without a model the loss of each level is the same, d / 2, whatever the level."""
+    """Without a model the loss is the same at each level, d / 2."""
     energy = Quadratic((4,), precision=0.0).double()
     for sigma in (0.01, 1.0, 100.0):
         loss = seeded(DenoisingScoreMatching(energy, sigma=sigma))
