@@ -32,7 +32,8 @@ from ebmcore.training.opening import loader_batch_size
 from ebmcore.training.optimizers import OptimizerChoice
 from ebmcore.training.options import Options, Precision
 from ebmcore.training.origins import origins
-from ebmcore.training.preparation import DEFAULT_BATCH_SIZE, Due, Training, prepare, require_train_extra
+from ebmcore.training.preparation import DEFAULT_BATCH_SIZE, prepare, require_train_extra
+from ebmcore.training.progress import Due, Training
 from ebmcore.training.schedules import Schedule
 from ebmcore.training.sharding import fill, gathered, give_up, make_whole, share_buffers, whole
 from ebmcore.training.stopping import InterruptedRun, signals

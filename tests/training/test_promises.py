@@ -214,7 +214,7 @@ def test_each_promise_has_a_test():
 
 
 TESTED = {
-    ("ebmcore/training/preparation.py", "last checkpoint is"): (
+    ("ebmcore/training/progress.py", "last checkpoint is"): (
         "training/test_promises.py",
         "test_end_names_the_last_checkpoint_or_says_that_there_is_none",
     ),
