@@ -176,7 +176,7 @@ class Due:
 
 
 def position(loss: BaseLoss, examples: Examples, options: Options) -> int:
-    """Return the batch at which a run begins: where the last one of this loss stopped, or the next pass if its batches differed."""
+    """Return the batch at which a run begins: where the last one of this loss stopped, or the next pass if batches differ."""
     now, count = _batches(examples, options), loss.step * options.accumulate
     before, beyond = _BATCHES.get(loss, (now, 0))
     if before != now:
