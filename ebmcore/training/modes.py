@@ -61,11 +61,10 @@ def check_modes(loss: BaseLoss, energy: nn.Module, args: Sequence[Tensor], kwarg
 
 
 def _energies(loss: BaseContrastiveDivergence, args: Sequence[Tensor], kwargs: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-    """The energies of some rows in training mode, always with the same random numbers, which leave no trace in the energy."""
+    """The energies of some rows in training mode, which leave no trace: each call draws the same random numbers."""
     modes = [(module, module.training) for module in loss.energy.modules()]
     device = args[0].device
     with frozen(loss.energy), torch.enable_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
         for module, training in modes:
             module.training = training
         return loss.energies(*(t[rows] for t in args), **{name: t[rows] for name, t in kwargs.items()}).detach()
