@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Generator, Tensor
@@ -10,7 +11,7 @@ from torch import Generator, Tensor
 MAX_POINTS = 10_000_000  # of a toy problem; making them takes a GiB
 
 
-class PlaneDataset:
+class PlaneDataset(ABC):
     """Independent points in the plane. A subclass gives ``sample`` and ``log_prob``.
 
     Args:
@@ -31,13 +32,13 @@ class PlaneDataset:
         x = self.sample(n_train + n_test, generator=torch.Generator().manual_seed(seed))
         self.train, self.test = x[:n_train], x[n_train:]
 
+    @abstractmethod
     def sample(self, n: int, *, generator: Generator | None = None) -> Tensor:
         """Draws independent points ``(n, 2)``, float32."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
         """Computes the exact log-density ``(N,)`` of points ``(N, 2)`` in nats, float64."""
-        raise NotImplementedError
 
 
 class GaussianMixture(PlaneDataset):
